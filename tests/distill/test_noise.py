@@ -1,0 +1,97 @@
+"""What the noise is after RFDS-Rev: identities of the reverse step.
+
+Mutations tried, each seen to fail: `u_hat - x0 - eps`; k = t instead of 1 - t; the inner prediction for both roles;
+the level computed once but x_t not renewed between steps; the noise returned in float32.
+"""
+
+import pytest
+import torch
+
+from threestudio_rf.core.convert import noise, split
+from threestudio_rf.core.level import DiscreteVP, betas, rectified_flow
+from threestudio_rf.distill.noise import random_noise, rev_noise
+from threestudio_rf.priors.base import bind
+from threestudio_rf.priors.gaussian import GaussianPrior
+
+SHAPE = (3, 2, 4, 5)
+T = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+VP = DiscreteVP(betas("scaled_linear", 1000))
+
+
+def setting(schedule=rectified_flow, kind="flow"):
+    draw = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    prior = GaussianPrior(draw[2, :2], 0.3, kind=kind, schedule=schedule)
+    return draw[0], draw[1], prior, bind(prior, {"cond": prior.embed(["mode 0"])})
+
+
+def rev(x0, eps, prior, predict, **options):
+    return rev_noise(x0, eps, T, predict, kind=prior.kind, schedule=prior.schedule, **options)
+
+
+def test_random_noise_is_standard_normal_and_follows_the_generator():
+    x0 = torch.zeros(2, 3, 64, 64)
+    one, two = (random_noise(x0, generator=torch.Generator().manual_seed(5)) for _ in range(2))
+    assert torch.equal(one, two) and one.shape == x0.shape
+    assert abs(one.mean()) < 0.02 and abs(one.var() - 1) < 0.03
+
+
+def test_a_step_of_one_gives_the_clean_latent_plus_the_velocity():
+    x0, eps, prior, predict = setting()
+    u = predict(noise(x0, eps, rectified_flow(T)), T, ["cond"])["cond"]
+    torch.testing.assert_close(rev(x0, eps, prior, predict, step=1.0), x0 + u, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("schedule", "kind"), [(rectified_flow, "flow"), (VP, "eps"), (VP, "v")])
+def test_the_default_step_gives_the_predicted_noise_exactly(schedule, kind):
+    x0, eps, prior, predict = setting(schedule, kind)
+    level = schedule(T)
+    x_t = noise(x0, eps, level)
+    _, eps_hat = split(kind, predict(x_t, T, ["cond"])["cond"], x_t, level)
+    torch.testing.assert_close(rev(x0, eps, prior, predict), eps_hat, rtol=1e-10, atol=1e-10)
+
+
+def test_the_older_published_form_is_the_default_step():
+    x0, eps, prior, predict = setting()
+    x_t = noise(x0, eps, rectified_flow(T))
+    u = predict(x_t, T, ["cond"])["cond"]
+    older = u + (x_t - T[:, None, None, None] * u)
+    torch.testing.assert_close(rev(x0, eps, prior, predict), older, rtol=1e-12, atol=1e-12)
+
+
+def test_a_gradient_step_on_the_noise_is_the_rev_step_of_the_same_size():
+    x0, eps, prior, predict = setting()
+    u = predict(noise(x0, eps, rectified_flow(T)), T, ["cond"])["cond"]
+    variable = eps.clone().requires_grad_()
+    (0.5 * (variable - (x0 + u)) ** 2).sum().backward()
+    torch.testing.assert_close(rev(x0, eps, prior, predict, step=0.3), eps - 0.3 * variable.grad)
+
+
+def test_several_steps_are_one_step_repeated_and_none_leaves_the_noise():
+    x0, eps, prior, predict = setting()
+    once = rev(x0, eps, prior, predict, step=0.5)
+    torch.testing.assert_close(rev(x0, eps, prior, predict, step=0.5, steps=2), rev(x0, once, prior, predict, step=0.5))
+    assert torch.equal(rev(x0, eps, prior, predict, steps=0), eps)
+
+
+def test_the_inner_prediction_asks_for_the_prompt_only():
+    x0, eps, prior, predict = setting()
+    asked = []
+
+    def spy(x_t, t, roles):
+        asked.append(list(roles))
+        return predict(x_t, t, roles)
+
+    rev(x0, eps, prior, spy, steps=3)
+    assert asked == [["cond"]] * 3
+
+
+@pytest.mark.parametrize(("t", "variance"), [(0.9, 0.988), (0.5, 0.5), (0.1, 0.012)])
+def test_the_variance_of_the_renewed_noise_is_that_of_a_conditional_mean(t, variance):
+    generator = torch.Generator().manual_seed(0)
+    prior = GaussianPrior(torch.zeros(1, 1, 64, 64, dtype=torch.float64), 1.0)
+    predict = bind(prior, {"cond": prior.embed([""])})
+    x0, eps = torch.randn(2, 16, 1, 64, 64, generator=generator, dtype=torch.float64)
+    times = torch.full((16,), t, dtype=torch.float64)
+    renewed = rev_noise(x0, eps, times, predict, kind="flow", schedule=rectified_flow)
+    assert renewed.dtype == torch.float64
+    assert renewed.var() == pytest.approx(variance, rel=0.03)

@@ -1,0 +1,78 @@
+"""Embedded texts on disk.
+
+Mutations tried, each seen to fail: dtype left out of the name; a broken file raised; the temporary file left behind;
+the revision taken from names only.
+"""
+
+import os
+
+import pytest
+import torch
+
+from threestudio_rf.priors.cache import ConditionCache, write_atomically
+from threestudio_rf.priors.sd3 import load_sd3
+
+ROW = {"prompt": torch.arange(6.0).reshape(2, 3), "pooled": torch.ones(4, dtype=torch.bfloat16)}
+
+
+def cache(folder, model="m", revision="r", dtype="float32"):
+    return ConditionCache(folder, model, revision, dtype)
+
+
+def test_a_text_comes_back_bit_for_bit_in_another_process_and_files_are_safetensors(tmp_path):
+    cache(tmp_path / "new").put("a 'red' ball, 50 %", ROW)
+    (file,) = (tmp_path / "new").iterdir()
+    assert file.suffix == ".safetensors" and len(file.stem) == 64
+    found = cache(tmp_path / "new").get("a 'red' ball, 50 %")
+    assert all(torch.equal(found[name], ROW[name]) and found[name].dtype == ROW[name].dtype for name in ROW)
+
+
+def test_another_text_model_revision_or_dtype_is_another_file(tmp_path):
+    cache(tmp_path).put("text", ROW)
+    others = [cache(tmp_path, model="n"), cache(tmp_path, revision="s"), cache(tmp_path, dtype="bfloat16")]
+    assert all(other.get("text") is None for other in others) and cache(tmp_path).get("other") is None
+
+
+def test_a_broken_file_counts_as_absent_and_is_replaced(tmp_path):
+    one = cache(tmp_path)
+    one.put("text", ROW)
+    one.file("text").write_bytes(b"broken")
+    again = cache(tmp_path)
+    assert again.get("text") is None
+    again.put("text", ROW)
+    assert cache(tmp_path).get("text") is not None
+
+
+def test_without_a_folder_texts_are_remembered_in_memory_only(tmp_path):
+    one = cache(None)
+    one.put("a", ROW)
+    one.put("b", {name: tensor + 1 for name, tensor in ROW.items()})
+    condition = one.condition(["b", "a", "b"])
+    assert len(condition) == 3 and torch.equal(condition.tensors["prompt"][1], ROW["prompt"])
+
+
+def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.warns(UserWarning, match="not kept"):
+        cache(tmp_path / "file").put("text", ROW)
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    target = tmp_path / "x"
+    write_atomically(target, b"old")
+
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(target, b"new")
+    assert target.read_bytes() == b"old" and list(tmp_path.iterdir()) == [target]
+
+
+def test_the_revision_of_a_folder_follows_its_text_files_only(copied):
+    before = load_sd3(copied).text.revision()
+    os.utime(copied / "vae/config.json", (1, 1))
+    assert load_sd3(copied).text.revision() == before
+    os.utime(copied / "text_encoder/model.safetensors", (1, 1))
+    assert load_sd3(copied).text.revision() != before

@@ -1,0 +1,78 @@
+"""Density blob, box and normals by closed form.
+
+Seen to fail: blob radius and density exchanged; softplus replaced by relu; the box left out; the sign of the normal;
+one tetrahedron corner wrong; the split of the network's output shifted.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from threestudio_rf.scenes.field import HashGridField, mlp, normals_by_differences
+from threestudio_rf.scenes.hashgrid import HashGrid
+
+
+def field(**changes: float) -> HashGridField:
+    generator = torch.Generator().manual_seed(0)
+    grid = HashGrid(levels=3, log2_table=8, base=4, growth=1.5, generator=generator)
+    return HashGridField(grid, out_features=6, hidden=8, generator=generator, **changes)  # type: ignore[arg-type]
+
+
+def test_a_network_that_says_zero_leaves_the_blob_and_grey() -> None:
+    f = field(radius=1.5, blob_density=8.0, blob_radius=0.4)
+    nn.init.zeros_(f.network[-1].weight)
+    density, rgb = f(torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.4, 0.0], [0.6, 0.0, -0.8]]))
+    expected = [math.log1p(math.exp(8 * (1 - r / 0.4))) for r in (0.0, 0.4, 1.0)]
+    assert density.tolist() == pytest.approx(expected, rel=1e-4)
+    assert torch.equal(rgb, torch.full((3, 3), 0.5))
+
+
+def test_the_raw_output_is_one_density_and_three_colours() -> None:
+    class Fixed(nn.Module):
+        def forward(self, features: Tensor) -> Tensor:
+            return torch.tensor([[5.0, -1.0, 0.0, 2.0]]).expand(len(features), 4)
+
+    f = field(blob_density=0.0)
+    f.network = Fixed()  # type: ignore[assignment]
+    density, rgb = f(torch.zeros(2, 3))
+    assert density.tolist() == pytest.approx([math.log1p(math.exp(5))] * 2)
+    assert torch.allclose(rgb, torch.sigmoid(torch.tensor([-1.0, 0.0, 2.0])).expand(2, 3))
+
+
+def test_the_density_is_zero_outside_the_box_and_only_there() -> None:
+    density = field(radius=0.7).density(torch.tensor([[0.71, 0.0, 0.0], [0.0, 0.0, -0.8], [0.69, 0.69, -0.69]]))
+    assert density[:2].tolist() == [0, 0] and density[2] > 0
+
+
+def test_density_alone_equals_the_density_with_colour() -> None:
+    f, points = field(), torch.rand(9, 3) - 0.5
+    assert torch.equal(f.density(points), f(points)[0])
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    f = field()
+    density, rgb = f(torch.rand(50, 3, generator=torch.Generator().manual_seed(1)) - 0.5)
+    (density.sum() + rgb.square().sum()).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in f.parameters())
+
+
+def test_normals_of_a_linear_density_are_exact_and_of_a_constant_one_zero() -> None:
+    slope, points = torch.tensor([1.0, -2.0, 0.5]), torch.rand(5, 3)
+    found = normals_by_differences(lambda x: 3 + x @ slope, points, 0.01)
+    assert torch.allclose(found, (-slope / slope.norm()).expand(5, 3), atol=1e-3)
+    assert normals_by_differences(lambda x: torch.ones(len(x)), points, 0.01).abs().max() == 0
+
+
+def test_the_network_is_the_one_of_its_generator() -> None:
+    a, b = (mlp(4, 8, 2, 3, torch.Generator().manual_seed(7)) for _ in range(2))
+    assert [m.weight.shape for m in a if isinstance(m, nn.Linear)] == [(8, 4), (8, 8), (3, 8)]
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_bad_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match="blob_radius > 0"):
+        field(blob_radius=0.0)

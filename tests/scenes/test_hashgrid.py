@@ -1,0 +1,166 @@
+"""The hash grid against a slow one, written with Python integers and floats in double precision.
+
+Seen to fail: a prime changed; corners in another order; `multipliers` of a dense level transposed; the fraction of one
+axis mirrored in `corner_weights` (gradient only) or in `interpolate` (values only); offset of a level dropped;
+`clamp_(max=resolution - 1)` removed (upper border of dense levels); + instead of xor; gradient scattered to the wrong
+feature.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from threestudio_rf.scenes.hashgrid import HashGrid, encoding_backend, make_encoding
+
+
+def small(**changes: object) -> HashGrid:
+    settings = {"levels": 4, "features": 2, "log2_table": 9, "base": 3, "growth": 2.1} | changes
+    return HashGrid(generator=torch.Generator().manual_seed(0), **settings)  # type: ignore[arg-type]
+
+
+def slow(grid: HashGrid, table: Tensor, points: Tensor, *, log2_table: int, base: int, growth: float) -> Tensor:
+    """Instant-NGP's equations (2)-(4) with exact integers; `table` (features, rows)."""
+    result = []
+    for point in points.tolist():
+        offset, features = 0, []
+        for level in range(len(grid.levels)):
+            resolution = int(base * growth**level)
+            dense = (resolution + 1) ** 3 <= 2**log2_table
+            size = (resolution + 1) ** 3 if dense else 2**log2_table
+            cell = [min(int(x * resolution), resolution - 1) for x in point]
+            value = torch.zeros(len(table), dtype=table.dtype)
+            for corner in itertools.product((0, 1), repeat=3):
+                x, y, z = (c + k for c, k in zip(cell, corner, strict=True))
+                if dense:
+                    row = x + (resolution + 1) * (y + (resolution + 1) * z)
+                else:
+                    row = (x ^ (y * 2654435761 % 2**32) ^ (z * 805459861 % 2**32)) % size
+                parts = [x * resolution - c for x, c in zip(point, cell, strict=True)]
+                weight = math.prod(p if k else 1 - p for p, k in zip(parts, corner, strict=True))
+                value = value + weight * table[:, offset + row]
+            features.append(value)
+            offset += size
+        result.append(torch.cat(features))
+    return torch.stack(result)
+
+
+@pytest.fixture
+def points() -> Tensor:
+    drawn = torch.rand(37, 3, generator=torch.Generator().manual_seed(1))
+    drawn[:3] = torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [1.0, 0.25, 0.0]])
+    return drawn
+
+
+@pytest.mark.parametrize(("features", "log2_table"), [(2, 9), (3, 5)])
+def test_values_and_table_gradients_equal_the_slow_grid(points: Tensor, features: int, log2_table: int) -> None:
+    grid = small(features=features, log2_table=log2_table)
+    torch.nn.init.normal_(grid.table)
+    assert {level.dense for level in grid.levels} == ({True, False} if log2_table == 9 else {False})
+    direction = torch.randn(37, 4 * features, generator=torch.Generator().manual_seed(2))
+    fast = grid(points)
+    fast.backward(direction)
+    table = grid.table.detach().double().requires_grad_()
+    expected = slow(grid, table, points.double(), log2_table=log2_table, base=3, growth=2.1)
+    expected.backward(direction.double())
+    assert torch.allclose(fast.double(), expected, atol=1e-5)
+    assert grid.table.grad is not None and table.grad is not None
+    assert torch.allclose(grid.table.grad.double(), table.grad, atol=1e-5)
+
+
+def test_the_differentiable_path_gives_the_same_values_and_table_gradients(points: Tensor) -> None:
+    grid = small()
+    torch.nn.init.normal_(grid.table)
+    fast = torch.autograd.grad(grid(points).sin().sum(), grid.table)[0]
+    moving = points.clone().requires_grad_()
+    assert torch.allclose(grid(moving), grid(points), atol=1e-6)
+    assert torch.allclose(torch.autograd.grad(grid(moving).sin().sum(), grid.table)[0], fast, atol=1e-5)
+
+
+def test_points_that_ask_for_gradients_get_first_and_second_derivatives() -> None:
+    grid = small(levels=2).double()
+    torch.nn.init.normal_(grid.table)
+    x = (torch.rand(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4)) * 0.9).requires_grad_()
+    assert torch.autograd.gradcheck(grid, x, eps=1e-7, atol=1e-5)
+    assert torch.autograd.gradgradcheck(grid, x, eps=1e-7, atol=1e-4)
+
+
+def test_points_outside_are_clamped_to_the_border() -> None:
+    grid = small()
+    outside = torch.tensor([[-3.0, 0.5, 2.0], [1.5, -0.1, 0.3]])
+    assert torch.equal(grid(outside), grid(outside.clamp(0, 1)))
+
+
+def test_without_dense_levels_everything_is_hashed() -> None:
+    grid = small(dense=False)
+    assert [level.size for level in grid.levels] == [512] * 4 and not any(level.dense for level in grid.levels)
+
+
+def test_no_points_give_no_features_and_a_zero_gradient() -> None:
+    grid = small()
+    features = grid(torch.zeros(0, 3))
+    assert features.shape == (0, 8)
+    features.sum().backward()
+    assert grid.table.grad is not None and grid.table.grad.abs().sum() == 0
+
+
+def test_it_repeats_bit_for_bit(points: Tensor) -> None:
+    runs = []
+    for _ in range(2):
+        grid = small()
+        out = grid(points.repeat(50, 1))
+        out.square().sum().backward()
+        runs.append((out.detach(), grid.table.grad))
+    assert torch.equal(runs[0][0], runs[1][0])
+    assert torch.equal(runs[0][1], runs[1][1])  # type: ignore[arg-type]
+
+
+def test_the_reference_resolutions_end_at_4096() -> None:
+    grid = HashGrid(log2_table=4)
+    assert [grid.levels[0].resolution, grid.levels[-1].resolution, grid.out_features] == [16, 4096, 32]
+
+
+@pytest.mark.parametrize("wrong", [{"levels": 0}, {"growth": 0.5}, {"log2_table": 40}, {"base": 2**19, "growth": 4.0}])
+def test_impossible_sizes_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="got"):
+        small(**wrong)
+
+
+def test_a_cpu_uses_torch_and_says_why() -> None:
+    encoding, reason = make_encoding("auto", levels=2, log2_table=6, base=4, device="cpu")
+    assert isinstance(encoding, HashGrid) and "tinycudann needs CUDA" in reason
+    assert encoding_backend("torch", "cuda") == ("torch", "hash grid: torch, as asked for")
+    with pytest.raises(ValueError, match="got cuda"):
+        encoding_backend("cuda", "cpu")
+
+
+def test_a_broken_tinycudann_falls_back_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = ModuleType("tinycudann")
+
+    def fail(**_: object) -> None:
+        raise OSError("CUDA_HOME environment variable is not set.\nPlease set it")
+
+    fake.Encoding = fail  # type: ignore[attr-defined]
+    for module, expected in ((None, "ModuleNotFoundError"), (fake, "OSError: CUDA_HOME environment")):
+        monkeypatch.setitem(sys.modules, "tinycudann", module)
+        name, reason = encoding_backend("tinycudann", "cuda")
+        assert name == "torch" and expected in reason and "\n" not in reason
+
+
+@pytest.mark.gpu
+def test_cuda_gives_the_values_and_gradients_of_the_cpu(points: Tensor) -> None:
+    results = []
+    for device in ("cpu", "cuda"):
+        grid = small().to(device)
+        out = grid(points.to(device))
+        out.square().sum().backward()
+        assert grid.table.grad is not None
+        results.append((out.detach().cpu(), grid.table.grad.cpu()))
+    assert torch.allclose(results[0][0], results[1][0], atol=1e-6)
+    assert torch.allclose(results[0][1], results[1][1], atol=1e-5)

@@ -1,0 +1,230 @@
+"""A scene against ray-sphere intersection, and its promises: repeatable, resumable, safe when empty or out of memory.
+
+Seen to fail: background added without (1 - opacity); views and channels exchanged in the maps; occupancy not updated;
+jitter used without a generator; occupancy left out of the saved state; the flat colour shared by all views; a chunk
+lost; OutOfMemoryError caught in training; normals pointing inwards.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from threestudio_rf.scenes.background import EnvironmentBackground, SolidBackground
+from threestudio_rf.scenes.base import Rendering
+from threestudio_rf.scenes.camera import Camera, random_views, sphere_views
+from threestudio_rf.scenes.field import HashGridField
+from threestudio_rf.scenes.hashgrid import HashGrid
+from threestudio_rf.scenes.nerf import HashGridNeRF
+
+
+class Ball(nn.Module):
+    """A hard ball of radius 0.5, red on its upper half and blue below, with a smooth density for normals."""
+
+    def density(self, points: Tensor) -> Tensor:
+        return 200 * torch.sigmoid((0.5 - points.norm(dim=-1)) * 300)
+
+    def forward(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        top = (points[:, 2] > 0).float()
+        return self.density(points), torch.stack((top, torch.zeros_like(top), 1 - top), dim=-1)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def ball(**changes: object) -> HashGridNeRF:
+    settings = {"samples_per_ray": 160, "random_background": 0.0} | changes
+    scene = HashGridNeRF(Ball(), SolidBackground((0.2, 1.0, 0.4)), **settings)  # type: ignore[arg-type]
+    scene.update(0, generator())
+    return scene
+
+
+def nerf(seed: int = 0, **changes: object) -> HashGridNeRF:
+    g = generator(seed)
+    grid = HashGrid(levels=3, log2_table=9, base=4, growth=1.6, generator=g)
+    field = HashGridField(grid, out_features=6, hidden=8, generator=g)
+    settings = {"samples_per_ray": 12, "occupancy_resolution": 8} | changes
+    return HashGridNeRF(field, EnvironmentBackground(generator=g), **settings)  # type: ignore[arg-type]
+
+
+def same(a: Rendering, b: Rendering, atol: float = 0.0) -> bool:
+    pairs = [(x, y) for x, y in zip(a, b, strict=True) if x is not None or y is not None]
+    return all(x is not None and y is not None and torch.allclose(x, y, rtol=0, atol=atol) for x, y in pairs)
+
+
+def test_a_ball_looks_like_a_ball_from_three_cameras() -> None:
+    camera = sphere_views(3, height=18, width=25)
+    with torch.no_grad():
+        seen = ball().render(camera)
+    assert seen.rgb.shape == (3, 3, 18, 25) and seen.opacity.shape == (3, 1, 18, 25)
+    origins, directions = camera.rays()
+    closest = torch.linalg.cross(origins, directions, dim=-1).norm(dim=-1)
+    hit, clear = closest < 0.47, closest > 0.53
+    opacity = seen.opacity[:, 0]
+    assert opacity[hit].min() > 0.99 and opacity[clear].max() < 0.01
+    along = -(origins * directions).sum(-1)
+    surface = along - torch.sqrt((0.25 - closest**2).clamp(min=0))
+    assert seen.depth is not None and (seen.depth[:, 0] - surface)[closest < 0.4].abs().max() < 0.03
+    assert seen.z_variance is not None and seen.z_variance[:, 0][closest < 0.4].max() < 1e-3
+    point = origins + surface[..., None] * directions
+    colours = seen.rgb.movedim(1, -1)
+    assert (colours[hit & (point[..., 2] > 0.05)] - torch.tensor([1.0, 0.0, 0.0])).abs().max() < 0.02
+    assert (colours[hit & (point[..., 2] < -0.05)] - torch.tensor([0.0, 0.0, 1.0])).abs().max() < 0.02
+    assert torch.allclose(colours[clear], torch.tensor([0.2, 1.0, 0.4]).expand(int(clear.sum()), 3), atol=0.01)
+    assert seen.normal is None and seen.orientation is None
+
+
+def test_normals_of_a_ball_point_outwards_and_none_faces_away() -> None:
+    camera = sphere_views(2, height=9, width=12)
+    with torch.no_grad():
+        seen = ball().render(camera, normals=True)
+    origins, directions = camera.rays()
+    closest = torch.linalg.cross(origins, directions, dim=-1).norm(dim=-1)
+    assert seen.normal is not None and seen.depth is not None and seen.orientation is not None
+    outwards = nn.functional.normalize(origins + seen.depth.movedim(1, -1) * directions, dim=-1)
+    agreement = (seen.normal.movedim(1, -1) * outwards).sum(-1)
+    assert agreement[closest < 0.4].min() > 0.98
+    assert seen.orientation[:, 0][closest < 0.4].max() < 1e-3
+
+
+def test_without_a_generator_a_render_repeats_and_with_one_it_follows_the_seed() -> None:
+    scene, camera = nerf(), sphere_views(2, height=6, width=7)
+    assert same(scene.render(camera), scene.render(camera))
+    assert same(scene.render(camera, generator(3)), scene.render(camera, generator(3)))
+    assert not same(scene.render(camera, generator(3)), scene.render(camera, generator(4)), atol=1e-4)
+
+
+def test_a_step_repeats_bit_for_bit() -> None:
+    runs = []
+    for _ in range(2):
+        scene = nerf()
+        optimizer = torch.optim.Adam(scene.parameters(), 1e-2)
+        for step in range(3):
+            scene.update(step, generator(step))
+            seen = scene.render(random_views(2, generator(step), height=8, width=9), generator(step))
+            optimizer.zero_grad()
+            seen.rgb.square().mean().backward()
+            optimizer.step()
+        runs.append(scene.state_dict())
+    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+
+
+def test_a_saved_scene_renders_the_same_elsewhere() -> None:
+    a, b, camera = nerf(0), nerf(1), sphere_views(2, height=6, width=7)
+    a.update(0, generator())
+    assert not same(a.render(camera), b.render(camera), atol=1e-5)
+    b.load_state_dict(a.state_dict())
+    assert same(a.render(camera, generator(1)), b.render(camera, generator(1)))
+
+
+def test_a_batch_is_its_views_one_by_one_and_chunks_change_nothing() -> None:
+    scene, camera = nerf(), sphere_views(3, height=5, width=8)
+    scene.update(0, generator())
+    with torch.no_grad():
+        whole = scene.render(camera, normals=True)
+        for i in range(3):
+            one = scene.render(camera.select([i]), normals=True)
+            assert same(one, Rendering(*(m[i : i + 1] for m in whole)), atol=1e-5)  # type: ignore[index]
+        scene.ray_chunk = 13
+        assert same(scene.render(camera, normals=True), whole, atol=1e-5)
+        jittered = scene.render(camera, generator(5))
+        scene.ray_chunk = 10_000
+        assert same(scene.render(camera, generator(5)), jittered, atol=1e-5)
+
+
+def test_out_of_memory_halves_the_chunk_in_evaluation_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene, camera = nerf(), sphere_views(2, height=6, width=7)
+    whole = scene.render(camera)
+    march, tried = scene._march, []
+
+    def small(origins: Tensor, *args: object, **options: object) -> object:
+        tried.append(len(origins))
+        if len(origins) > 12:
+            raise torch.OutOfMemoryError("no memory for so many rays")
+        return march(origins, *args, **options)
+
+    monkeypatch.setattr(scene, "_march", small)
+    with torch.no_grad():
+        assert same(scene.render(camera), whole, atol=1e-5)
+    assert tried == [84, 42, 21, *[10] * 8, 4]
+    with pytest.raises(torch.OutOfMemoryError):
+        scene.render(camera)
+    monkeypatch.setattr(scene, "_march", lambda *_, **__: march and small(torch.zeros(13, 3)))
+    with torch.no_grad(), pytest.raises(torch.OutOfMemoryError):
+        scene.render(camera)
+
+
+def test_an_empty_scene_shows_its_background_and_can_be_trained() -> None:
+    scene, camera = nerf(), random_views(2, generator(), height=6, width=7)
+    scene.occupancy.occupied.zero_()
+    seen = scene.render(camera, generator(), normals=True)
+    assert seen.opacity.abs().max() == 0 and seen.depth is not None and seen.depth.abs().max() == 0
+    (seen.rgb.sum() + seen.opacity.sum() + seen.z_variance.sum()).backward()  # type: ignore[union-attr]
+    table = scene.field.encoding.table
+    assert isinstance(table, nn.Parameter) and table.grad is not None and table.grad.abs().sum() == 0
+    with torch.no_grad():
+        directions = camera.rays()[1]
+        behind = scene.background(directions.reshape(-1, 3)).view_as(directions).movedim(-1, 1)
+        assert torch.allclose(scene.render(camera).rgb, behind)
+
+
+def test_a_camera_that_looks_away_sees_only_background() -> None:
+    scene = nerf()
+    scene.occupancy.occupied.zero_()
+    scene.occupancy.occupied.view(8, 8, 8)[:2, :2, :2] = True
+    camera = Camera(torch.zeros(1), torch.zeros(1), torch.ones(1) * 4, torch.ones(1) * 5, 3, 5)
+    assert scene.render(camera, generator()).opacity.abs().max() == 0
+
+
+def test_each_view_gets_its_own_flat_random_colour() -> None:
+    scene, camera = nerf(random_background=1.0), sphere_views(3, height=4, width=5)
+    scene.occupancy.occupied.zero_()
+    rgb = scene.render(camera, generator(1)).rgb
+    assert (rgb - rgb[:, :, :1, :1]).abs().max() == 0
+    assert torch.pdist(rgb[:, :, 0, 0]).min() > 0.05
+    assert scene.render(camera).rgb[0, :, 0].std(dim=-1).max() > 0, "without a generator it is the environment"
+
+
+def test_the_probability_of_a_random_background_is_kept() -> None:
+    scene, camera = nerf(random_background=0.3), sphere_views(400, height=1, width=2)
+    scene.occupancy.occupied.zero_()
+    rgb = scene.render(camera, generator(1)).rgb
+    flat = (rgb[..., 0] == rgb[..., 1]).all(dim=1).float().mean()
+    assert abs(float(flat) - 0.3) < 0.07
+    scene.random_background = 0.0
+    assert same(scene.render(camera, generator(1)), scene.render(camera))
+
+
+def test_gradients_reach_the_field_and_the_background() -> None:
+    scene = nerf(random_background=0.0)
+    scene.update(0, generator())
+    seen = scene.render(random_views(2, generator(), height=8, width=9), generator(), normals=True)
+    (seen.rgb.square().mean() + seen.normal.square().mean()).backward()  # type: ignore[union-attr]
+    for name, p in scene.named_parameters():
+        assert p.grad is not None and p.grad.isfinite().all() and p.grad.abs().sum() > 0, name
+
+
+def test_the_occupancy_follows_the_field_every_few_steps() -> None:
+    scene = nerf(update_every=4)
+    scene.update(3, generator())
+    assert scene.occupancy.occupied.all()
+    scene.update(4, generator())
+    share = float(scene.occupancy.occupied.float().mean())
+    assert 0 < share < 4 / 3 * math.pi * 0.75**3 / 8
+
+
+def test_the_reason_for_the_marching_backend_is_known_after_a_render() -> None:
+    scene = nerf()
+    scene.render(sphere_views(1, height=2, width=3))
+    assert scene.marching_reason.startswith("marching: torch")
+
+
+def test_bad_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match="samples_per_ray"):
+        nerf(samples_per_ray=0)
+    with pytest.raises(ValueError, match="random_background"):
+        nerf(random_background=1.5)

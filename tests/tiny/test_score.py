@@ -1,0 +1,202 @@
+"""The figures call the truth perfect and see known faults by the known amount; skimage is the oracle of CIE76.
+
+Mutations seen to fail: opacity above 0.2 (one half), mean over pixels instead of views (each view), no search
+of the shift and none of the scale (undone), azimuth ignored in the truth (azimuth), squared distances and one
+direction only (chamfer), r without its root (uniform), bounding box of unused vertices (unused), XYZ matrix
+transposed and the 0.04045 branch dropped (skimage), no division by shading (albedo), outline kept (background),
+overhead views counted and the overhead word allowed (janus), `|` for `&` (judged).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from skimage import color
+from torch import Tensor
+
+from threestudio_rf.core.random import generator
+from threestudio_rf.scenes.camera import Camera, sphere_views
+from threestudio_rf.tiny import score
+from threestudio_rf.tiny.shapes import SHAPES
+from threestudio_rf.tiny.world import COLOURS, compose, render, view_of
+
+
+class Triangles(NamedTuple):
+    vertices: Tensor
+    faces: Tensor
+
+
+def views(n: int = 6, size: int = 32) -> Camera:
+    return sphere_views(n, height=size, width=size)
+
+
+def box(x: float, y: float, z: float) -> Triangles:
+    import trimesh
+
+    solid = trimesh.creation.box((x, y, z))
+    return Triangles(torch.tensor(solid.vertices.copy()), torch.tensor(solid.faces.copy()))
+
+
+def plates(gap: float) -> Triangles:
+    """Two unit squares at z = -gap / 2 and gap / 2."""
+    square = torch.tensor([[0.0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]])
+    corners = torch.cat((square, square + torch.tensor([0, 0, gap])))
+    return Triangles(corners, torch.tensor([[0, 1, 2], [0, 2, 3], [4, 5, 6], [4, 6, 7]]))
+
+
+@pytest.mark.parametrize("name", ["mushroom", "chair"])
+def test_the_true_silhouette_scores_one_wherever_it_was_moved(name: str):
+    camera, shape = views(), SHAPES[name]
+    assert score.silhouette_iou(render(shape, camera).mask, score.masks_of(shape, camera)) == 1
+    moved = render(shape, camera, scale=1.2, shift=-0.15).mask
+    fit = score.fit_silhouette(moved, score.masks_of(shape, camera))
+    assert fit.iou > 0.97 and fit.iou > 0.2 + score.mean_iou(moved > 0.5, render(shape, camera).mask > 0.5)
+    assert fit.scale == pytest.approx(1.2, abs=0.03) and fit.shift == pytest.approx(-0.15, abs=0.02)
+
+
+def test_a_smaller_ball_overlaps_by_the_square_of_its_size_until_it_is_fitted():
+    camera, ball = views(4, 64), SHAPES["ball"]
+    small = render(ball, camera, scale=0.8).mask
+    apparent = 0.8**2 * (1.8**2 - 0.42**2) / (1.8**2 - (0.8 * 0.42) ** 2)
+    assert score.mean_iou(small > 0.5, render(ball, camera).mask > 0.5) == pytest.approx(apparent, abs=0.02)
+    assert score.silhouette_iou(small, score.masks_of(ball, camera)) > 0.98
+
+
+def test_a_wrong_azimuth_is_not_searched_away():
+    camera, chair = views(), SHAPES["chair"]
+    turned = Camera(camera.azimuth + 90, camera.elevation, camera.distance, camera.fovy, 32, 32)
+    assert score.silhouette_iou(render(chair, turned).mask, score.masks_of(chair, camera)) < 0.85
+
+
+def test_each_view_counts_the_same_and_one_half_is_the_border():
+    mask = torch.zeros(3, 1, 4, 10)
+    mask[0, :, :, :8], mask[1, 0, 0, 0] = 1, 1
+    opacity = torch.zeros_like(mask)
+    opacity[0, :, :, :4], opacity[0, :, :, 4:], opacity[1, 0, 0, :4] = 0.51, 0.49, 0.9
+    assert score.mean_iou(opacity > 0.5, mask > 0.5) == pytest.approx((1 / 2 + 1 / 4 + 1) / 3)
+    assert score.silhouette_iou(opacity, lambda scale, shift: mask) == pytest.approx((1 / 2 + 1 / 4 + 1) / 3)
+    assert score.silhouette_iou(torch.zeros_like(mask), lambda scale, shift: mask) == 0
+
+
+def test_chamfer_of_parallel_plates_is_half_the_difference_of_their_gaps():
+    found = score.chamfer(plates(0.1), plates(0.34), 4000, generator=generator(0, 0, "chamfer"))
+    assert found == pytest.approx(0.12, abs=0.002)
+
+
+def test_chamfer_agrees_with_brute_force():
+    meshes = box(1.0, 0.7, 0.4), box(0.9, 1.0, 0.6)
+    found = score.chamfer(*meshes, 300, generator=generator(0, 0, "a"))
+    draw = generator(0, 0, "a")
+    a, b = (score.surface_points(mesh, 300, draw) for mesh in meshes)
+    gap = torch.cdist(a, b)
+    assert found == pytest.approx(float(gap.amin(0).mean() + gap.amin(1).mean()) / 2)
+    assert abs(float(gap.amin(0).mean() - gap.amin(1).mean())) > 1e-3
+
+
+def test_chamfer_of_a_mesh_with_itself_is_the_floor_at_any_place_and_size():
+    cube = box(1.0, 1.0, 1.0)
+    moved = Triangles(cube.vertices * 3.7 + torch.tensor([5.0, -2.0, 1.0]), cube.faces)
+    here = score.chamfer(cube, cube, 5000, generator=generator(0, 0, "a"))
+    there = score.chamfer(moved, cube, 5000, generator=generator(0, 0, "a"))
+    assert here == pytest.approx(0.5 * (6 / 5000) ** 0.5, rel=0.1) and there == pytest.approx(here, rel=1e-6)
+
+
+def test_points_are_uniform_over_the_used_surface():
+    vertices = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [-3, 0, 0], [9, 9, 9]])
+    mesh = Triangles(vertices, torch.tensor([[0, 1, 2], [0, 2, 3]]))
+    points = score.surface_points(mesh, 40_000, generator(0, 0, "points")) * 4 - torch.tensor([1.0, -0.5, 0.0])
+    assert torch.allclose(points.amin(0), torch.tensor([-3.0, 0, 0]).double(), atol=0.05)
+    assert float((points[:, 0] > 0).double().mean()) == pytest.approx(0.25, abs=0.01)
+    right = points[points[:, 0] > 0].mean(0)
+    assert torch.allclose(right, torch.tensor([1 / 3, 1 / 3, 0]).double(), atol=0.01)
+    with pytest.raises(ValueError, match="with area"):
+        score.surface_points(Triangles(vertices, torch.tensor([[0, 1, 0]])), 5, generator(0, 0, "points"))
+
+
+def test_lab_is_that_of_skimage():
+    rgb = torch.rand(7, 5, 3, generator=generator(0, 0, "lab"), dtype=torch.float64)
+    rgb[0, 0], rgb[0, 1], rgb[0, 2] = 0.0, 0.03, 0.0405
+    assert np.allclose(score.lab(rgb).numpy(), color.rgb2lab(rgb.numpy()), atol=2e-3)
+    a, b = (torch.tensor(COLOURS[name]) for name in ("red", "orange"))
+    expected = color.deltaE_cie76(color.rgb2lab(a.numpy()), color.rgb2lab(b.numpy()))
+    assert float((score.lab(a) - score.lab(b)).norm()) == pytest.approx(float(expected), abs=1e-2)
+
+
+@pytest.mark.parametrize("name", ["table", "snowman"])
+def test_the_true_albedo_is_found_before_any_background_and_its_changes_are_seen(name: str):
+    camera = views(4, 64)
+    truth, red = render(SHAPES[name], camera), torch.tensor([COLOURS["red"]])
+    for background in ([[0.0, 0.0, 0.0]], [[0.2, 1.0, 0.9]]):
+        image = compose(truth, red, torch.tensor(background))
+        assert score.colour_error(image, truth.mask, truth, COLOURS["red"]) < 1.5
+        found = score.albedos(image, truth.mask, truth)
+        assert found.shape == (4, 3) and torch.allclose(found, red.expand(4, 3), atol=0.03)
+    dark, vivid = 0.6 * red, red * torch.tensor([1.1, 0.0, 0.0])
+    for other in (dark, vivid):
+        image = compose(truth, other, torch.zeros(1, 3))
+        expected = float((score.lab(other) - score.lab(red)).norm())
+        assert score.colour_error(image, truth.mask, truth, COLOURS["red"]) == pytest.approx(expected, abs=1.5)
+    assert score.colour_error(image, torch.zeros_like(truth.mask), truth, COLOURS["red"]) is None
+
+
+def test_a_picture_is_judged_right_only_when_shape_and_colour_are():
+    shape, colour = torch.eye(5)[[2, 2, 1, 0]], torch.eye(3)[[1, 0, 1, 2]]
+    assert score.judged_accuracy(shape, colour, 2, 1) == 0.25
+
+
+def test_janus_is_the_share_of_wrong_words_among_views_that_have_one():
+    azimuth, elevation = torch.tensor([0.0, 30, 90, -170, 180, 0]), torch.tensor([0.0, 10, 20, 30, 0, 80])
+    logits = torch.nn.functional.one_hot(view_of(azimuth, elevation), 4).float()
+    assert score.janus(logits, azimuth, elevation, front=True) == 0
+    logits[:, 3] = 9
+    assert score.janus(logits, azimuth, elevation, front=True) == 0
+    logits[3] = torch.tensor([0.0, 5.0, 1.0, 0.0])
+    assert score.janus(logits, azimuth, elevation, front=True) == pytest.approx(1 / 5)
+    assert score.janus(logits, azimuth, elevation, front=False) is None
+    assert score.janus(logits[5:], azimuth[5:], elevation[5:], front=True) is None
+
+
+def test_a_true_scene_gets_full_marks_and_a_false_one_does_not():
+    camera, mesh = views(5), box(0.6, 0.5, 0.9)
+    truth = view_of(camera.azimuth, camera.elevation)
+
+    def says_red_chair(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        assert images.shape == (5, 3, 32, 32)
+        rows = [list(SHAPES).index("chair")], [list(COLOURS).index("red")]
+        return *(torch.eye(n)[row].expand(5, -1) for n, row in zip((12, 10), rows, strict=True)), torch.eye(4)[truth]
+
+    def marks(scene_shape: str, colour: str) -> dict[str, float | None]:
+        return score.score_scene(
+            score.TrueScene(SHAPES[scene_shape], COLOURS[colour]),
+            mesh if scene_shape == "chair" else None,
+            shape="chair",
+            colour=colour,
+            truth=mesh,
+            judge=says_red_chair,
+            generator=generator(0, 0, "score"),
+            camera=camera,
+            batch=2,
+        )
+
+    right, wrong = marks("chair", "red"), marks("ball", "blue")
+    assert list(right) == ["judged_accuracy", "silhouette_iou", "chamfer", "colour_error", "janus"]
+    assert right["judged_accuracy"] == 1 and right["silhouette_iou"] == 1 and right["janus"] == 0
+    assert right["chamfer"] < 0.01 and right["colour_error"] < 1.5
+    assert wrong["judged_accuracy"] == 0 and wrong["silhouette_iou"] < 0.7 and wrong["chamfer"] is None
+    with pytest.raises(ValueError, match="red hamburger"):
+        score.score_scene(
+            score.TrueScene(SHAPES["ball"], (1, 0, 0)),
+            None,
+            shape="hamburger",
+            colour="red",
+            truth=mesh,
+            judge=says_red_chair,
+            generator=generator(0, 0, "score"),
+        )
+
+
+def test_the_default_views_are_24_held_out_ones():
+    assert len(score.held_out()) == 24 and (score.held_out().height, score.held_out().width) == (64, 64)

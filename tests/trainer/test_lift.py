@@ -1,0 +1,211 @@
+"""The loop on the closed-form prior and a scene of one colour: what it learns, repeats, counts, skips and refuses.
+
+Seen to fail: the optimiser stepping on skipped steps; "update", "camera" or "noise" drawn from one generator that lives
+across steps (resume); `predict.calls` counting batches; a factor of 0 computed all the same; `counts[stage]` without its
+limit; the empty-scene counter never set back.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Generator, Tensor, nn
+
+from threestudio_rf.distill.method import Method
+from threestudio_rf.priors.gaussian import GaussianPrior
+from threestudio_rf.scenes import regularize
+from threestudio_rf.scenes.base import Rendering, Scene
+from threestudio_rf.scenes.camera import Camera
+from threestudio_rf.trainer.lift import DivergedError, LiftSettings, LiftState, Times, Views, lift
+from threestudio_rf.trainer.optim import group_of, make_optimiser, set_rates
+from threestudio_rf.trainer.ramp import Constant, Ramp
+
+RED, BLUE = (0.9, 0.1, 0.1), (0.1, 0.2, 0.9)
+
+
+class Flat(Scene):
+    """A picture of one learned colour with learned opacity, and a little noise when a generator is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.colour = nn.Parameter(torch.zeros(3))
+        self.solid = nn.Parameter(torch.ones(()))
+
+    def render(self, camera: Camera, generator: Generator | None = None, *, normals: bool = False) -> Rendering:
+        shape = (len(camera), 3, camera.height, camera.width)
+        noise = 0.0 if generator is None else 0.01 * torch.randn(shape, generator=generator)
+        rgb = (self.colour.sigmoid()[None, :, None, None] + noise).expand(shape)
+        orientation = self.solid.square().expand(shape)[:, :1] if normals else None
+        return Rendering(rgb, self.solid.expand(shape)[:, :1], orientation=orientation)
+
+
+class Broken(GaussianPrior):
+    """Says NaN from the call number `since` on, `times` times."""
+
+    since, times = 0, 10**9
+
+    def predict(self, x_t: Tensor, t: Tensor, condition: object) -> Tensor:
+        self.since, self.times = self.since - 1, self.times - (self.since <= 0)
+        good = super().predict(x_t, t, condition)  # type: ignore[arg-type]
+        return good if self.since >= 0 or self.times < 0 else good * float("nan")
+
+
+def prior(kind: type[GaussianPrior] = GaussianPrior) -> GaussianPrior:
+    means = 2 * torch.tensor([RED, BLUE]) - 1
+    return kind(means[:, :, None, None].expand(-1, -1, 4, 4), 0.1, names=["red", "blue"])
+
+
+SETTINGS = LiftSettings(
+    steps=150,
+    method=Method(scale=1.0),
+    rates={name: Constant(0.1) for name in ("encoding", "networks", "background")},
+    views=Views(sizes=[8], counts=[3]),
+)
+
+
+def states(scene: Scene, settings: LiftSettings, source: GaussianPrior | None = None, **given: int) -> list[LiftState]:
+    source = source or prior()
+    optimiser = make_optimiser(scene, settings.rates, weight_decay=0.0)
+    conditions = source.embed(["red"] * 4)
+    run = lift(
+        scene, source, conditions, negative=source.embed([""]), optimiser=optimiser, settings=settings, **given
+    )
+    return list(run)
+
+
+def test_rfds_brings_the_scene_to_the_colour_of_its_prompt() -> None:
+    scene = Flat()
+    states(scene, SETTINGS)
+    assert torch.allclose(scene.colour.sigmoid(), torch.tensor(RED), atol=0.05)
+
+
+def test_a_run_that_goes_on_from_its_state_takes_the_same_steps() -> None:
+    whole, part = Flat(), Flat()
+    settings = replace(SETTINGS, steps=12, method=Method(scale=5.0, noise="rev"))
+    states(whole, settings)
+    optimiser = make_optimiser(part, settings.rates, weight_decay=0.0)
+    source = prior()
+    conditions, negative = source.embed(["red"] * 4), source.embed([""])
+    for state in lift(part, source, conditions, negative=negative, optimiser=optimiser, settings=settings):
+        if state.step == 4:
+            break
+    again, kept = Flat(), copy.deepcopy(optimiser.state_dict())
+    again.load_state_dict(part.state_dict())
+    second = make_optimiser(again, settings.rates, weight_decay=0.0)
+    second.load_state_dict(kept)
+    rest = lift(again, source, conditions, negative=negative, optimiser=second, settings=settings, first_step=5)
+    assert [state.step for state in rest] == list(range(5, 12))
+    assert torch.equal(whole.colour, again.colour)
+
+
+@pytest.mark.parametrize(
+    ("method", "calls"), [(Method(scale=1.0), 1), (Method(scale=5.0), 2), (Method(scale=5.0, noise="rev"), 3)]
+)
+def test_network_calls_are_counted_per_sample(method: Method, calls: int) -> None:
+    assert states(Flat(), replace(SETTINGS, steps=1, method=method))[0].metrics["network_calls"] == calls
+
+
+def test_a_step_without_a_finite_gradient_is_left_out_and_counted() -> None:
+    scene, source = Flat(), prior(Broken)
+    before = scene.colour.detach().clone()
+    result = states(scene, replace(SETTINGS, steps=3), source)
+    assert [state.metrics["skipped"] for state in result] == [1, 1, 1]
+    assert torch.equal(scene.colour, before)
+
+
+def test_too_many_such_steps_in_a_row_stop_the_run_with_the_figures() -> None:
+    with pytest.raises(DivergedError, match="step 4.*5 steps in a row.*t 0"):
+        states(Flat(), replace(SETTINGS, skip_limit=5), prior(Broken))
+
+
+def test_a_single_bad_step_does_not_stop_a_run() -> None:
+    source = prior(Broken)
+    source.since, source.times = 2, 1
+    result = states(Flat(), replace(SETTINGS, steps=6, skip_limit=2), source)
+    assert [state.metrics["skipped"] for state in result] == [0, 0, 1, 0, 0, 0]
+
+
+def test_a_scene_that_stays_empty_is_warned_about_once() -> None:
+    scene = Flat()
+    nn.init.zeros_(scene.solid)
+    with pytest.warns(UserWarning, match="empty") as caught:
+        states(scene, replace(SETTINGS, steps=20, empty_limit=5))
+    assert len([w for w in caught if "empty" in str(w.message)]) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        states(Flat(), replace(SETTINGS, steps=20, empty_limit=5))
+
+
+def test_a_regulariser_with_factor_zero_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Rendering) -> Tensor:
+        raise AssertionError("computed")
+
+    monkeypatch.setitem(regularize.REGULARIZERS, "sparsity", fail)
+    states(Flat(), replace(SETTINGS, steps=2, lambdas={"sparsity": Constant(0.0)}))
+    with pytest.raises(AssertionError, match="computed"):
+        states(Flat(), replace(SETTINGS, steps=2, lambdas={"sparsity": Ramp(0.0, 1.0, 0, 1)}))
+
+
+def test_normals_are_rendered_only_while_the_orientation_loss_needs_them() -> None:
+    result = states(Flat(), replace(SETTINGS, steps=4, lambdas={"orientation": Ramp(0.0, 1.0, 1, 2)}))
+    assert [state.rendering.orientation is None for state in result] == [True, True, False, False]
+    assert "orientation" in result[-1].metrics
+
+
+def test_milestones_change_size_and_number_of_views() -> None:
+    views = Views(sizes=[8, 16, 16], milestones=[2, 4], counts=[3, 2, 1])
+    result = states(Flat(), replace(SETTINGS, steps=5, views=views))
+    assert [tuple(state.rendering.rgb.shape) for state in result] == [(3, 3, 8, 8)] * 2 + [(2, 3, 16, 16)] * 2 + [
+        (1, 3, 16, 16)
+    ]
+    one = states(Flat(), replace(SETTINGS, steps=3, views=replace(views, counts=[2])))
+    assert len(one[-1].camera) == 2
+
+
+def test_times_stay_in_their_moving_window() -> None:
+    times = Times(t_min=Constant(0.1), t_max=Ramp(0.9, 0.3, 0, 10))
+    assert max(float(times.draw(50, 10, 20, seed).max()) for seed in range(5)) <= 0.3
+    assert max(float(times.draw(50, 0, 20, seed).max()) for seed in range(5)) > 0.8
+
+
+def test_parameters_fall_into_their_groups_and_follow_their_rates() -> None:
+    assert [group_of(n) for n in ("field.encoding.table", "field.network.0.weight", "background.rgb")] == [
+        "encoding",
+        "networks",
+        "background",
+    ]
+    optimiser = make_optimiser(Flat(), SETTINGS.rates)
+    set_rates(optimiser, {"networks": Ramp(1.0, 0.0, 0, 10)}, 5)
+    assert [group["lr"] for group in optimiser.param_groups] == [0.5]
+
+
+def test_a_scene_without_parameters_is_refused() -> None:
+    with pytest.raises(ValueError, match="no parameters"):
+        make_optimiser(nn.Identity(), SETTINGS.rates)
+
+
+def test_gradients_are_clipped_to_the_given_norm() -> None:
+    free, bound = Flat(), Flat()
+    rates = {"networks": Constant(0.1)}
+    states(free, replace(SETTINGS, steps=1, rates=rates))
+    for clip, scene in ((0.0, free), (1e-9, bound)):
+        optimiser = torch.optim.SGD([{"name": "networks", "params": list(scene.parameters()), "lr": 0.1}])
+        source = prior()
+        before = scene.colour.detach().clone()
+        settings = replace(SETTINGS, steps=1, clip=clip)
+        list(
+            lift(
+                scene,
+                source,
+                source.embed(["red"] * 4),
+                negative=source.embed([""]),
+                optimiser=optimiser,
+                settings=settings,
+            )
+        )
+        moved = (scene.colour - before).norm().item()
+        assert moved <= 1.01e-10 if clip else moved > 1e-6

@@ -1,0 +1,147 @@
+"""Ranges and combinations of settings, checked before any model is loaded; the message names the key and the range."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from threestudio_rf.app.config import Config, leaves
+from threestudio_rf.app.errors import UserError, suggestion
+from threestudio_rf.trainer.ramp import ramp
+
+VAE_TIMES_PATCH = 16
+
+
+def value_of(config: Config, key: str) -> Any:
+    """The setting of a dotted key."""
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _range_text(rule: dict[str, Any]) -> str:
+    parts = [f"above {rule['above']}"] if "above" in rule else []
+    parts += [f"at least {rule['low']}"] if "low" in rule else []
+    parts += [f"at most {rule['high']}"] if "high" in rule else []
+    return " and ".join(parts)
+
+
+def _check_number(key: str, value: Any, rule: dict[str, Any], shown: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    outside = (
+        not math.isfinite(value)
+        or value < rule.get("low", -math.inf)
+        or value > rule.get("high", math.inf)
+        or value <= rule.get("above", -math.inf)
+    )
+    if outside:
+        raise UserError(f"{key}={shown}: expected {_range_text(rule) or 'a finite number'}, got {value}")
+
+
+def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        hint = suggestion(value, choices)
+        raise UserError(f"{key}={value}: expected one of {', '.join(c or repr(c) for c in choices)}{hint}")
+
+
+def _check_leaf(key: str, value: Any, rule: dict[str, Any]) -> None:
+    if value is None:
+        return
+    if rule.get("ramp"):
+        try:
+            corners = ramp(value).corners
+        except ValueError as error:
+            raise UserError(f"{key}={value}: {error}") from None
+        for _, corner in corners:
+            _check_number(key, corner, rule, value)
+        return
+    items = value if isinstance(value, list) else [value]
+    for item in items:
+        if "choices" in rule:
+            _check_choice(key, item, rule["choices"])
+        _check_number(key, item, rule, value)
+    if isinstance(value, list):
+        length = 2 if rule.get("span") else rule.get("length")
+        if length is not None and len(value) != length:
+            raise UserError(f"{key}={value}: expected {length} numbers, got {len(value)}")
+        if rule.get("span") and value[0] > value[1]:
+            raise UserError(f"{key}={value}: expected [low, high] with low at most high")
+
+
+def check(config: Config) -> None:
+    """Raises UserError for the first setting or combination that cannot work."""
+    for key, leaf in leaves().items():
+        _check_leaf(key, value_of(config, key), leaf.rule)
+    _check_window(config)
+    _check_camera(config)
+    _check_text(config)
+    _check_other(config)
+
+
+def _check_window(config: Config) -> None:
+    low, high = ramp(config.loss.t_min), ramp(config.loss.t_max)
+    steps = sorted({0, *(step for step, _ in low.corners + high.corners)})
+    for step in steps:
+        if low(step) > high(step):
+            raise UserError(
+                f"loss.t_min={config.loss.t_min}, loss.t_max={config.loss.t_max}: expected t_min at most t_max, "
+                f"got {low(step):g} > {high(step):g} at step {step}"
+            )
+    if config.loss.space == "eps" and high(0) >= 1:
+        raise UserError("loss.t_max=1: expected below 1 with loss.space=eps, where the level has no picture left")
+
+
+def _check_camera(config: Config) -> None:
+    camera = config.camera
+    rising = all(a < b for a, b in zip(camera.milestones, camera.milestones[1:], strict=False))
+    if not rising:
+        raise UserError(f"camera.milestones={camera.milestones}: expected rising steps")
+    if len(camera.sizes) != len(camera.milestones) + 1:
+        raise UserError(
+            f"camera.sizes={camera.sizes}: expected one more than camera.milestones={camera.milestones}, "
+            f"got {len(camera.sizes)}"
+        )
+    if len(camera.views) not in (1, len(camera.sizes)):
+        raise UserError(f"camera.views={camera.views}: expected 1 or {len(camera.sizes)} numbers (as camera.sizes)")
+    factor = config.prior.size if config.prior.name == "gaussian" else VAE_TIMES_PATCH
+    for size in camera.sizes:
+        if size % factor:
+            raise UserError(
+                f"camera.sizes={camera.sizes}: expected multiples of {factor} pixels for prior {config.prior.name}, "
+                f"got {size}"
+            )
+
+
+def _check_text(config: Config) -> None:
+    needs = config.task in ("sample", "lift") and not config.resume
+    if needs and not config.prompt_file and not config.prompt.strip() and not config.allow_empty_prompt:
+        raise UserError(
+            'the prompt is empty; give one, for example prompt="a red mushroom" '
+            "(allow_empty_prompt=true runs without a text)"
+        )
+    if "{prompt}" not in config.prior.view_pattern:
+        raise UserError(f"prior.view_pattern={config.prior.view_pattern}: expected {{prompt}} in it")
+    if not config.name.strip():
+        raise UserError("name is empty: expected the name of a folder")
+
+
+def _check_other(config: Config) -> None:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
+        raise UserError(f"device={config.device}: expected auto, cpu, cuda or cuda:<number>")
+    level = config.export.threshold
+    number = isinstance(level, int | float) and not isinstance(level, bool) and math.isfinite(level)
+    if level != "auto" and not number:
+        raise UserError(f"export.threshold={level}: expected a number or auto")
+    if not config.export.formats:
+        raise UserError("export.formats=[]: expected at least one of glb, obj, ply")
+    if config.prior.name == "sd3" and not config.prior.path:
+        raise UserError("prior=sd3 needs weights: prior.path=<folder> or prior.path=<owner/name>")
+    if config.resume and config.weights:
+        raise UserError("resume= goes on with a run, weights= starts a new one: give only one of them")
+    lookers = config.task in ("export", "evaluate") or (config.task == "lift" and config.mode != "train")
+    if lookers and not config.resume:
+        what = f"task={config.task}" if config.task != "lift" else f"mode={config.mode}"
+        raise UserError(f"{what} needs a finished run: resume=<run folder or checkpoint> or resume=latest")

@@ -1,0 +1,201 @@
+"""task=lift: build, run the loop, save, look, export, evaluate."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from threestudio_rf.app import look
+from threestudio_rf.app.build import EMBEDDED, build_prior, build_scene, embed_views, lift_settings, prior_id, rates
+from threestudio_rf.app.compose import to_text
+from threestudio_rf.app.console import LOG, Progress, memory, peak_memory_mb
+from threestudio_rf.app.errors import FAILED, GOOD, RunError
+from threestudio_rf.app.evaluate import evaluate_scene, show, subject_of
+from threestudio_rf.app.extras import open_wandb
+from threestudio_rf.app.run import Run
+from threestudio_rf.app.signals import Stop
+from threestudio_rf.app.words import warn_unknown_words
+from threestudio_rf.export.mesh import EmptyGeometryError, Mesh
+from threestudio_rf.priors.base import Prior
+from threestudio_rf.scenes.nerf import HashGridNeRF
+from threestudio_rf.trainer import checkpoint
+from threestudio_rf.trainer.lift import LiftState, lift
+from threestudio_rf.trainer.log import Metrics
+from threestudio_rf.trainer.optim import make_optimiser
+
+MEDIA_BYTES = 100e6
+
+
+@dataclass
+class Lift:
+    """The objects of one lift and what it has spent."""
+
+    run: Run
+    scene: HashGridNeRF
+    prior: Prior
+    optimiser: torch.optim.Optimizer
+    step: int = 0
+    figures: dict[str, float] = field(default_factory=lambda: {"seconds": 0.0, "network_calls": 0.0})
+
+    @property
+    def checkpoints(self) -> str:
+        """The folder of checkpoints."""
+        return str(self.run.folder / "ckpts")
+
+    def save(self) -> bool:
+        """A checkpoint of this step; a full disk is a warning, the older ones stay."""
+        state = checkpoint.pack(
+            step=self.step,
+            scene=self.scene.state_dict(),
+            optimiser=self.optimiser.state_dict(),
+            config=to_text(self.run.config),
+            prior=prior_id(self.run.config.prior),
+            figures=dict(self.figures),
+        )
+        try:
+            checkpoint.save(self.run.folder / "ckpts", state, keep=self.run.config.checkpoint.keep)
+        except OSError as error:
+            LOG.warning("no checkpoint of step %d (%s); the one before is kept", self.step, error.strerror or error)
+            return False
+        return True
+
+
+def prepare(run: Run) -> Lift:
+    """Prior, scene and optimiser, with the state of the checkpoint that is resumed."""
+    config = run.config
+    scene = build_scene(config.scene, config.seed, run.device)
+    prior = build_prior(config.prior, run.device)
+    optim = config.optim
+    optimiser = make_optimiser(
+        scene, rates(config), betas=(optim.betas[0], optim.betas[1]), eps=optim.eps, weight_decay=optim.weight_decay
+    )
+    made = Lift(run, scene, prior, optimiser)
+    if run.resumed is not None:
+        scene.load_state_dict(run.resumed.state["scene"])
+        if config.resume:
+            optimiser.load_state_dict(run.resumed.state["optimiser"])
+            checkpoint.restore_random_states(run.resumed.state["rng"])
+            made.step = run.resumed.state["step"]
+            made.figures = dict(run.resumed.state["figures"])
+        LOG.info("scene of %s (step %d)", run.resumed.path, run.resumed.state["step"])
+    return made
+
+
+def stored_scene(run: Run) -> tuple[HashGridNeRF, int, dict[str, float]]:
+    """Scene, step and figures of the checkpoint that is resumed, without a prior."""
+    if run.resumed is None:
+        raise RunError("a stored scene needs resume=")
+    scene = build_scene(run.config.scene, run.config.seed, run.device)
+    scene.load_state_dict(run.resumed.state["scene"])
+    return scene, run.resumed.state["step"], dict(run.resumed.state["figures"])
+
+
+def warn_space(made: Lift) -> None:
+    """Warn when the disk cannot hold the checkpoints and pictures of this run."""
+    values = sum(value.numel() * value.element_size() for value in made.scene.state_dict().values())
+    needed = 3 * values * (made.run.config.checkpoint.keep + 1) + MEDIA_BYTES
+    free = shutil.disk_usage(made.run.folder).free
+    if free < needed:
+        LOG.warning("%.0f MB are free at %s, this run may need %.0f MB", free / 1e6, made.run.folder, needed / 1e6)
+
+
+def run_lift(made: Lift) -> Iterator[LiftState]:
+    """The trainer's loop over these objects."""
+    config = made.run.config
+    conditions, negative = embed_views(config, made.prior)
+    return lift(
+        made.scene,
+        made.prior,
+        conditions,
+        negative=negative,
+        optimiser=made.optimiser,
+        settings=lift_settings(config),
+        first_step=made.step,
+        device=made.run.device,
+    )
+
+
+def train(made: Lift, stop: Stop) -> None:
+    """Run the loop with its files: metrics, pictures, checkpoints. Ends early when `stop` is asked."""
+    config, total = made.run.config, made.run.config.trainer.steps
+    metrics = Metrics(made.run.folder / "csv_logs" / "metrics.csv")
+    metrics.resume(made.step)
+    publish = open_wandb(made.run) if config.wandb else None
+    begun = time.perf_counter() - made.figures["seconds"]
+    first, bar = made.step, Progress(total, made.step)
+    try:
+        for state in run_lift(made):
+            if made.step == first:
+                LOG.info("%s", made.scene.marching_reason)
+            made.step = state.step + 1
+            made.figures["network_calls"] += state.metrics["network_calls"]
+            made.figures["seconds"] = time.perf_counter() - begun
+            if made.step % config.trainer.log_every == 0 or made.step == total:
+                row = {name: value for name, value in state.metrics.items() if name != "network_calls"}
+                metrics.add(made.step, row)
+                if publish is not None:
+                    publish(made.step, row)
+            bar.update(made.step, _shown(state.metrics))
+            if _due(made.step, config.trainer.validate_every, total):
+                look.validation(made.run, made.scene, made.step)
+            if stop.asked or made.step == total or _due(made.step, config.checkpoint.every, total):
+                made.save()
+            if stop.asked:
+                return
+    finally:
+        bar.close()
+
+
+def _due(step: int, every: int, total: int) -> bool:
+    return every > 0 and step % every == 0 and step != total
+
+
+def _shown(metrics: dict[str, float]) -> dict[str, str]:
+    return {"loss": f"{metrics['loss']:.3g}", "t": f"{metrics['t']:.2f}", "memory": memory()}
+
+
+def command(run: Run) -> int:
+    """task=lift mode=train: exit code 0, 1 when the final files could not be written, 130 or 143 after a signal."""
+    if run.config.prior.name in EMBEDDED:
+        warn_unknown_words(run.config.prompt)
+    made = prepare(run)
+    warn_space(made)
+    with Stop() as stop:
+        if made.step < run.config.trainer.steps:
+            train(made, stop)
+        else:
+            LOG.info("already at step %d of %d: nothing to train", made.step, run.config.trainer.steps)
+        if stop.asked:
+            LOG.info("stopped after step %d; go on with: python launch.py resume=%s", made.step, run.folder)
+            return stop.code
+        return finish(run, made.scene, made.step, made.figures)
+
+
+def finish(run: Run, scene: HashGridNeRF, step: int, figures: dict[str, float]) -> int:
+    """Turntable, mesh and, where the truth is known, the figures. What fails is told and the rest still made."""
+    code, mesh = GOOD, None
+    try:
+        for path in look.test(run, scene, step):
+            LOG.info("wrote %s", path)
+    except OSError as error:
+        LOG.error("the final pictures could not be written: %s", error)
+        code = FAILED
+    try:
+        mesh = look.export(run, scene, step)
+    except (OSError, EmptyGeometryError) as error:
+        LOG.error("no mesh: %s", error)
+        code = FAILED
+    if run.config.evaluate.auto and run.config.prior.name in EMBEDDED:
+        _evaluate(run, scene, mesh, figures)
+    return code
+
+
+def _evaluate(run: Run, scene: HashGridNeRF, mesh: Mesh | None, figures: dict[str, float]) -> None:
+    if subject_of(run.config.prompt) is None:
+        LOG.info("no figures: the prompt does not name one shape and one colour of the tiny world")
+        return
+    show(run, evaluate_scene(run, scene, mesh, figures | {"peak_memory_mb": peak_memory_mb()}))

@@ -1,0 +1,224 @@
+"""The groups of settings, each with its default, its meaning and its range.
+
+A field is declared by `opt(default, meaning, rule)`. Fields marked `ramp=True` take a number or one of threestudio's
+lists (`trainer/ramp.py`). The module imports the standard library only, so that `--help` starts at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+WEIGHTS = ("uniform", "sigma2", "alpha_sigma2", "sigma_over_alpha")
+
+
+def opt(default: Any, text: str, **rule: Any) -> Any:
+    """A field with its help text and rule: `low`, `high` (inclusive), `above` (exclusive), `choices`, `length` (of a
+    list), `span` (a list [low, high]), `ramp` (a value over steps)."""
+    metadata = {"help": text, **rule}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def group(kind: type) -> Any:
+    """A field that holds a group of settings."""
+    return field(default_factory=kind)
+
+
+@dataclass
+class PriorConfig:
+    """The frozen network."""
+
+    name: str = opt("tiny_sd3", "which adapter", choices=("tiny_sd3", "sd3", "gaussian"))
+    path: str = opt("", "folder or owner/name of the weights; the embedded priors need none")
+    dtype: str = opt("auto", "number format of the network", choices=("auto", "fp32", "bf16", "fp16"))
+    revision: str | None = opt(None, "branch, tag or commit on the hub")
+    variant: str | None = opt(None, "file variant, e.g. fp16")
+    cache: str = opt("", "folder of cached text embeddings; empty: the user's cache folder")
+    image_size: int = opt(0, "resize renders to this before the encoder; 0: as rendered", low=0, high=4096)
+    view_pattern: str = opt("{prompt}, {view} view", "how a view word is joined to the prompt")
+    front: float = opt(45.0, "'front view' within this many degrees of azimuth 0", low=0, high=180)
+    back: float = opt(45.0, "'back view' within this many degrees of azimuth 180", low=0, high=180)
+    overhead: float = opt(60.0, "'overhead view' above this elevation in degrees", low=-90, high=90)
+    prompt_side: str | None = opt(None, "the prompt to use from the side instead")
+    prompt_front: str | None = opt(None, "the prompt to use from the front instead")
+    prompt_back: str | None = opt(None, "the prompt to use from behind instead")
+    prompt_overhead: str | None = opt(None, "the prompt to use from above instead")
+    std: float = opt(0.1, "gaussian prior: standard deviation of each mode", above=0)
+    size: int = opt(8, "gaussian prior: height and width of its latent", low=1, high=512)
+
+
+@dataclass
+class EncodingConfig:
+    """Multiresolution hash grid."""
+
+    backend: str = opt("auto", "implementation", choices=("auto", "torch", "tinycudann"))
+    levels: int = opt(16, "number of resolutions", low=1, high=32)
+    features: int = opt(2, "numbers per entry", low=1, high=8)
+    log2_table: int = opt(19, "log2 of the entries per level", low=4, high=24)
+    base: int = opt(16, "coarsest resolution", low=1, high=512)
+    growth: float = opt(1.447269237440378, "factor from level to level", low=1, high=4)
+
+
+@dataclass
+class FieldConfig:
+    """Density and colour over the encoding."""
+
+    hidden: int = opt(64, "width of the network", low=1, high=1024)
+    layers: int = opt(1, "hidden layers of the network", low=1, high=8)
+    blob_density: float = opt(10.0, "height of the initial density in the middle", low=0, high=1000)
+    blob_radius: float = opt(0.5, "radius of the initial density", above=0, high=10)
+
+
+@dataclass
+class BackgroundConfig:
+    """What is behind the object."""
+
+    name: str = opt("environment", "kind", choices=("solid", "environment"))
+    rgb: list[float] = opt([1.0, 1.0, 1.0], "colour of the solid background", low=0, high=1, length=3)
+    random: float = opt(0.5, "share of training views over a random flat colour", low=0, high=1)
+
+
+@dataclass
+class RendererConfig:
+    """Volume rendering."""
+
+    samples_per_ray: int = opt(512, "samples along a ray", low=2, high=4096)
+    occupancy_resolution: int = opt(32, "cells per side of the grid of empty space", low=2, high=512)
+    occupancy_threshold: float = opt(0.01, "opacity below which a cell is empty", low=0, high=1)
+    ray_chunk: int = opt(65536, "rays rendered at once", low=1)
+    marching: str = opt("auto", "implementation", choices=("auto", "torch", "nerfacc"))
+
+
+@dataclass
+class SceneConfig:
+    """What is optimised."""
+
+    name: str = opt("nerf", "kind", choices=("nerf",))
+    radius: float = opt(1.0, "half the side of the cube that holds the object", above=0, high=100)
+    encoding: EncodingConfig = group(EncodingConfig)
+    field: FieldConfig = group(FieldConfig)
+    background: BackgroundConfig = group(BackgroundConfig)
+    renderer: RendererConfig = group(RendererConfig)
+
+
+@dataclass
+class CameraConfig:
+    """Cameras of training and of the final pictures; angles in degrees, z up, azimuth 0 = front."""
+
+    sizes: list[int] = opt([256, 512], "height and width of a training view, one per milestone", low=8, high=2048)
+    milestones: list[int] = opt([5000], "steps at which the next size and number of views begin", low=1)
+    views: list[int] = opt([1], "views per step, one per milestone (or one for all)", low=1, high=1024)
+    elevation: list[float] = opt([-10.0, 45.0], "range", low=-90, high=90, span=True)
+    azimuth: list[float] = opt([-180.0, 180.0], "range", low=-360, high=360, span=True)
+    distance: list[float] = opt([1.0, 1.5], "range", above=0, high=1000, span=True)
+    fovy: list[float] = opt([40.0, 70.0], "range of the vertical field of view", low=1, high=170, span=True)
+    sphere: float = opt(0.5, "share of elevations drawn uniformly on the sphere", low=0, high=1)
+    stratified: bool = opt(True, "spread the azimuths of one step evenly")
+    eval_elevation: float = opt(15.0, "elevation of the turntable", low=-90, high=90)
+    eval_distance: float = opt(1.5, "distance of the turntable", above=0, high=1000)
+    eval_fovy: float = opt(70.0, "vertical field of view of the turntable", low=1, high=170)
+    eval_size: int = opt(512, "height and width of the final pictures", low=8, high=4096)
+    test_views: int = opt(120, "views of the turntable", low=1, high=10000)
+    validation_views: int = opt(4, "views of a validation", low=1, high=100)
+
+
+@dataclass
+class LossConfig:
+    """Score distillation: noise source, space, weight, guidance scale, window of noise levels, regularisers."""
+
+    name: str = opt("rfds", "preset")
+    space: str = opt("flow", "space of the residual", choices=("x0", "eps", "v", "flow"))
+    weight: str = opt("uniform", "weight of a noise level", choices=WEIGHTS)
+    noise: str = opt("random", "where the noise comes from", choices=("random", "rev"))
+    rev_step: float | None = opt(None, "step k of noise=rev; null: 1 - t", above=0, high=1)
+    rev_steps: int = opt(1, "number of steps of noise=rev", low=1, high=100)
+    scale: float = opt(7.0, "guidance: uncond + scale (cond - uncond)", low=0, high=1000)
+    t_min: Any = opt(0.02, "lowest noise level", ramp=True, above=0, high=1)
+    t_max: Any = opt(0.98, "highest noise level", ramp=True, above=0, high=1)
+    t_law: str = opt("uniform", "how t is drawn", choices=("uniform", "annealed", "logit_normal"))
+    t_shift: float = opt(1.0, "resolution shift of the draw of t (SD3: 3)", above=0, high=100)
+    t_width: float = opt(0.0, "width of the moving window of t_law=annealed", low=0, high=1)
+    lambda_distill: Any = opt(1.0, "factor of the distillation loss", ramp=True, low=0)
+    lambda_sparsity: Any = opt(0.0, "factor of mean sqrt(opacity^2 + 0.01)", ramp=True, low=0)
+    lambda_opaque: Any = opt(0.0, "factor of the entropy of opacity", ramp=True, low=0)
+    lambda_orient: Any = opt(0.0, "factor of normals that look away", ramp=True, low=0)
+    lambda_z_variance: Any = opt(0.0, "factor of the depth variance along rays", ramp=True, low=0)
+    lambda_tv: Any = opt(0.0, "factor of the total variation of the picture", ramp=True, low=0)
+
+
+@dataclass
+class OptimConfig:
+    """AdamW with one learning rate per group."""
+
+    lr_encoding: Any = opt(0.01, "learning rate of the hash grid", ramp=True, low=0, high=10)
+    lr_networks: Any = opt(0.001, "learning rate of the networks", ramp=True, low=0, high=10)
+    lr_background: Any = opt(0.001, "learning rate of the background", ramp=True, low=0, high=10)
+    betas: list[float] = opt([0.9, 0.99], "decay of the two means", low=0, high=0.99999, length=2)
+    eps: float = opt(1e-15, "added to the root of the second mean", above=0, high=1)
+    weight_decay: float = opt(0.01, "pull of every weight to zero", low=0, high=10)
+    clip: float = opt(0.0, "largest norm of the gradient; 0: no limit", low=0)
+
+
+@dataclass
+class TrainerConfig:
+    """The loop."""
+
+    steps: int = opt(15000, "number of steps", low=1)
+    validate_every: int = opt(500, "steps between validation pictures; 0: none", low=0)
+    log_every: int = opt(10, "steps between rows of metrics.csv", low=1)
+    skip_limit: int = opt(20, "stop after this many steps in a row whose loss or gradient is not finite", low=1)
+    empty_limit: int = opt(100, "warn after this many steps in a row without opacity", low=1)
+
+
+@dataclass
+class CheckpointConfig:
+    """Saved states."""
+
+    every: int = opt(1000, "steps between checkpoints; 0: at the end only", low=0)
+    keep: int = opt(2, "how many to keep", low=1, high=1000)
+
+
+@dataclass
+class ExportConfig:
+    """Meshes."""
+
+    resolution: int = opt(128, "cells per side for marching cubes", low=8, high=1024)
+    threshold: Any = opt("auto", "density of the surface, a number or auto")
+    formats: list[str] = opt(["glb", "obj", "ply"], "files to write", choices=("glb", "obj", "ply"))
+
+
+@dataclass
+class SampleConfig:
+    """task=sample: pictures straight from the prior."""
+
+    n: int = opt(4, "number of pictures", low=1, high=10000)
+    batch: int = opt(4, "pictures at once", low=1, high=1000)
+    steps: int = opt(20, "steps from noise to picture", low=1, high=1000)
+    cfg: float = opt(5.0, "guidance scale; 1: none", low=0, high=1000)
+    shift: float = opt(3.0, "resolution shift of the steps", above=0, high=100)
+    sampler: str = opt("euler", "solver", choices=("euler", "midpoint", "ancestral"))
+    eta: float = opt(1.0, "share of fresh noise of the ancestral solver", low=0, high=1)
+    view: str = opt("", "view word put behind the prompt", choices=("", "side", "front", "back", "overhead"))
+
+
+@dataclass
+class EvaluateConfig:
+    """Figures of a finished run of the tiny world."""
+
+    auto: bool = opt(True, "with an embedded prior, evaluate at the end of lift")
+    size: int = opt(64, "height and width of a held-out view", low=8, high=1024)
+
+
+@dataclass
+class TrainTinyConfig:
+    """Training of the embedded networks."""
+
+    part: str = opt("vae", "what to train", choices=("vae", "sd3", "judge"))
+    steps: int | None = opt(None, "steps; null: the part's own number", low=1)
+    batch: int | None = opt(None, "batch; null: the part's own number", low=1)
+    lr: float | None = opt(None, "learning rate; null: the part's own", above=0, high=1)
+    per_shape: int | None = opt(None, "stored views per shape; null: the part's own number", low=1)
+    folder: str = opt("", "where states and results are kept; empty: <exp_root_dir>/train_tiny")
+    ship: bool = opt(False, "put the trained prior and judge into the package, with their sha256 sums")

@@ -1,0 +1,41 @@
+"""Stateless random numbers: what is drawn depends on (seed, step, stream) only.
+
+Resuming, the number of processes and how often a run is evaluated can therefore not change a result. Everything is
+drawn on the CPU in float32 and moved afterwards, so devices agree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor
+
+
+def generator(seed: int, step: int, stream: str) -> Generator:
+    """A CPU generator for one use of random numbers; equal arguments give equal draws, others independent ones."""
+    digest = hashlib.sha256(f"{seed}/{step}/{stream}".encode()).digest()
+    return Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def normal(
+    shape: Sequence[int],
+    generator: Generator,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Standard normal numbers of `shape`, drawn on the CPU in float32."""
+    return torch.randn(tuple(shape), generator=generator).to(device=device, dtype=dtype)
+
+
+def uniform(
+    shape: Sequence[int],
+    generator: Generator,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Uniform numbers in [0, 1) of `shape`, drawn on the CPU in float32."""
+    return torch.rand(tuple(shape), generator=generator).to(device=device, dtype=dtype)

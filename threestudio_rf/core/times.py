@@ -1,0 +1,129 @@
+"""Times: where to draw t, how to space the steps of a solver, and SD3's shift.
+
+Windows `t_min..t_max` are noise levels in [0, 1]. A shift moves the draw of t, never the path: the level is
+(1 - t, t) and the label 1000 t at the shifted t.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeVar
+
+import torch
+from torch import Generator, Tensor
+
+from threestudio_rf.core.random import uniform
+
+Law = Literal["uniform", "annealed", "logit_normal"]
+Spacing = Literal["uniform", "trailing", "quad"]
+Number = TypeVar("Number", float, Tensor)
+
+
+def shift_time(b: Number, shift: float) -> Number:
+    """SD3's resolution shift (Esser et al. 2024, section 5.3.2): t = shift b / (1 + (shift - 1) b), b in [0, 1].
+
+    shift = 1 is the identity; the inverse is `unshift_time`. Raises ValueError unless shift > 0.
+    """
+    if not shift > 0:
+        raise ValueError(f"got shift {shift}, expected more than 0")
+    return shift * b / (1 + (shift - 1) * b)
+
+
+def unshift_time(t: Number, shift: float) -> Number:
+    """b of `shift_time(b, shift) = t`: b = t / (shift - (shift - 1) t). Raises ValueError unless shift > 0."""
+    if not shift > 0:
+        raise ValueError(f"got shift {shift}, expected more than 0")
+    return t / (shift - (shift - 1) * t)
+
+
+def draw(
+    n: int,
+    generator: Generator,
+    *,
+    t_min: float,
+    t_max: float,
+    law: Law = "uniform",
+    shift: float = 1.0,
+    progress: float = 0.0,
+    width: float = 0.0,
+) -> Tensor:
+    """n times (n,) float32 within t_min..t_max, drawn on the CPU.
+
+    uniform       the unshifted time is uniform; with shift = 1, t is
+    annealed      as uniform, in a band of `width` whose centre falls linearly from t_max to t_min as `progress` goes
+                  from 0 to 1; what leaves the window is cut off, width = 0 is the centre itself
+    logit_normal  the unshifted time is sigmoid(N(0, 1)) (Esser et al. 2024), conditioned on the window
+
+    Raises ValueError for an unknown law, a window outside 0 <= t_min <= t_max <= 1, a progress outside [0, 1], a
+    negative width.
+    """
+    if not 0 <= t_min <= t_max <= 1:
+        raise ValueError(f"got window {t_min}..{t_max}, expected 0 <= t_min <= t_max <= 1")
+    if not 0 <= progress <= 1 or width < 0:
+        raise ValueError(f"got progress {progress} and width {width}, expected 0..1 and at least 0")
+    if law not in ("uniform", "annealed", "logit_normal"):
+        raise ValueError(f"got law {law!r}, expected uniform, annealed or logit_normal")
+    low, high = t_min, t_max
+    if law == "annealed":
+        centre = t_max + progress * (t_min - t_max)
+        low, high = max(t_min, centre - width / 2), min(t_max, centre + width / 2)
+    ends = unshift_time(torch.tensor([low, high], dtype=torch.float64), shift).clamp(0, 1)
+    u = uniform((n,), generator, dtype=torch.float64)
+    if law == "logit_normal":
+        share = torch.special.ndtr(ends.logit())
+        base = torch.special.ndtri(share[0].lerp(share[1], u)).sigmoid()
+    else:
+        base = ends[0].lerp(ends[1], u)
+    return shift_time(base, shift).clamp(low, high).float()
+
+
+def spacing(steps: int, *, t_start: float = 1.0, t_end: float = 0.0, shift: float = 1.0) -> Tensor:
+    """(steps + 1,) float32 times from exactly t_start to exactly t_end, even before the shift; rising ones invert."""
+    if steps < 1 or not (0 <= t_start <= 1 and 0 <= t_end <= 1):
+        raise ValueError(f"got {steps} steps from {t_start} to {t_end}, expected at least 1 and times in 0..1")
+    ends = unshift_time(torch.tensor([t_start, t_end], dtype=torch.float64), shift)
+    times = shift_time(ends[0].lerp(ends[1], torch.linspace(0, 1, steps + 1, dtype=torch.float64)), shift)
+    times[0], times[-1] = t_start, t_end
+    return times.float()
+
+
+def flow_match_spacing(steps: int, *, shift: float, n: int = 1000) -> Tensor:
+    """(steps + 1,) float32: the times of diffusers' FlowMatchEulerDiscreteScheduler.set_timesteps.
+
+    They are even from 1 to the shifted smallest time, then shifted once more, then closed with 0; so the smallest
+    time is shifted twice. Ours is `spacing`; this one reproduces a foreign pipeline.
+    """
+    base = torch.linspace(1, shift_time(1 / n, shift), steps, dtype=torch.float64)
+    return torch.cat([shift_time(base, shift), base.new_zeros(1)]).float()
+
+
+def ddim_steps(steps: int, n: int, *, law: Spacing = "uniform", offset: int = 0) -> Tensor:
+    """Exactly `steps` different rising step numbers j in 1..n (int64); step j is the index k = j - 1 at t = j / n.
+
+    uniform   1, 1 + n // steps, ... + offset (diffusers "leading"; offset = 1 is Stable Diffusion's steps_offset)
+    trailing  the multiples of n / steps, so the last one is n (Lin et al. 2023)
+    quad      floor(linspace(0, sqrt(0.8 n))^2) + 1; a step that would repeat moves up to the next number
+
+    LDM's own "uniform" gives one step too many for steps that do not divide n, and leaves the table for some.
+    Raises ValueError when the numbers do not fit into 1..n, or for an unknown law.
+    """
+    if not 1 <= steps <= n:
+        raise ValueError(f"got {steps} steps, expected 1..{n}")
+    order = torch.arange(steps)
+    if law == "uniform":
+        numbers = order * (n // steps) + 1 + offset
+    elif law == "trailing":
+        numbers = ((order + 1).double() * n / steps).round().long()
+    elif law == "quad":
+        numbers = torch.linspace(0, (0.8 * n) ** 0.5, steps, dtype=torch.float64).square().long() + 1
+        numbers = order + (numbers - order).cummax(0).values
+    else:
+        raise ValueError(f"got law {law!r}, expected uniform, trailing or quad")
+    if int(numbers[0]) < 1 or int(numbers[-1]) > n:
+        raise ValueError(f"got step numbers {int(numbers[0])}..{int(numbers[-1])}, expected 1..{n}")
+    return numbers
+
+
+def ddim_times(steps: int, n: int, *, law: Spacing = "uniform", offset: int = 0) -> Tensor:
+    """(steps + 1,) float32 falling times of `ddim_steps` for `solve` and `ancestral`, closed with 0."""
+    numbers = ddim_steps(steps, n, law=law, offset=offset)
+    return torch.cat([numbers.flip(0) / n, torch.zeros(1)])

@@ -1,0 +1,61 @@
+"""The one residual of score distillation, and how it enters the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from threestudio_rf.core.convert import Kind, join, sign, split
+from threestudio_rf.core.guide import combine
+from threestudio_rf.core.level import Level
+
+
+def gradient(
+    x0: Tensor,
+    x_t: Tensor,
+    eps: Tensor,
+    predictions: Mapping[str, Tensor],
+    level: Level,
+    *,
+    kind: Kind,
+    space: Kind,
+    weights: Mapping[str, float | Tensor],
+    target: float,
+) -> Tensor:
+    """sign (sum_i w_i p_i(x_t) - target p(x0, eps)) / M with p in `space`; all tensors (B, C, h, w).
+
+    `predictions` by role are of `kind`; M is the number of elements of one latent. The caller multiplies w(t) and
+    divides by B. With target 1 it descends in every space: the sign is -1 for x0, whose difference ascends.
+    """
+    missing = sorted(set(weights) - set(predictions))
+    if missing:
+        raise ValueError(f"predictions: got {sorted(predictions)}, expected {sorted(weights)}")
+    p = {role: join(space, *split(kind, predictions[role], x_t, level), level) for role in weights}
+    residual = combine(p, weights) - target * join(space, x0, eps, level)
+    return sign(space) * residual / x0[0].numel()
+
+
+class _Inject(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, latents: Tensor, grad: Tensor) -> Tensor:
+        ctx.save_for_backward(grad)
+        return 0.5 * latents.numel() * (grad.float() ** 2).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None]:
+        (grad,) = ctx.saved_tensors
+        return outputs[0].to(grad) * grad, None
+
+
+def surrogate(latents: Tensor, grad: Tensor) -> Tensor:
+    """A scalar whose gradient with respect to `latents` is `grad`, exactly and whatever `latents` hold.
+
+    Its value is 1/2 B M |grad|^2, for grad = w r / M / B half the mean square of w r: alike at every resolution and
+    batch size. It differs from a usual loss in that the network's part is constant.
+    """
+    if latents.shape != grad.shape:
+        raise ValueError(f"grad: got {tuple(grad.shape)}, expected {tuple(latents.shape)}")
+    return _Inject.apply(latents, grad.detach().to(latents))

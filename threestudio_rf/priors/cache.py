@@ -1,0 +1,75 @@
+"""Conditions kept on disk: one safetensors file per text, so text encoders are loaded once per prompt and machine.
+
+A file is named by sha256 of (model, revision, dtype, text). It is written under another name, flushed and renamed, so
+a reader sees all of it or nothing; a broken file counts as absent. Never torch.save or torch.load.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from threestudio_rf.priors.base import Condition
+
+
+class ConditionCache:
+    """Folder of embedded texts for one (model, revision, dtype); `folder` None remembers in memory only."""
+
+    def __init__(self, folder: Path | None, model: str, revision: str, dtype: str) -> None:
+        self.folder, self.key = folder, (model, revision, dtype)
+        self.memory: dict[str, dict[str, Tensor]] = {}
+
+    def file(self, text: str) -> Path | None:
+        if self.folder is None:
+            return None
+        name = hashlib.sha256(json.dumps([*self.key, text]).encode()).hexdigest()
+        return self.folder / f"{name}.safetensors"
+
+    def get(self, text: str) -> dict[str, Tensor] | None:
+        """Tensors of `text`, without leading dimension, or None."""
+        file = self.file(text)
+        if text not in self.memory and file is not None and file.is_file():
+            try:
+                self.memory[text] = load(file.read_bytes())
+            except (OSError, SafetensorError):
+                return None
+        return self.memory.get(text)
+
+    def put(self, text: str, tensors: dict[str, Tensor]) -> None:
+        self.memory[text] = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        file = self.file(text)
+        if file is None:
+            return
+        try:
+            write_atomically(file, save(self.memory[text]))
+        except OSError as error:
+            warnings.warn(f"embedded texts are not kept: cannot write {file.parent}: {error.strerror}", stacklevel=2)
+
+    def condition(self, texts: list[str]) -> Condition:
+        """Condition of texts that are all known; KeyError for one that is not."""
+        rows = [self.memory[text] for text in texts]
+        return Condition({name: torch.stack([row[name] for row in rows]) for name in rows[0]})
+
+
+def write_atomically(file: Path, content: bytes) -> None:
+    """Write `content` under a temporary name in the same folder, flush it to the disk, rename it to `file`."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=".", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,129 @@
+"""Which prompt for which side of the object, and Perp-Neg's weights. Angles in degrees, azimuth 0 = front.
+
+Everything is "side"; "front" if |azimuth| < front; "back" if |azimuth| > 180 - back; "overhead" if elevation >
+overhead; the later rule wins (threestudio).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from threestudio_rf.priors.base import Condition
+
+VIEWS = ("side", "front", "back", "overhead")
+SIDE, FRONT, BACK, OVERHEAD = range(4)
+
+
+def wrap(azimuth: Tensor) -> Tensor:
+    """Azimuth in [-180, 180)."""
+    return (azimuth + 180.0) % 360.0 - 180.0
+
+
+def view_index(
+    azimuth: Tensor, elevation: Tensor, *, front: float = 45.0, back: float = 45.0, overhead: float = 60.0
+) -> Tensor:
+    """(B,), (B,) -> long (B,) into VIEWS."""
+    if azimuth.shape != elevation.shape:
+        raise ValueError(
+            f"azimuth, elevation: got {tuple(azimuth.shape)}, {tuple(elevation.shape)}, expected one shape"
+        )
+    turn = wrap(azimuth).abs()
+    index = torch.full(azimuth.shape, SIDE, dtype=torch.long, device=azimuth.device)
+    index[turn < front] = FRONT
+    index[turn > 180.0 - back] = BACK
+    index[elevation > overhead] = OVERHEAD
+    return index
+
+
+def view_prompts(
+    prompt: str,
+    *,
+    pattern: str = "{prompt}, {view} view",
+    overrides: Mapping[str, str] | None = None,
+    fits: Callable[[str], bool] | None = None,
+) -> list[str]:
+    """The four prompts in the order of VIEWS; `overrides` replaces the whole text of a view.
+
+    `fits(text)` says whether a prior reads a text to its end. Where it does not, words are taken from the end of
+    the prompt, never from the view, and one warning names them. ValueError for an unknown view or pattern.
+    """
+    overrides = overrides or {}
+    unknown = sorted(set(overrides) - set(VIEWS))
+    if unknown or "{prompt}" not in pattern:
+        raise ValueError(f"views: got {unknown}, pattern {pattern!r}, expected {VIEWS} and '{{prompt}}' in the pattern")
+    kept = prompt.split(" ")
+
+    def texts() -> list[str]:
+        text = " ".join(kept).rstrip(" ,;")
+        return [pattern.replace("{view}", view).replace("{prompt}", text) for view in VIEWS]
+
+    cut: list[str] = []
+    while fits is not None and len(kept) > 1 and not all(fits(text) for text in texts()):
+        cut.insert(0, kept.pop())
+    if cut:
+        warnings.warn(
+            f"the prompt is too long for this prior and its view words; left out: {' '.join(cut)!r}", stacklevel=2
+        )
+    plain = texts() if cut else [pattern.replace("{view}", view).replace("{prompt}", prompt) for view in VIEWS]
+    return [overrides.get(view, text) for view, text in zip(VIEWS, plain, strict=True)]
+
+
+def unreachable_views(
+    azimuth: tuple[float, float],
+    elevation: tuple[float, float],
+    *,
+    front: float = 45.0,
+    back: float = 45.0,
+    overhead: float = 60.0,
+) -> list[str]:
+    """Views that no camera of these ranges (low, high) ever asks for, in the order of VIEWS."""
+    turns = torch.linspace(*azimuth, 7201, dtype=torch.float64).repeat(2)
+    heights = torch.tensor(elevation, dtype=torch.float64).repeat_interleave(7201)
+    seen = set(view_index(turns, heights, front=front, back=back, overhead=overhead).tolist())
+    return [view for i, view in enumerate(VIEWS) if i not in seen]
+
+
+class PerpNeg(NamedTuple):
+    """Per camera: shares (B, 4) of VIEWS in the positive condition, two negative views (B, 2), weights (B, 2) <= 0."""
+
+    positive: Tensor
+    negative: Tensor
+    weights: Tensor
+
+
+def decay(r: Tensor, a: float, b: float, c: float) -> Tensor:
+    return a * torch.exp(-b * r) + c
+
+
+def perp_neg_weights(azimuth: Tensor, elevation: Tensor, *, overhead: float = 60.0) -> PerpNeg:
+    """Perp-Neg (Armandpour et al. 2023) with threestudio's numbers, f(r) = a exp(-b r) + c, w = -f.
+
+    |azimuth| < 90, r = 1 - |azimuth|/90: positive r front + (1-r) side; negative front f(r), side f(1-r), (4, .5,
+    -2.426). Else r = 2 - |azimuth|/90: positive r side + (1-r) back; negative side (1, .5, -.606), front (1, .5,
+    .967), both at r. Above `overhead`: its own prompt, zero weights.
+    """
+    turn = wrap(azimuth).abs()
+    ahead, above = turn < 90.0, elevation > overhead
+    r = torch.where(ahead, 1.0 - turn / 90.0, 2.0 - turn / 90.0)
+    positive = turn.new_zeros(len(turn), 4)
+    positive[:, FRONT] = torch.where(ahead, r, 0.0)
+    positive[:, SIDE] = torch.where(ahead, 1.0 - r, r)
+    positive[:, BACK] = torch.where(ahead, 0.0, 1.0 - r)
+    positive[above] = torch.eye(4).to(positive)[OVERHEAD]
+    front_weight = torch.where(ahead, decay(r, 4.0, 0.5, -2.426), decay(r, 1.0, 0.5, 0.967))
+    side_weight = torch.where(ahead, decay(1.0 - r, 4.0, 0.5, -2.426), decay(r, 1.0, 0.5, -0.606))
+    weights = -torch.stack([front_weight, side_weight], 1)
+    negative = torch.tensor([FRONT, SIDE], device=turn.device).expand(len(turn), 2)
+    return PerpNeg(positive, negative, weights.masked_fill(above[:, None], 0.0))
+
+
+def mix(views: Condition, shares: Tensor) -> Condition:
+    """Condition of B samples as a linear mixture, `shares` (B, N), of the N prompts of `views`."""
+    if shares.ndim != 2 or shares.shape[1] != len(views):
+        raise ValueError(f"shares: got {tuple(shares.shape)}, expected (B, {len(views)})")
+    return Condition({k: torch.tensordot(shares.to(v), v, dims=1) for k, v in views.tensors.items()})

@@ -1,0 +1,36 @@
+"""What is seen where there is nothing: functions of the ray direction, (N, 3) unit vectors -> rgb (N, 3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from threestudio_rf.scenes.field import mlp
+
+
+class SolidBackground(nn.Module):
+    """One fixed colour."""
+
+    def __init__(self, rgb: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> None:
+        super().__init__()
+        if len(rgb) != 3:
+            raise ValueError(f"a background colour is (r, g, b), got {rgb}")
+        self.register_buffer("rgb", torch.tensor(rgb, dtype=torch.float32))
+        self.rgb: Tensor
+
+    def forward(self, directions: Tensor) -> Tensor:
+        return self.rgb.expand(len(directions), 3)
+
+
+class EnvironmentBackground(nn.Module):
+    """A learned environment map: a small network on sines and cosines of the direction."""
+
+    def __init__(self, *, frequencies: int = 3, hidden: int = 16, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.frequencies = frequencies
+        self.network = mlp(3 + 6 * frequencies, hidden, 1, 3, generator)
+
+    def forward(self, directions: Tensor) -> Tensor:
+        angles = [directions * 2.0**k for k in range(self.frequencies)]
+        waves = [wave(a) for a in angles for wave in (torch.sin, torch.cos)]
+        return torch.sigmoid(self.network(torch.cat([directions, *waves], dim=-1)))

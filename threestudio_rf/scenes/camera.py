@@ -1,0 +1,152 @@
+"""Cameras on a sphere around the origin: right-handed, z up, azimuth 0 = front = camera on +x.
+
+A camera at azimuth a and elevation e (degrees) and distance d stands at d (cos e cos a, cos e sin a, sin e) and looks
+at the origin; the columns of `c2w` are [right, up, -lookat].
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Camera:
+    """B pinhole cameras of one picture size. Angles in degrees, all (B,); `fovy` is the vertical field of view."""
+
+    azimuth: Tensor
+    elevation: Tensor
+    distance: Tensor
+    fovy: Tensor
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        shapes = {tuple(x.shape) for x in (self.azimuth, self.elevation, self.distance, self.fovy)}
+        if len(shapes) != 1 or self.azimuth.ndim != 1:
+            raise ValueError(f"azimuth, elevation, distance and fovy must all be (B,), got {sorted(shapes)}")
+
+    def __len__(self) -> int:
+        return len(self.azimuth)
+
+    @property
+    def position(self) -> Tensor:
+        """Camera centres (B, 3)."""
+        azimuth, elevation = torch.deg2rad(self.azimuth), torch.deg2rad(self.elevation)
+        flat = torch.cos(elevation)
+        unit = torch.stack((flat * torch.cos(azimuth), flat * torch.sin(azimuth), torch.sin(elevation)), dim=-1)
+        return self.distance[:, None] * unit
+
+    @property
+    def c2w(self) -> Tensor:
+        """Rotation (B, 3, 3), columns [right, up, -lookat]; well defined at the poles too."""
+        azimuth, elevation = torch.deg2rad(self.azimuth), torch.deg2rad(self.elevation)
+        sin_a, cos_a, sin_e, cos_e = azimuth.sin(), azimuth.cos(), elevation.sin(), elevation.cos()
+        right = torch.stack((-sin_a, cos_a, torch.zeros_like(sin_a)), dim=-1)
+        up = torch.stack((-sin_e * cos_a, -sin_e * sin_a, cos_e), dim=-1)
+        back = torch.stack((cos_e * cos_a, cos_e * sin_a, sin_e), dim=-1)
+        return torch.stack((right, up, back), dim=-1)
+
+    def rays(self) -> tuple[Tensor, Tensor]:
+        """Origins and unit directions, both (B, H, W, 3), through the pixel centres; row 0 is the top."""
+        device = self.azimuth.device
+        tangent = torch.tan(torch.deg2rad(self.fovy) / 2)[:, None, None]
+        y = 1 - 2 * (torch.arange(self.height, device=device) + 0.5) / self.height
+        x = (2 * (torch.arange(self.width, device=device) + 0.5) / self.width - 1) * (self.width / self.height)
+        y, x = torch.meshgrid(y, x, indexing="ij")
+        local = torch.stack((x * tangent, y * tangent, -torch.ones_like(x).expand(len(self), -1, -1)), dim=-1)
+        directions = torch.einsum("bij,bhwj->bhwi", self.c2w, local)
+        directions = directions / directions.norm(dim=-1, keepdim=True)
+        return self.position[:, None, None, :].expand_as(directions), directions
+
+    def resized(self, height: int, width: int) -> Camera:
+        """The same views at another picture size."""
+        return replace(self, height=height, width=width)
+
+    def select(self, index: slice | Tensor | list[int]) -> Camera:
+        """The cameras of `index`, as a batch."""
+        return replace(
+            self,
+            azimuth=self.azimuth[index],
+            elevation=self.elevation[index],
+            distance=self.distance[index],
+            fovy=self.fovy[index],
+        )
+
+    def to(self, device: torch.device | str) -> Camera:
+        """The same cameras on another device."""
+        return replace(
+            self,
+            azimuth=self.azimuth.to(device),
+            elevation=self.elevation.to(device),
+            distance=self.distance.to(device),
+            fovy=self.fovy.to(device),
+        )
+
+
+def orbit(
+    n: int, *, elevation: float = 15.0, distance: float = 1.8, fovy: float = 46.0, height: int, width: int
+) -> Camera:
+    """`n` views once around the object at equal steps, starting in front."""
+    if n < 1:
+        raise ValueError(f"an orbit needs at least one view, got {n}")
+    azimuth = torch.arange(n) * (360.0 / n)
+    azimuth = torch.where(azimuth > 180, azimuth - 360, azimuth)
+    full = torch.full((n,), 1.0)
+    return Camera(azimuth, full * elevation, full * distance, full * fovy, height, width)
+
+
+def sphere_views(
+    n: int,
+    *,
+    elevation: tuple[float, float] = (-10.0, 60.0),
+    distance: float = 1.8,
+    fovy: float = 46.0,
+    height: int,
+    width: int,
+) -> Camera:
+    """`n` fixed views spread evenly over the band of a sphere (a Fibonacci spiral), for evaluation."""
+    low, high = (math.sin(math.radians(e)) for e in elevation)
+    share = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    angle = torch.rad2deg(torch.asin(low + (high - low) * share))
+    azimuth = torch.remainder(torch.arange(n, dtype=torch.float64) * 180 * (3 - math.sqrt(5)), 360) - 180
+    full = torch.full((n,), 1.0)
+    return Camera(azimuth.float(), angle.float(), full * distance, full * fovy, height, width)
+
+
+def random_views(
+    n: int,
+    generator: torch.Generator,
+    *,
+    elevation: tuple[float, float] = (-10.0, 70.0),
+    azimuth: tuple[float, float] = (-180.0, 180.0),
+    distance: tuple[float, float] = (1.6, 2.0),
+    fovy: tuple[float, float] = (40.0, 52.0),
+    sphere: float = 0.5,
+    stratified: bool = True,
+    height: int,
+    width: int,
+) -> Camera:
+    """Random views. Each elevation is uniform on the sphere with probability `sphere`, asin(U(sin lo, sin hi)), else
+    uniform in degrees; azimuths are stratified over the batch on request. Raises ValueError for an empty range."""
+    for name, (low, high) in {
+        "elevation": elevation,
+        "azimuth": azimuth,
+        "distance": distance,
+        "fovy": fovy,
+    }.items():
+        if low > high:
+            raise ValueError(f"camera {name} range is empty: {low} > {high}")
+    draws = torch.rand(5, n, generator=generator)
+
+    def between(u: Tensor, low: float, high: float) -> Tensor:
+        return low + (high - low) * u
+
+    low, high = (math.sin(math.radians(e)) for e in elevation)
+    on_sphere = torch.rad2deg(torch.asin(between(draws[0], low, high))).clamp(*elevation)
+    angle = torch.where(draws[4] < sphere, on_sphere, between(draws[0], *elevation))
+    turn = (torch.arange(n) + draws[1]) / n if stratified else draws[1]
+    return Camera(between(turn, *azimuth), angle, between(draws[2], *distance), between(draws[3], *fovy), height, width)

@@ -1,0 +1,81 @@
+"""Density and colour over an encoding of space, with the density blob that starts every text-to-3D run."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class HashGridField(nn.Module):
+    """density = softplus(raw + blob_density (1 - |x| / blob_radius)), rgb = sigmoid; no shading (threestudio's field).
+
+    Points are world coordinates; outside the box [-radius, radius]^3 the density is zero. `out_features` is the number
+    of features that `encoding` gives for points (N, 3) in [0, 1]^3.
+    """
+
+    def __init__(
+        self,
+        encoding: nn.Module,
+        *,
+        out_features: int,
+        hidden: int = 64,
+        layers: int = 1,
+        radius: float = 1.0,
+        blob_density: float = 10.0,
+        blob_radius: float = 0.5,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if radius <= 0 or blob_radius <= 0 or layers < 1 or hidden < 1:
+            raise ValueError(
+                "field needs radius, blob_radius > 0 and hidden, layers >= 1, "
+                f"got {radius}, {blob_radius}, {hidden}, {layers}"
+            )
+        self.encoding = encoding
+        self.radius, self.blob_density, self.blob_radius = radius, blob_density, blob_radius
+        self.network = mlp(out_features, hidden, layers, 4, generator)
+
+    def raw(self, points: Tensor) -> Tensor:
+        """Network output (N, 4): raw density, raw rgb."""
+        unit = (points + self.radius) / (2 * self.radius)
+        return self.network(self.encoding(unit).to(points.dtype))
+
+    def activate(self, raw: Tensor, points: Tensor) -> Tensor:
+        """Density (N,) of the raw density (N,) at `points` (N, 3)."""
+        x, y, z = points.unbind(dim=-1)
+        distance = torch.sqrt(x * x + y * y + z * z + 1e-12)
+        inside = torch.maximum(torch.maximum(x.abs(), y.abs()), z.abs()) <= self.radius
+        return functional.softplus(raw + self.blob_density * (1 - distance / self.blob_radius)) * inside
+
+    def density(self, points: Tensor) -> Tensor:
+        """Density (N,) at world points (N, 3)."""
+        return self.activate(self.raw(points)[:, 0], points)
+
+    def forward(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Density (N,) and rgb (N, 3) at world points (N, 3)."""
+        raw_density, raw_rgb = self.raw(points).split((1, 3), dim=-1)
+        return self.activate(raw_density[:, 0], points), torch.sigmoid(raw_rgb)
+
+
+def normals_by_differences(density: Callable[[Tensor], Tensor], points: Tensor, step: float) -> Tensor:
+    """Unit normals (N, 3), minus the normalised density gradient, from four values at the corners of a tetrahedron of
+    radius sqrt(3) `step` (exact for linear densities). Where the density is constant the normal is 0."""
+    corners = torch.tensor([[1, -1, -1], [-1, -1, 1], [-1, 1, -1], [1, 1, 1]], dtype=points.dtype, device=points.device)
+    values = [density(points + step * corner)[:, None] * corner for corner in corners]
+    return functional.normalize(-(values[0] + values[1] + values[2] + values[3]), dim=-1, eps=1e-8)
+
+
+def mlp(inputs: int, hidden: int, layers: int, outputs: int, generator: torch.Generator | None) -> nn.Sequential:
+    """ReLU network with `layers` hidden layers and no bias, Kaiming-uniform from `generator`."""
+    widths = [inputs, *[hidden] * layers, outputs]
+    modules: list[nn.Module] = []
+    for i, (a, b) in enumerate(itertools.pairwise(widths)):
+        linear = nn.Linear(a, b, bias=False)
+        with torch.no_grad():
+            linear.weight.copy_((torch.rand(b, a, generator=generator) * 2 - 1) * (6 / a) ** 0.5)
+        modules += [linear] if i == len(widths) - 2 else [linear, nn.ReLU()]
+    return nn.Sequential(*modules)

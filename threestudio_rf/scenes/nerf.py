@@ -1,0 +1,129 @@
+"""A hash-grid radiance field behind the `Scene` contract."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor, nn
+
+from threestudio_rf.scenes.base import Rendering, Scene
+from threestudio_rf.scenes.camera import Camera
+from threestudio_rf.scenes.field import HashGridField, normals_by_differences
+from threestudio_rf.scenes.occupancy import OccupancyGrid, march, march_nerfacc, marching_backend
+from threestudio_rf.scenes.volume import Samples, accumulate, composite, packed_weights
+
+
+class HashGridNeRF(Scene):
+    """Volume rendering of `field` over `background`, a module of ray directions (N, 3) -> rgb (N, 3).
+
+    `random_background` is the probability that a view, rendered with a generator, stands before one flat random colour.
+    `marching` is "auto", "torch" or "nerfacc"; `marching_reason` says after the first render what is used and why.
+    """
+
+    def __init__(
+        self,
+        field: HashGridField,
+        background: nn.Module,
+        *,
+        radius: float = 1.0,
+        samples_per_ray: int = 64,
+        occupancy_resolution: int = 32,
+        occupancy_threshold: float = 0.01,
+        update_every: int = 16,
+        random_background: float = 0.5,
+        ray_chunk: int = 65536,
+        marching: str = "auto",
+    ) -> None:
+        super().__init__()
+        if min(samples_per_ray, update_every, ray_chunk) < 1 or not 0 <= random_background <= 1:
+            raise ValueError(
+                "scene expects samples_per_ray, update_every, ray_chunk >= 1 and random_background in [0, 1], "
+                f"got {samples_per_ray}, {update_every}, {ray_chunk}, {random_background}"
+            )
+        self.field, self.background = field, background
+        self.samples_per_ray, self.update_every = samples_per_ray, update_every
+        self.random_background, self.ray_chunk = random_background, ray_chunk
+        self.normal_step = 0.01 * radius
+        self.marching, self.marching_reason = marching, ""
+        self._march: Callable[..., Samples] = march
+        self.occupancy = OccupancyGrid(
+            resolution=occupancy_resolution,
+            radius=radius,
+            step=2 * math.sqrt(3) * radius / samples_per_ray,
+            threshold=occupancy_threshold,
+        )
+
+    def update(self, step: int, generator: Generator) -> None:
+        """Refreshes the occupancy grid every `update_every` steps."""
+        if step % self.update_every == 0:
+            self.occupancy.update(self.field.density, generator)
+
+    def render(self, camera: Camera, generator: Generator | None = None, *, normals: bool = False) -> Rendering:
+        """The views of `camera`. `normals` adds the maps normal and orientation (four more density evaluations).
+
+        Without gradients the rays go in chunks of `ray_chunk`, which is halved for this call when memory runs out.
+        """
+        camera = camera.to(self.occupancy.opacity.device)
+        origins, directions = camera.rays()
+        flat = origins.reshape(-1, 3), directions.reshape(-1, 3)
+        jitter = None
+        if generator is not None:
+            jitter = torch.rand(len(flat[0]), generator=generator).to(flat[0].device)
+        if not self.marching_reason:
+            name, self.marching_reason = marching_backend(self.marching, flat[0].device)
+            self._march = march_nerfacc if name == "nerfacc" else march
+        maps = self._rays(*flat, jitter, normals) if torch.is_grad_enabled() else self._chunks(*flat, jitter, normals)
+        maps = maps.view(-1, *directions.shape[:3]).movedim(0, 1)
+        opacity = maps[:, 3:4]
+        return Rendering(
+            rgb=maps[:, :3] + (1 - opacity) * self._behind(directions, generator).movedim(-1, 1),
+            opacity=opacity,
+            depth=maps[:, 4:5],
+            z_variance=maps[:, 5:6],
+            normal=maps[:, 6:9] if normals else None,
+            orientation=maps[:, 9:] if normals else None,
+        )
+
+    def _rays(self, origins: Tensor, directions: Tensor, jitter: Tensor | None, normals: bool) -> Tensor:
+        """Maps (6 or 10, R): rgb without background, opacity, depth, its variance, normal, orientation."""
+        samples = self._march(origins, directions, self.occupancy, slots=self.samples_per_ray, jitter=jitter)
+        density, rgb = self.field(samples.points)
+        w = packed_weights(density, samples)
+        colour, *single = composite(w, rgb, samples)
+        maps = [colour, torch.stack(single)]
+        if normals:
+            n = normals_by_differences(self.field.density, samples.points, self.normal_step)
+            away = (n * directions[samples.ray]).sum(dim=-1).clamp(min=0).square()
+            maps += [accumulate(w * n.t(), samples), accumulate((w.detach() * away)[None], samples)]
+        return torch.cat(maps)
+
+    def _chunks(self, origins: Tensor, directions: Tensor, jitter: Tensor | None, normals: bool) -> Tensor:
+        parts: list[Tensor] = []
+        start, chunk = 0, min(self.ray_chunk, len(origins))
+        while start < len(origins):
+            part = slice(start, start + chunk)
+            try:
+                shift = None if jitter is None else jitter[part]
+                parts.append(self._rays(origins[part], directions[part], shift, normals))
+            except torch.OutOfMemoryError:
+                if chunk == 1:
+                    raise
+                chunk = chunk // 2
+                torch.cuda.empty_cache()
+            else:
+                start += chunk
+        return torch.cat(parts, dim=1)
+
+    def _behind(self, directions: Tensor, generator: Generator | None) -> Tensor:
+        """Colours (B, H, W, 3) behind the object."""
+        draws = None if generator is None else torch.rand(len(directions), 4, generator=generator)
+        if draws is None or not bool((draws[:, 3] < self.random_background).any()):
+            return self.background(directions.reshape(-1, 3)).view_as(directions)
+        flat = draws[:, :3].to(directions)[:, None, None, :].expand_as(directions)
+        chosen = draws[:, 3] < self.random_background
+        if bool(chosen.all()):
+            return flat
+        own = self.background(directions.reshape(-1, 3)).view_as(directions)
+        return torch.where(chosen.to(directions.device)[:, None, None, None], flat, own)

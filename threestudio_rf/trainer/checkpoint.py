@@ -1,0 +1,204 @@
+"""Checkpoints that are whole or absent, checked by sha256, and never executed when they are read.
+
+`<folder>/step-0005000.ckpt` is written under a temporary name, flushed to the disk and renamed; `last.ckpt` is the
+newest of them; `manifest.json` holds size, step and sha256 of each, because a flipped bit passes `torch.load` unseen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import random
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+FORMAT = "threestudio_rf checkpoint 1"
+LAST, MANIFEST = "last.ckpt", "manifest.json"
+KEYS = ("format", "step", "scene", "optimiser", "config", "prior", "figures", "rng")
+STEP_FILE = re.compile(r"step-(\d+)\.ckpt")
+
+
+class CheckpointError(ValueError):
+    """No usable checkpoint; the text is meant for the user."""
+
+
+class Loaded(NamedTuple):
+    """The state of a checkpoint, the file it came from, and what was wrong with the ones that were passed over."""
+
+    state: dict[str, Any]
+    path: Path
+    passed_over: list[str]
+
+
+def random_states() -> dict[str, Any]:
+    """States of Python's and torch's global generators; our own draws are stateless and need none."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"python": random.getstate(), "torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Set the generators to what `random_states` returned; CUDA's only for as many devices as there are."""
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    torch.set_rng_state(states["torch"])
+    for device, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(state, device)
+
+
+def pack(
+    *,
+    step: int,
+    scene: dict[str, Tensor],
+    optimiser: dict[str, Any],
+    config: str,
+    prior: dict[str, str],
+    figures: dict[str, float],
+) -> dict[str, Any]:
+    """What a checkpoint holds: tensors, numbers and text only. `step` is the number of finished steps, `figures` what
+    the run has spent so far."""
+    return {
+        "format": FORMAT,
+        "step": step,
+        "scene": scene,
+        "optimiser": optimiser,
+        "config": config,
+        "prior": prior,
+        "figures": figures,
+        "rng": random_states(),
+    }
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """`data` under a temporary name, flushed to the disk, then renamed. OSError leaves the old file and no new one."""
+    temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}")
+    try:
+        with temporary.open("wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def save(folder: Path, state: dict[str, Any], *, keep: int = 2) -> Path:
+    """Write `state` (of `pack`) as the newest checkpoint of `folder` and keep the `keep` newest.
+
+    Raises OSError when the disk is full or the folder not writable; then every older checkpoint is still there.
+    """
+    if keep < 1:
+        raise ValueError(f"keep: got {keep}, expected at least 1")
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    data = buffer.getvalue()
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(folder)
+    path = folder / f"step-{state['step']:07d}.ckpt"
+    write_atomically(path, data)
+    entry = {"step": state["step"], "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    files = read_manifest(folder) | {path.name: entry, LAST: entry}
+    kept = {path.name} | set(sorted(_step_files(folder) - {path.name}, reverse=True)[: keep - 1])
+    write_manifest(folder, files)
+    _make_last(path)
+    for name in _step_files(folder) - kept:
+        (folder / name).unlink(missing_ok=True)
+    write_manifest(folder, {name: entry for name, entry in files.items() if name in kept | {LAST}})
+    return path
+
+
+def _step_files(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("step-*.ckpt") if STEP_FILE.fullmatch(path.name)}
+
+
+def _make_last(path: Path) -> None:
+    """`last.ckpt` becomes another name of `path`; a copy where the file system has no links."""
+    temporary = path.with_name(f"{LAST}.tmp.{os.getpid()}")
+    try:
+        os.link(path, temporary)
+    except OSError:
+        write_atomically(path.with_name(LAST), path.read_bytes())
+    else:
+        os.replace(temporary, path.with_name(LAST))
+        _sync_folder(path.parent)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Temporary files of processes that were killed. The run's lock says that nobody else writes here."""
+    for path in folder.glob("*.tmp.*"):
+        path.unlink(missing_ok=True)
+
+
+def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """The entries by file name; empty when there is none or it is broken (it is written anew by the next save)."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return files if isinstance(files, dict) else {}
+
+
+def write_manifest(folder: Path, files: dict[str, dict[str, Any]]) -> None:
+    """Write the entries atomically."""
+    write_atomically(folder / MANIFEST, (json.dumps({"files": files}, indent=1) + "\n").encode())
+
+
+def _read(path: Path, known: set[str]) -> dict[str, Any]:
+    """One file, checked. CheckpointError says what is wrong with it in one line."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from None
+    if known and hashlib.sha256(data).hexdigest() not in known:
+        raise CheckpointError(f"{path}: its sha256 is not the one in {MANIFEST} ({len(data)} bytes); it is damaged")
+    try:
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a broken archive, none of them documented
+        kind = type(error).__name__
+        raise CheckpointError(
+            f"{path}: not a checkpoint of this project, or damaged ({kind}); nothing in it was executed"
+        ) from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT or any(key not in state for key in KEYS):
+        raise CheckpointError(f"{path}: not a checkpoint of this project (expected format {FORMAT!r})")
+    return state
+
+
+def candidates(path: Path) -> list[Path]:
+    """The files to try, in order: `path` (or a folder's last.ckpt), then the step files, newest first."""
+    folder = path if path.is_dir() else path.parent
+    if path.is_dir() and (path / "ckpts").is_dir():
+        folder = path / "ckpts"
+    first = folder / LAST if path.is_dir() else path
+    steps = [folder / name for name in sorted(_step_files(folder), reverse=True)]
+    asked = STEP_FILE.fullmatch(first.name)
+    older = [step for step in steps if asked is None or step.name < first.name]
+    return [first, *older] if asked is not None or first.name == LAST else [first]
+
+
+def load(path: Path) -> Loaded:
+    """The checkpoint at `path`, a file, a folder of checkpoints or a run folder; a damaged one falls back to the one
+    before. Only tensors, numbers and text are read (`weights_only`). Raises CheckpointError when none is usable."""
+    problems: list[str] = []
+    for file in candidates(path):
+        known = {str(entry.get("sha256")) for entry in read_manifest(file.parent).values() if isinstance(entry, dict)}
+        try:
+            return Loaded(_read(file, known), file, problems)
+        except CheckpointError as error:
+            problems.append(str(error))
+    raise CheckpointError("; ".join(problems))
