@@ -1,6 +1,6 @@
 """Draw the training curves of the embedded networks from the CSV files that `task=train_tiny` keeps.
 
-    python bench/curves.py --folder docs/training --out docs/images/training.png
+python bench/curves.py --folder docs/training --out docs/images/training.png
 """
 
 from __future__ import annotations

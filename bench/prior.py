@@ -54,12 +54,13 @@ def main() -> None:
             def field(x: torch.Tensor, t: torch.Tensor, predict=predict) -> torch.Tensor:
                 return combine(predict(x, t, list(weights)), weights)
 
-            x = normal((len(rows), *prior.latent_shape), generator(seed, number, "bench/prior"))
-            for x in solve(field, x, times, schedule=prior.schedule, kind=prior.kind):
-                pass
-            image = prior.decode(x)
+            start = normal((len(rows), *prior.latent_shape), generator(seed, number, "bench/prior"))
+            *_, latents = solve(field, start, times, schedule=prior.schedule, kind=prior.kind)
+            image = prior.decode(latents)
             verdict = judge(image)
-            hits = torch.stack((verdict.shape.argmax(-1) == index[rows, 0], verdict.colour.argmax(-1) == index[rows, 1]))
+            hits = torch.stack(
+                (verdict.shape.argmax(-1) == index[rows, 0], verdict.colour.argmax(-1) == index[rows, 1])
+            )
             right.append(torch.cat((index[rows], hits.T, torch.full((len(rows), 1), seed)), dim=1))
             if seed == 0:
                 pictures.append(image)

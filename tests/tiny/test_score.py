@@ -1,10 +1,10 @@
 """The figures call the truth perfect and see known faults by the known amount; skimage is the oracle of CIE76.
 
-Mutations seen to fail: opacity above 0.2 (one half), mean over pixels instead of views (each view), no search
-of the shift and none of the scale (undone), azimuth ignored in the truth (azimuth), squared distances and one
-direction only (chamfer), r without its root (uniform), bounding box of unused vertices (unused), XYZ matrix
-transposed and the 0.04045 branch dropped (skimage), no division by shading (albedo), outline kept (background),
-overhead views counted and the overhead word allowed (janus), `|` for `&` (judged).
+Mutations seen to fail: opacity above 0.2 and a mean over pixels instead of views (each view), no search of the shift
+or of the scale (moved, fitted), squared distances (plates), one direction only (brute force), r without its root,
+triangles drawn without their area, bounding box of unused vertices (uniform), XYZ matrix transposed and the linear
+branch of sRGB dropped (skimage), no division by shading and outline kept (albedo), overhead views counted and the
+overhead word allowed (janus), "or" for "and" (shape and colour).
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ left out, so that `path` is opened directly (disk full), the falling order of th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -25,7 +26,9 @@ from threestudio_rf.trainer.checkpoint import CheckpointError, load, pack, save
 def state_of(step: int, size: int = 4) -> dict:
     scene = {"table": torch.full((size,), float(step)), "step": torch.tensor(step)}
     optimiser = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
-    return pack(step=step, scene=scene, optimiser=optimiser, config="a: 1", prior={"name": "p"}, figures={"seconds": 1.0})
+    return pack(
+        step=step, scene=scene, optimiser=optimiser, config="a: 1", prior={"name": "p"}, figures={"seconds": 1.0}
+    )
 
 
 def flip(path: Path, at: int = -100) -> None:
@@ -177,10 +180,8 @@ def test_a_run_that_is_killed_while_saving_can_always_be_resumed(tmp_path, monke
         return real(*arguments)
 
     monkeypatch.setattr(os, name, killed)
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         save(tmp_path, state_of(40), keep=2)
-    except KeyboardInterrupt:
-        pass
     monkeypatch.undo()
     assert load(tmp_path).state["step"] in (30, 40)
     save(tmp_path, state_of(50), keep=2)
@@ -214,7 +215,7 @@ def run(folder: Path | None, steps: int, resume: bool) -> torch.Tensor:
         optimiser.zero_grad()
         (net(torch.randn(5, 3)).square().mean() * random.random()).backward()
         optimiser.step()
-        if folder is not None:
+        if folder is not None and step + 1 == steps:
             parts = {"scene": net.state_dict(), "optimiser": optimiser.state_dict()}
             save(folder, pack(step=step + 1, config="", prior={}, figures={}, **parts))
     return torch.cat([p.detach().flatten() for p in net.parameters()])

@@ -40,6 +40,7 @@ def open_log(level: str, file: Path | None = None) -> None:
     close_log()
     LOG.setLevel(logging.DEBUG)
     LOG.propagate = False
+    LOG.disabled = False  # Hydra's logging set-up disables every logger it does not know
     terminal = _Terminal()
     terminal.setLevel(getattr(logging, level.upper()))
     LOG.addHandler(terminal)

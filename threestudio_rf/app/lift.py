@@ -16,6 +16,7 @@ from threestudio_rf.app.console import LOG, Progress, memory, peak_memory_mb
 from threestudio_rf.app.errors import FAILED, GOOD, RunError
 from threestudio_rf.app.evaluate import evaluate_scene, show, subject_of
 from threestudio_rf.app.extras import open_wandb
+from threestudio_rf.app.report import write_report
 from threestudio_rf.app.run import Run
 from threestudio_rf.app.signals import Stop
 from threestudio_rf.app.words import warn_unknown_words
@@ -160,9 +161,11 @@ def _shown(metrics: dict[str, float]) -> dict[str, str]:
 
 def command(run: Run) -> int:
     """task=lift mode=train: exit code 0, 1 when the final files could not be written, 130 or 143 after a signal."""
-    if run.config.prior.name in EMBEDDED:
-        warn_unknown_words(run.config.prompt)
+    config = run.config
+    LOG.info("experiment %s, preset %s, loss %s: %r", config.experiment, config.preset, config.loss.name, config.prompt)
     made = prepare(run)
+    if config.prior.name in EMBEDDED:
+        warn_unknown_words(config.prompt)
     warn_space(made)
     with Stop() as stop:
         if made.step < run.config.trainer.steps:
@@ -191,6 +194,10 @@ def finish(run: Run, scene: HashGridNeRF, step: int, figures: dict[str, float]) 
         code = FAILED
     if run.config.evaluate.auto and run.config.prior.name in EMBEDDED:
         _evaluate(run, scene, mesh, figures)
+    try:
+        LOG.info("wrote %s", write_report(run.folder, run.config.prompt or run.config.name))
+    except OSError as error:
+        LOG.warning("no report: %s", error.strerror or error)
     return code
 
 

@@ -22,7 +22,9 @@ FPS = 24.0
 SHEET_VIEWS = 8
 
 
-def renderings(scene: HashGridNeRF, camera: Camera, device: torch.device, *, normals: bool = False) -> Iterator[Rendering]:
+def renderings(
+    scene: HashGridNeRF, camera: Camera, device: torch.device, *, normals: bool = False
+) -> Iterator[Rendering]:
     """One view at a time, on the CPU, without gradients."""
     for i in range(len(camera)):
         with torch.no_grad():
@@ -59,7 +61,11 @@ def test(run: Run, scene: HashGridNeRF, step: int) -> list[Path]:
     rgb, opacity = torch.cat([seen.rgb for seen in views]), torch.cat([seen.opacity for seen in views])
     normal = torch.cat([seen.normal for seen in views if seen.normal is not None])
     titles = [f"{azimuth:.0f}°" for azimuth in around.azimuth.tolist()]
-    sheet = contact_sheet(rendering_rows(Rendering(rgb, opacity, normal=normal)), titles=titles, cell=min(128, run.config.camera.eval_size))
+    sheet = contact_sheet(
+        rendering_rows(Rendering(rgb, opacity, normal=normal)),
+        titles=titles,
+        cell=min(128, run.config.camera.eval_size),
+    )
     made.append(png(run.save(f"it{step}-sheet.png"), sheet))
     return made
 

@@ -47,9 +47,9 @@ def command(run: Run) -> int:
     """`save/00000.png ...` and `save/sheet.png`; without fresh noise picture i depends on the seed
     and i only."""
     config, settings = run.config, run.config.sample
+    prior = build_prior(config.prior, run.device)
     if config.prior.name in EMBEDDED:
         warn_unknown_words(config.prompt)
-    prior = build_prior(config.prior, run.device)
     text = config.prompt
     if settings.view:
         text = config.prior.view_pattern.replace("{view}", settings.view).replace("{prompt}", config.prompt)

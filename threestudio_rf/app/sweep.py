@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from threestudio_rf.app.check import check
 from threestudio_rf.app.compose import register, typed
+from threestudio_rf.app.console import open_log
 from threestudio_rf.app.errors import FAILED, RunError, UserError
 from threestudio_rf.app.flags import CONFIGS, Launch
 
@@ -37,6 +38,7 @@ def sweep(launch: Launch) -> int:
 
     def job(settings: DictConfig) -> None:
         config = typed(settings)
+        open_log(config.log_level)
         number = HydraConfig.get().job.num
 
         def work() -> int:

@@ -49,8 +49,9 @@ def corners(points: Tensor, level: GridLevel, multipliers: Tensor) -> tuple[Tens
     scaled = points * level.resolution
     cell = scaled.detach().to(torch.int32).clamp_(max=level.resolution - 1)
     fraction = scaled - cell
-    low = cell.mul_(multipliers)
-    both = torch.stack((low, low + multipliers))
+    both = cell.new_empty(2, *cell.shape)
+    torch.mul(cell, multipliers, out=both[0])
+    torch.add(both[0], multipliers, out=both[1])
     if level.dense:
         rows = (both[:, None, 0] + both[None, :, 1]).view(4, 1, -1) + both[None, :, 2]
     else:
@@ -59,12 +60,12 @@ def corners(points: Tensor, level: GridLevel, multipliers: Tensor) -> tuple[Tens
     return rows.view(8, -1), fraction
 
 
-def interpolate(channel: Tensor, rows: Tensor, fraction: Tensor) -> Tensor:
-    """Trilinear interpolation (N,) of one feature; `channel` (size,), differentiable by plain autograd."""
+def interpolate(channel: Tensor, rows: Tensor, fraction: Tensor, out: Tensor | None = None) -> Tensor:
+    """Trilinear interpolation (N,) of a feature, `channel` (size,); differentiable by plain autograd without `out`."""
     f = channel.index_select(0, rows.view(-1)).view(4, 2, -1)
     f = torch.lerp(f[:, 0], f[:, 1], fraction[2]).view(2, 2, -1)
     f = torch.lerp(f[:, 0], f[:, 1], fraction[1])
-    return torch.lerp(f[0], f[1], fraction[0])
+    return torch.lerp(f[0], f[1], fraction[0], out=out)
 
 
 def corner_weights(fraction: Tensor) -> Tensor:
@@ -74,38 +75,49 @@ def corner_weights(fraction: Tensor) -> Tensor:
 
 
 class _Encode(torch.autograd.Function):
-    """Gather forward, flat scatter backward; the gradient goes to the table only. On CUDA, where memory is short and
-    arithmetic is free, the corners are computed again in the backward."""
+    """Gather forward, flat scatter backward, in pieces that fit in a cache; the gradient goes to the table only.
+
+    On CUDA, where memory is short and arithmetic is free, the corners are computed again in the backward.
+    """
 
     @staticmethod
     def forward(ctx, table: Tensor, points: Tensor, multipliers: Tensor, levels: list[GridLevel]) -> Tensor:  # type: ignore[no-untyped-def]
-        features: list[Tensor] = []
+        channels, count = len(table), points.shape[1]
+        out = table.new_empty(len(levels) * channels, count)
         saved: list[Tensor] = []
         for i, level in enumerate(levels):
-            rows, fraction = corners(points, level, multipliers[i])
-            saved += (rows, fraction)
-            part = table[:, level.offset : level.offset + level.size]
-            features += [interpolate(channel, rows, fraction) for channel in part]
+            for piece in _pieces(count):
+                rows, fraction = corners(points[:, piece], level, multipliers[i])
+                saved += (rows, fraction)
+                for c in range(channels):
+                    part = table[c, level.offset : level.offset + level.size]
+                    interpolate(part, rows, fraction, out=out[i * channels + c, piece])
         ctx.levels, ctx.shape, ctx.recompute = levels, table.shape, points.is_cuda
         ctx.save_for_backward(*((points, multipliers) if ctx.recompute else saved))
-        return torch.stack(features)
+        return out
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[no-untyped-def]
-        saved = ctx.saved_tensors
+        saved = iter(ctx.saved_tensors)
+        points, multipliers = (next(saved), next(saved)) if ctx.recompute else (None, None)
         grad = grad.contiguous()
         out = grad.new_zeros(ctx.shape)
-        channels = len(out)
+        channels, count = len(out), grad.shape[1]
         for i, level in enumerate(ctx.levels):
-            if ctx.recompute:
-                rows, fraction = corners(saved[0], level, saved[1][i])
-            else:
-                rows, fraction = saved[2 * i], saved[2 * i + 1]
-            weights, flat = corner_weights(fraction), rows.view(-1).long()
-            for c in range(channels):
-                part = out[c, level.offset : level.offset + level.size]
-                part.scatter_add_(0, flat, (weights * grad[i * channels + c]).view(-1))
+            for piece in _pieces(count):
+                if points is None or multipliers is None:
+                    rows, fraction = next(saved), next(saved)
+                else:
+                    rows, fraction = corners(points[:, piece], level, multipliers[i])
+                weights, flat = corner_weights(fraction), rows.view(-1).long()
+                for c in range(channels):
+                    part = out[c, level.offset : level.offset + level.size]
+                    part.scatter_add_(0, flat, (weights * grad[i * channels + c, piece]).view(-1))
         return out, None, None, None
+
+
+def _pieces(count: int, size: int = 65536) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, count, size)]
 
 
 class HashGrid(nn.Module):

@@ -1,0 +1,92 @@
+"""Ranges and combinations: each is refused before a model loads, with its key and the range in the message.
+
+Mutation seen to fail: each check removed in turn (the table has a row for every one).
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from threestudio_rf.app.check import check
+from threestudio_rf.app.config import Config, leaves
+from threestudio_rf.app.errors import UserError
+
+
+def config_with(changes: dict) -> Config:
+    config = Config(prompt="a red ball")
+    config.camera.sizes, config.camera.milestones = [64], []
+    for key, value in changes.items():
+        *path, name = key.split(".")
+        node = config
+        for part in path:
+            node = getattr(node, part)
+        assert key in leaves()
+        setattr(node, name, value)
+    return config
+
+
+def test_the_defaults_are_good():
+    check(Config(prompt="a red ball"))
+    check(config_with({}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss.t_min": 0.9, "loss.t_max": 0.5}, r"loss\.t_min=0\.9.*t_min at most t_max.*0\.9 > 0\.5"),
+        ({"loss.t_min": [0, 0.02, 0.99, 100]}, r"at step 100"),
+        ({"loss.t_max": 1.5}, r"loss\.t_max=1\.5: expected above 0 and at most 1"),
+        ({"loss.t_max": [0, 0.5, 1.5, 10]}, r"loss\.t_max=.*got 1\.5"),
+        ({"loss.t_max": [0, 0.5, 0.6, 10.0]}, r"loss\.t_max=.*whole number"),
+        ({"loss.space": "eps", "loss.t_max": 1.0}, r"loss\.t_max"),
+        ({"optim.lr_encoding": -0.1}, r"optim\.lr_encoding=-0\.1: expected at least 0"),
+        ({"optim.lr_networks": float("nan")}, r"optim\.lr_networks=nan"),
+        ({"optim.betas": [0.9]}, r"optim\.betas=\[0\.9\]: expected 2 numbers"),
+        ({"optim.eps": 0.0}, r"optim\.eps=0\.0: expected above 0"),
+        ({"camera.sizes": [0]}, r"camera\.sizes=\[0\]: expected at least 8"),
+        ({"camera.sizes": [63]}, r"camera\.sizes=\[63\]: expected multiples of 16.*got 63"),
+        ({"camera.sizes": [64, 128]}, r"camera\.sizes=\[64, 128\]: expected one more than camera\.milestones"),
+        ({"camera.views": [1, 2]}, r"camera\.views=\[1, 2\]: expected 1"),
+        ({"camera.sizes": [16] * 3, "camera.milestones": [9, 5]}, r"camera\.milestones=\[9, 5\]: expected rising"),
+        ({"camera.elevation": [20.0, -20.0]}, r"camera\.elevation=.*low at most high"),
+        ({"camera.distance": [0.0, 1.0]}, r"camera\.distance=.*above 0"),
+        ({"camera.eval_size": 0}, r"camera\.eval_size=0: expected at least 8"),
+        ({"trainer.steps": 0}, r"trainer\.steps=0: expected at least 1"),
+        ({"scene.radius": 0.0}, r"scene\.radius"),
+        ({"scene.encoding.levels": 0}, r"scene\.encoding\.levels=0: expected at least 1 and at most 32"),
+        ({"scene.renderer.samples_per_ray": 1}, r"samples_per_ray=1: expected at least 2"),
+        ({"scene.background.rgb": [1.0, 2.0, 0.0]}, r"scene\.background\.rgb"),
+        ({"loss.noise": "rv"}, r"loss\.noise=rv: expected one of random, rev; did you mean rev"),
+        ({"loss.weight": "sigma_2"}, r"did you mean sigma2"),
+        ({"task": "lft"}, r"task=lft: expected one of .*did you mean lift"),
+        ({"checkpoint.keep": 0}, r"checkpoint\.keep=0"),
+        ({"export.resolution": 4}, r"export\.resolution=4"),
+        ({"export.threshold": "high"}, r"export\.threshold=high: expected a number or auto"),
+        ({"export.formats": []}, r"export\.formats"),
+        ({"export.formats": ["stl"]}, r"export\.formats=stl: expected one of glb"),
+        ({"sample.steps": 0}, r"sample\.steps=0"),
+        ({"seed": -1}, r"seed=-1"),
+        ({"device": "gpu"}, r"device=gpu: expected auto, cpu, cuda"),
+        ({"prompt": ""}, r"the prompt is empty"),
+        ({"prompt": " \n\t"}, r"the prompt is empty"),
+        ({"name": " "}, r"name is empty"),
+        ({"prior.view_pattern": "{view}"}, r"prior\.view_pattern"),
+        ({"prior.name": "sd3"}, r"prior\.path"),
+        ({"resume": "a", "weights": "b"}, r"only one of them"),
+        ({"mode": "export"}, r"mode=export needs a finished run"),
+        ({"task": "evaluate"}, r"task=evaluate needs a finished run"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_name(changes, message):
+    with pytest.raises(UserError, match=message):
+        check(config_with(changes))
+
+
+def test_a_run_without_text_must_be_asked_for():
+    check(config_with({"prompt": "", "allow_empty_prompt": True}))
+    check(config_with({"prompt": "", "task": "doctor"}))
+    check(config_with({"prompt": "", "resume": "somewhere"}))
+
+
+def test_another_prior_has_other_picture_sizes():
+    check(config_with({"camera.sizes": [24], "prior.name": "gaussian", "prior.size": 12}))

@@ -1,0 +1,71 @@
+"""One tiny end-to-end run per task with the embedded prior. Thresholds are far below what the default settings reach:
+they say that the parts fit together, `bench/` says how good they are.
+
+Seen to fail: the velocity's sign turned in the adapter, the view prompts replaced by empty ones.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from threestudio_rf.app.evaluate import KEYS
+from threestudio_rf.app.start import start
+
+SHORT = ["trainer.steps=60", "trainer.validate_every=30", "checkpoint.every=50", "camera.test_views=4"]
+SHORT += ["camera.eval_size=64", "export.resolution=32"]
+
+
+def run_of(root: Path, *line: str) -> Path:
+    """Start a command that must succeed and return its run folder."""
+    before = set(root.glob("*/*"))
+    assert start([*line, f"exp_root_dir={root}"]) == 0
+    (folder,) = set(root.glob("*/*")) - before
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lifted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_of(tmp_path_factory.mktemp("golden"), "prompt=a red mushroom", *SHORT)
+
+
+def test_lift_golden(lifted: Path) -> None:
+    figures = json.loads((lifted / "metrics.json").read_text())
+    assert tuple(figures) == KEYS
+    assert figures["silhouette_iou"] > 0.5 and figures["network_calls"] == 180
+    assert figures["chamfer"] is not None and figures["janus"] is None
+    picture = np.asarray(Image.open(lifted / "save/it60-test/0.png")).astype(float)
+    middle = picture[24:36, 24:40].mean(axis=(0, 1))
+    assert middle[0] > 1.5 * middle[1:].max(), "the middle of a red mushroom is red"
+    corner = picture[:6, :6].mean(axis=(0, 1))
+    assert (corner > 200).all(), "and its corner shows the white background"
+
+
+def test_evaluate_and_export_golden(lifted: Path) -> None:
+    first = json.loads((lifted / "metrics.json").read_text())
+    assert start(["task=evaluate", f"resume={lifted}"]) == 0
+    again = json.loads((lifted / "metrics.json").read_text())
+    for key in ("judged_accuracy", "silhouette_iou", "colour_error"):
+        assert math.isclose(again[key], first[key], abs_tol=1e-9)
+    assert start(["task=export", f"resume={lifted}", "export.resolution=24", "export.formats=[glb]"]) == 0
+
+
+def test_sample_golden(tmp_path: Path) -> None:
+    folder = run_of(tmp_path, "task=sample", "prompt=a blue ball", "sample.n=2", "sample.steps=10")
+    for i in range(2):
+        picture = np.asarray(Image.open(folder / f"save/{i:05d}.png")).astype(float)
+        middle = picture[28:36, 28:36].mean(axis=(0, 1))
+        assert middle[2] > 1.5 * middle[:2].max()
+
+
+def test_train_tiny_golden(tmp_path: Path) -> None:
+    sizes = ["train_tiny.steps=2", "train_tiny.per_shape=2", "train_tiny.batch=4", f"train_tiny.folder={tmp_path}/t"]
+    for part in ("vae", "sd3", "judge"):
+        assert start(["task=train_tiny", f"train_tiny.part={part}", *sizes, f"exp_root_dir={tmp_path}"]) == 0
+    assert (tmp_path / "t/tiny-sd3/model_index.json").exists() and (tmp_path / "t/judge.safetensors").exists()
+    assert json.loads((tmp_path / "t/vae.json").read_text())["psnr_mean_db"] > 5
