@@ -247,6 +247,7 @@ def save_sd3(
     pipe.save_pretrained(folder, safe_serialization=True)
     for name in ("tokenizer", "tokenizer_2"):
         _write_vocabulary(folder / name)
+    _amend(folder / "vae/config.json", {"_name_or_path": ""})  # else the machine's path of the trained part stays in it
     for name in ("text_encoder", "text_encoder_2"):  # else transformers would compute in the stored dtype
         _amend(folder / name / "config.json", {"dtype": "float32"})
     _amend(folder / "model_index.json", {MAX_SEQUENCE_LENGTH: max_sequence_length})

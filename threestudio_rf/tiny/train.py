@@ -123,7 +123,7 @@ def _figures(folder: Path, part: str, figures: dict[str, float], report: Report)
 
 
 PARTS: dict[str, tuple[Callable[..., None], Schedule, dict[str, int]]] = {
-    "vae": (train_vae, Schedule(steps=7000, lr=6e-4, warmup=0.01), {"per_shape": 2000, "batch": 8}),
+    "vae": (train_vae, Schedule(steps=3600, lr=6e-4, warmup=0.01), {"per_shape": 2000, "batch": 8}),
     "sd3": (train_sd3, Schedule(steps=7000, lr=1e-3), {"per_shape": 2000, "batch": 64}),
     "judge": (train_judge, Schedule(steps=3000, lr=2e-3), {"per_shape": 1000, "batch": 64}),
 }

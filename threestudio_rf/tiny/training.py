@@ -92,6 +92,13 @@ def _save(state: dict[str, object], file: Path) -> None:
     os.replace(temporary, file)
 
 
+def _restore(file: Path, part: Part, optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], int, float]:
+    state = torch.load(file, weights_only=True)
+    part.modules.load_state_dict(state["modules"])
+    optimiser.load_state_dict(state["optimiser"])
+    return state["mean"], state["step"], state["seconds"]
+
+
 def _average(mean: dict[str, Tensor], modules: nn.ModuleDict, decay: float, step: int) -> None:
     decay = min(decay, (1 + step) / (10 + step))
     for name, value in modules.state_dict().items():
@@ -114,10 +121,7 @@ def train(
     mean = {name: value.detach().clone() for name, value in part.modules.state_dict().items()}
     first, seconds = 0, 0.0
     if file.exists():
-        state = torch.load(file, weights_only=True)
-        part.modules.load_state_dict(state["modules"])
-        optimiser.load_state_dict(state["optimiser"])
-        mean, first, seconds = state["mean"], state["step"], state["seconds"]
+        mean, first, seconds = _restore(file, part, optimiser)
         report(f"{part.name}: resumed at step {first}")
     curve.resume(first)
     started, saved = time.perf_counter() - seconds, time.perf_counter()
