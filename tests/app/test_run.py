@@ -1,7 +1,7 @@
 """Whole runs: files, resume, signals, damage, full disks, other tasks.
 
 Mutations seen to fail: the optimiser's state not loaded on resume (bit-equal), `merge_stored` without its error
-(structural change), `made.save()` left out when a signal came, the final export outside its try (full disk).
+(structural change), `made.save()` left out when a signal came, the OSError handler of `Lift.save` removed (full disk).
 """
 
 from __future__ import annotations
@@ -74,6 +74,17 @@ def test_a_run_that_is_resumed_ends_bit_equal_to_one_that_was_not(small, finishe
 def test_latest_goes_on_with_the_last_run_of_the_prompt(small, again, launcher):
     code, folder, out, _ = launcher(*small, "prompt=a red ball", f"exp_root_dir={again.parents[1]}", "resume=latest")
     assert code == 0 and folder == again and "nothing to train" in out
+
+
+def test_a_run_that_starts_from_stored_weights_is_a_new_run_with_its_own_settings(small, finished, launcher, tmp_path):
+    line = [*small, "prompt=a blue ball", "prior.std=0.2", f"system.weights={finished}", f"exp_root_dir={tmp_path}"]
+    code, folder, out, _ = launcher(*line, "trainer.steps=1", "optim.lr_encoding=0", "optim.lr_networks=0")
+    assert code == 0 and folder.parent == tmp_path / "tiny" and folder.name.startswith("a_blue_ball@")
+    assert load(folder).state["step"] == 1 and "changed on resume" not in out
+    stored, table = weights(finished), "field.encoding.table"
+    assert torch.equal(weights(folder)[table], stored[table])
+    code, _, _, err = launcher(*line, "scene.encoding.levels=3")
+    assert code == 2 and "scene.encoding.levels: 2 -> 3" in err
 
 
 def asking(monkeypatch, number, at=3):
@@ -165,17 +176,18 @@ def test_a_full_disk_is_a_warning_while_it_runs_and_exit_code_one_for_the_final_
     def update(self, step, values):
         real(self, step, values)
         if step == 3:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (400, hard))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (6000, hard))
 
     monkeypatch.setattr(Progress, "update", update)
-    monkeypatch.setattr(console.LOG, "addHandler", lambda handler: None)
     try:
-        code, folder, _, _ = launcher(*small, "prompt=a red ball", f"exp_root_dir={tmp_path}")
+        code, folder, out, err = launcher(*small, "prompt=a red ball", f"exp_root_dir={tmp_path}")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert code == 1
-    (folder,) = (tmp_path / "tiny").iterdir()
-    assert load(folder).state["step"] == 2
+    assert code == 1 and "no mesh: " in err and "Traceback" not in err and "Logging error" not in err
+    for step in (4, 6):
+        assert f"warning: no checkpoint of step {step} (File too large); the one before is kept" in err
+    assert out.splitlines()[-1] == f"run: {folder}"
+    assert load(folder).state["step"] == 2 and load(folder).passed_over == []
     assert not list(folder.rglob("*.tmp.*")) and not list(folder.glob("save/*-export/*"))
 
 

@@ -1,4 +1,4 @@
-"""Backgrounds are functions of the direction. Seen to fail: sin and cos of another angle; a solid colour with its channels reversed."""
+"""Backgrounds are functions of the direction. Seen to fail: waves of another angle; a solid colour reversed."""
 
 from __future__ import annotations
 

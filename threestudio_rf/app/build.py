@@ -197,9 +197,27 @@ def _pair(values: list[float]) -> tuple[float, float]:
     return low, high
 
 
+def _views(config: Config) -> Views:
+    camera, prior = config.camera, config.prior
+    return Views(
+        sizes=camera.sizes,
+        milestones=camera.milestones,
+        counts=camera.views,
+        elevation=_pair(camera.elevation),
+        azimuth=_pair(camera.azimuth),
+        distance=_pair(camera.distance),
+        fovy=_pair(camera.fovy),
+        sphere=camera.sphere,
+        stratified=camera.stratified,
+        front=prior.front,
+        back=prior.back,
+        overhead=prior.overhead,
+    )
+
+
 def lift_settings(config: Config) -> LiftSettings:
     """The settings of the loop."""
-    loss, camera, prior = config.loss, config.camera, config.prior
+    loss = config.loss
     return LiftSettings(
         steps=config.trainer.steps,
         method=Method(
@@ -212,20 +230,7 @@ def lift_settings(config: Config) -> LiftSettings:
         ),
         rates=rates(config),
         lambdas=factors(loss),
-        views=Views(
-            sizes=camera.sizes,
-            milestones=camera.milestones,
-            counts=camera.views,
-            elevation=_pair(camera.elevation),
-            azimuth=_pair(camera.azimuth),
-            distance=_pair(camera.distance),
-            fovy=_pair(camera.fovy),
-            sphere=camera.sphere,
-            stratified=camera.stratified,
-            front=prior.front,
-            back=prior.back,
-            overhead=prior.overhead,
-        ),
+        views=_views(config),
         times=Times(
             t_min=ramp(loss.t_min),
             t_max=ramp(loss.t_max),
@@ -233,7 +238,7 @@ def lift_settings(config: Config) -> LiftSettings:
             shift=loss.t_shift,
             width=loss.t_width,
         ),
-        encode_size=prior.image_size,
+        encode_size=config.prior.image_size,
         clip=config.optim.clip,
         skip_limit=config.trainer.skip_limit,
         empty_limit=config.trainer.empty_limit,

@@ -26,6 +26,13 @@ class _Terminal(logging.Handler):
         stream.flush()
 
 
+class _File(logging.FileHandler):
+    """log.txt; on a full disk its lines are lost in silence, the terminal still shows them."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        return
+
+
 def safe_streams() -> None:
     """Characters that the console's encoding lacks are replaced, never an exception (locale C)."""
     import io
@@ -45,7 +52,7 @@ def open_log(level: str, file: Path | None = None) -> None:
     terminal.setLevel(getattr(logging, level.upper()))
     LOG.addHandler(terminal)
     if file is not None:
-        handler = logging.FileHandler(file, encoding="utf-8", delay=True)
+        handler = _File(file, encoding="utf-8", delay=True)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         LOG.addHandler(handler)
     warnings.showwarning = _show_warning  # type: ignore[assignment]

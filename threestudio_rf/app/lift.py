@@ -13,7 +13,7 @@ from threestudio_rf.app import look
 from threestudio_rf.app.build import EMBEDDED, build_prior, build_scene, embed_views, lift_settings, prior_id, rates
 from threestudio_rf.app.compose import to_text
 from threestudio_rf.app.console import LOG, Progress, memory, peak_memory_mb
-from threestudio_rf.app.errors import FAILED, GOOD, RunError
+from threestudio_rf.app.errors import FAILED, GOOD, RunError, UserError
 from threestudio_rf.app.evaluate import evaluate_scene, show, subject_of
 from threestudio_rf.app.extras import open_wandb
 from threestudio_rf.app.report import write_report
@@ -205,4 +205,7 @@ def _evaluate(run: Run, scene: HashGridNeRF, mesh: Mesh | None, figures: dict[st
     if subject_of(run.config.prompt) is None:
         LOG.info("no figures: the prompt does not name one shape and one colour of the tiny world")
         return
-    show(run, evaluate_scene(run, scene, mesh, figures | {"peak_memory_mb": peak_memory_mb()}))
+    try:
+        show(run, evaluate_scene(run, scene, mesh, figures | {"peak_memory_mb": peak_memory_mb()}))
+    except (OSError, UserError) as error:
+        LOG.warning("no figures: %s", error)

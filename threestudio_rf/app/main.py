@@ -102,12 +102,19 @@ def run_one(config: Config, loaded: Loaded | None, launch: Launch, *, suffix: st
         write_start(folder, parsed=to_text(config), raw=raw, argv=launch.argv, prior=prior)
         run = Run(config, folder, device, loaded)
         code = guarded(lambda: command_of(config)(run))
-        write_status(folder, {"status": STATUS.get(code, "interrupted"), "exit_code": code})
+        _close(folder, code)
     finally:
         lock.release()
         close_log()
     print(f"run: {folder}", flush=True)
     return code
+
+
+def _close(folder: Path, code: int) -> None:
+    try:
+        write_status(folder, {"status": STATUS.get(code, "interrupted"), "exit_code": code})
+    except OSError as error:
+        LOG.warning("run.json is not up to date: %s", error.strerror or error)
 
 
 def run(launch: Launch) -> int:

@@ -66,14 +66,17 @@ def open_checkpoint(path: Path) -> Loaded:
 def merge_stored(config: Config, overrides: list[str], loaded: Loaded) -> Config:
     """The settings of a resumed run under the changes of this command line.
 
-    An experiment that is named and differs from the stored one replaces its settings. Settings that the stored scene
+    An experiment that is named and differs from the stored one replaces its settings, and a run that only starts from
+    stored weights keeps none of them; then the prior may be another one too. Settings that the stored scene
     or prior does not fit raise UserError with their keys; the others are allowed and logged.
     """
     stored = from_text(loaded.state["config"], str(loaded.path))
     named = any(item.startswith("experiment=") for item in overrides)
-    same = not named or config.experiment == stored.experiment
+    same = bool(config.resume) and (not named or config.experiment == stored.experiment)
     merged = on_top(stored, overrides) if same else config
     structural, other = differences(stored, merged)
+    if config.weights:
+        structural, other = [line for line in structural if line.startswith("scene.")], []
     if structural:
         raise UserError(
             f"{loaded.path} does not fit these settings: {'; '.join(structural)}; leave them as they were stored, "

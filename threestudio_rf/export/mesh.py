@@ -170,11 +170,17 @@ def extract(
     return Mesh(points, torch.from_numpy(faces.astype(np.int64)), colours.clamp(0, 1))
 
 
-def _trimesh(mesh: Mesh, *, y_up: bool) -> Any:
+def to_linear(srgb: Tensor) -> Tensor:
+    """Linear light in [0, 1] of sRGB values in [0, 1] (IEC 61966-2-1)."""
+    return torch.where(srgb > 0.04045, ((srgb + 0.055) / 1.055) ** 2.4, srgb / 12.92)
+
+
+def _trimesh(mesh: Mesh, *, gltf: bool) -> Any:
     import trimesh
 
-    vertices = mesh.vertices[:, [1, 2, 0]] if y_up else mesh.vertices
-    colours = torch.nn.functional.pad((mesh.colours * 255).round(), (0, 1), value=255).to(torch.uint8)
+    vertices = mesh.vertices[:, [1, 2, 0]] if gltf else mesh.vertices
+    colours = to_linear(mesh.colours) if gltf else mesh.colours
+    colours = torch.nn.functional.pad((colours * 255).round(), (0, 1), value=255).to(torch.uint8)
     return trimesh.Trimesh(vertices.numpy(), mesh.faces.numpy(), vertex_colors=colours.numpy(), process=False)
 
 
@@ -184,8 +190,10 @@ def write(mesh: Mesh, folder: Path | str, *, formats: Sequence[str] = FORMATS, n
     Size: the longest side of the bounding box is 1, its middle is the origin. Axes: GLB is +Y up and looks along +Z,
     as its standard says, so (x, y, z) becomes (y, z, x); OBJ and PLY stay in the scene's frame, z up and front +x,
     as threestudio writes them and T3Bench's renderer reads them. Vertex colours are the 8-bit values that a render
-    shows, unchanged in every format. Raises EmptyGeometryError for a mesh without faces or with NaN, ValueError for
-    an unknown format, OSError when the disk is full; then no file is left behind and old ones are kept.
+    shows; in GLB they are linear light, as its standard asks (stored as sRGB, viewers would show them pale).
+
+    Raises EmptyGeometryError for a mesh without faces or with NaN, ValueError for an unknown format, OSError when the
+    disk is full; then no file is left behind and old ones are kept.
     """
     unknown = sorted(set(formats) - set(FORMATS))
     if unknown or not formats:
@@ -196,7 +204,7 @@ def write(mesh: Mesh, folder: Path | str, *, formats: Sequence[str] = FORMATS, n
     files = {}
     for kind in formats:
         normals = {"vertex_normal" if kind == "ply" else "include_normals": True}
-        data = _trimesh(unit, y_up=kind == "glb").export(file_type=kind, **normals)
+        data = _trimesh(unit, gltf=kind == "glb").export(file_type=kind, **normals)
         files[Path(folder) / f"{name}.{kind}"] = data.encode() if isinstance(data, str) else data
     write_files(files)
     return list(files)

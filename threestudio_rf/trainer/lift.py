@@ -150,11 +150,7 @@ def lift(
         scene.update(step, generator(settings.seed, step, "update"))
         set_rates(optimiser, settings.rates, step)
         camera = settings.views.camera(step, settings.seed).to(device)
-        index = settings.views.index(camera)
-        predict = bind(
-            prior,
-            {"cond": conditions.select(index), "uncond": negative.select(index) if len(negative) > 1 else negative},
-        )
+        predict = seen_from(prior, conditions, negative, settings.views.index(camera))
         normals = settings.factor("orientation", step) > 0
         rendering = scene.render(camera, generator(settings.seed, step, "render"), normals=normals)
         loss, result, metrics = objective(rendering, prior, predict, step, settings)
@@ -172,6 +168,12 @@ def lift(
         if empty == settings.empty_limit:
             warnings.warn(_empty(step, empty), stacklevel=2)
         yield LiftState(step, metrics, camera, _detached(rendering), result.x0_hat)
+
+
+def seen_from(prior: Prior, conditions: Condition, negative: Condition, index: Tensor) -> Bound:
+    """The prior with the view prompt of each camera; `negative` is one prompt for all or one per view word."""
+    against = negative.select(index) if len(negative) > 1 else negative
+    return bind(prior, {"cond": conditions.select(index), "uncond": against})
 
 
 def objective(
