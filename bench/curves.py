@@ -44,6 +44,8 @@ def main() -> None:
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
+        if column == "loss":
+            axis.set_yscale("log")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(options.out, dpi=80)
     print(options.out)

@@ -38,6 +38,8 @@ OTHERS = (
     "a cyan chair",
     "a red house",
 )
+SHOWN = ("a red mushroom", "a purple donut", "an orange snowman", "a green cone")
+SHOWN = (*SHOWN, "a blue cube", "a white house", "an orange star", "a green arrow")
 KEYS = ("judged_accuracy", "silhouette_iou", "chamfer", "colour_error", "janus", "seconds", "network_calls")
 KEYS = (*KEYS, "peak_memory_mb")
 
@@ -113,6 +115,23 @@ def publish(options: argparse.Namespace, prompts: list[str], lines: list[str]) -
             shutil.copy2(sheets[-1], images / f"{tag}.png")
             text += [f"## {prompt}", "", f"![{prompt}](images/gallery/{tag}.png)", ""]
     (options.docs / "gallery.md").write_text("\n".join(text))
+    turntables(options, [p for p in SHOWN if p in prompts], options.docs / "images/turntables.gif")
+
+
+def turntables(options: argparse.Namespace, prompts: list[str], file: Path, *, columns: int = 4) -> None:
+    """Every sixth frame of the turntables of some prompts, side by side, as one GIF."""
+    from PIL import Image
+
+    folders = [sorted(options.root.glob(f"*/{p.replace(' ', '_')}*/save/it*-test"))[-1] for p in prompts]
+    frames = []
+    for i in range(0, 120, 6):
+        pictures = [Image.open(folder / f"{i}.png") for folder in folders]
+        width, height = pictures[0].size
+        sheet = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height))
+        for number, picture in enumerate(pictures):
+            sheet.paste(picture, (number % columns * width, number // columns * height))
+        frames.append(sheet)
+    frames[0].save(file, save_all=True, append_images=frames[1:], duration=120, loop=0)
 
 
 if __name__ == "__main__":

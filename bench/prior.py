@@ -1,6 +1,6 @@
 """How often the embedded prior's own samples are judged right: every prompt x 4 view words x seeds, 20 Euler steps.
 
-    python bench/prior.py [--seeds 4] [--cfg 4] [--steps 20] [--shift 3] [--sheet docs/images/prior.png]
+    python bench/prior.py [--seeds 4] [--cfg 5] [--steps 20] [--shift 3] [--sheet docs/images/prior.png]
 
 Prints the share of samples whose judged shape AND colour are the prompt's, by shape, colour and view word, and the
 mean norm of a sample's latent over that of true latents (1 is right, more is over-saturated).
@@ -33,7 +33,7 @@ from threestudio_rf.tiny.world import COLOURS, SHAPES, VIEW_WORDS, prompt_of
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--cfg", type=float, default=4.0)
+    parser.add_argument("--cfg", type=float, default=5.0)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--shift", type=float, default=3.0)
     parser.add_argument("--sheet", type=Path)

@@ -91,7 +91,7 @@ def parts(scene, prior, conditions, negative, optimiser, settings, state) -> dic
     found["encoder forward and backward"] = seconds(encode)
     origins, directions = (rays.reshape(-1, 3) for rays in state.camera.rays())
     with torch.no_grad():
-        samples = march(origins, directions, scene.occupancy, slots=scene.samples_per_ray, jitter=0.5)
+        samples = march(origins, directions, scene.occupancy, slots=scene.samples_per_ray, jitter=None)
 
     def field() -> None:
         density, rgb = scene.field(samples.points)
