@@ -31,14 +31,9 @@ MEANING = {
 }
 
 
-def subject_of(prompt: str) -> tuple[str, str] | None:
-    """(shape, colour) that a prompt names, or None where the truth is unknown."""
-    return subject(prompt)
-
-
 def evaluate_scene(run: Run, scene: Scene, mesh: Mesh | None, spent: dict[str, float]) -> dict[str, float | None]:
     """The figures of `KEYS`. UserError for a prompt without a known truth, or a judge that is not whole."""
-    found = subject_of(run.config.prompt)
+    found = subject(run.config.prompt)
     if found is None:
         raise UserError(
             f"{run.config.prompt!r} names no single shape and colour of the tiny world, so its truth is unknown; "

@@ -14,7 +14,7 @@ from threestudio_rf.app.build import EMBEDDED, build_prior, build_scene, embed_v
 from threestudio_rf.app.compose import to_text
 from threestudio_rf.app.console import LOG, Progress, memory, peak_memory_mb
 from threestudio_rf.app.errors import FAILED, GOOD, RunError, UserError
-from threestudio_rf.app.evaluate import evaluate_scene, show, subject_of
+from threestudio_rf.app.evaluate import evaluate_scene, show
 from threestudio_rf.app.extras import open_wandb
 from threestudio_rf.app.report import write_report
 from threestudio_rf.app.run import Run
@@ -23,6 +23,7 @@ from threestudio_rf.app.words import warn_unknown_words
 from threestudio_rf.export.mesh import EmptyGeometryError, Mesh
 from threestudio_rf.priors.base import Prior
 from threestudio_rf.scenes.nerf import HashGridNeRF
+from threestudio_rf.tiny.truth import subject
 from threestudio_rf.trainer import checkpoint
 from threestudio_rf.trainer.lift import LiftState, lift
 from threestudio_rf.trainer.log import Metrics
@@ -202,7 +203,7 @@ def finish(run: Run, scene: HashGridNeRF, step: int, figures: dict[str, float]) 
 
 
 def _evaluate(run: Run, scene: HashGridNeRF, mesh: Mesh | None, figures: dict[str, float]) -> None:
-    if subject_of(run.config.prompt) is None:
+    if subject(run.config.prompt) is None:
         LOG.info("no figures: the prompt does not name one shape and one colour of the tiny world")
         return
     try:
