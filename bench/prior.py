@@ -1,9 +1,10 @@
-"""How often the embedded prior's own samples are judged right: every prompt x 4 view words x seeds, 20 Euler steps.
+"""How often an embedded prior's own samples are judged right: every prompt x 4 view words x seeds, 20 steps.
 
-    python bench/prior.py [--seeds 4] [--cfg 5] [--steps 20] [--shift 3] [--sheet docs/images/prior.png]
+    python bench/prior.py [--prior tiny_sd3] [--seeds 4] [--cfg 5] [--steps 20] [--shift 3] [--sheet sheet.png]
 
-Prints the share of samples whose judged shape AND colour are the prompt's, by shape, colour and view word, and the
-mean norm of a sample's latent over that of true latents (1 is right, more is over-saturated).
+Flows take Euler steps under `--shift`, noise models DDIM steps with eta 0 on Stable Diffusion's own times, where there
+is no shift. `--cfg` and `--shift` are those of `PRESETS` unless given. Prints the share of samples whose judged shape
+AND colour are the prompt's, by shape, colour and view word.
 """
 
 from __future__ import annotations
@@ -19,41 +20,53 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from threestudio_rf.core.guide import cfg, combine
+from threestudio_rf.core.level import DiscreteVP
 from threestudio_rf.core.random import generator, normal
+from threestudio_rf.core.sample import guided
 from threestudio_rf.core.solve import solve
-from threestudio_rf.core.times import spacing
+from threestudio_rf.core.times import ddim_times, spacing
 from threestudio_rf.export.media import png
-from threestudio_rf.priors.base import bind
-from threestudio_rf.priors.tiny import load_tiny_sd3, weights_folder
+from threestudio_rf.priors.base import Prior, bind
+from threestudio_rf.priors.tiny import EMBEDDED, load_tiny, weights_folder
 from threestudio_rf.tiny.judge import load_judge
 from threestudio_rf.tiny.world import COLOURS, SHAPES, VIEW_WORDS, prompt_of
+
+PRESETS = {"tiny_sd3": (3.5, 3.0), "tiny_sd": (4.0, 1.0), "tiny_sd_v": (4.0, 1.0), "tiny_instaflow": (4.0, 1.0)}
+"""Guidance scale and shift."""
+
+
+def times_of(prior: Prior, steps: int, shift: float) -> torch.Tensor:
+    """(steps + 1,) falling times; ValueError for a shift on a table."""
+    if not isinstance(prior.schedule, DiscreteVP):
+        return spacing(steps, shift=shift)
+    if shift != 1:
+        raise ValueError(f"got shift {shift} for {prior.name}, expected 1: its times are those of a table")
+    return ddim_times(steps, len(prior.schedule), offset=1)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prior", choices=EMBEDDED, default="tiny_sd3")
     parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--cfg", type=float, default=5.0)
+    parser.add_argument("--cfg", type=float)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--shift", type=float, default=3.0)
+    parser.add_argument("--shift", type=float)
     parser.add_argument("--sheet", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(2)
-    prior, judge = load_tiny_sd3(), load_judge(weights_folder())
+    prior, judge = load_tiny(options.prior), load_judge(weights_folder())
+    given = zip((options.cfg, options.shift), PRESETS[options.prior], strict=True)
+    scale, shift = (default if value is None else value for value, default in given)
     index = torch.cartesian_prod(torch.arange(len(SHAPES)), torch.arange(len(COLOURS)), torch.arange(4))
     shapes, colours = list(SHAPES), list(COLOURS)
     texts = [f"{prompt_of(shapes[s], colours[c])}, {VIEW_WORDS[v]} view" for s, c, v in index.tolist()]
     conditions, empty = prior.embed(texts), prior.embed([""])
-    times = spacing(options.steps, shift=options.shift)
-    weights = cfg(options.cfg)
+    times = times_of(prior, options.steps, shift)
     started, right, pictures = time.perf_counter(), [], []
     for seed in range(options.seeds):
         for number, rows in enumerate(torch.arange(len(texts)).split(96)):
             predict = bind(prior, {"cond": conditions.select(rows), "uncond": empty})
-
-            def field(x: torch.Tensor, t: torch.Tensor, predict=predict) -> torch.Tensor:
-                return combine(predict(x, t, list(weights)), weights)
-
+            field = guided(predict, scale, schedule=prior.schedule, kind=prior.kind)
             start = normal((len(rows), *prior.latent_shape), generator(seed, number, "bench/prior"))
             *_, latents = solve(field, start, times, schedule=prior.schedule, kind=prior.kind)
             image = prior.decode(latents)

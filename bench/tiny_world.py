@@ -36,8 +36,8 @@ def main() -> None:
     print(f"first stage: PSNR {psnr.mean():.2f} dB, worst tenth below {psnr.quantile(0.1):.2f} dB, {len(psnr)} renders")
     accuracy = judge_accuracy(load_judge(weights_folder()), world, 4000, generator(HELD_OUT_SEED, 0, "judge"))
     print("judge: " + ", ".join(f"{name} {value:.4f}" for name, value in accuracy.items()) + ", 4000 renders")
-    sizes = {f.relative_to(weights_folder()): f.stat().st_size for f in weights_folder().rglob("*") if f.is_file()}
-    print(f"weights: {sum(sizes.values()) / 1e6:.2f} MB in {len(sizes)} files")
+    files = [file for file in weights_folder().rglob("*") if file.is_file() and not file.is_symlink()]
+    print(f"weights: {sum(file.stat().st_size for file in files) / 1e6:.2f} MB in {len(files)} files")
 
 
 if __name__ == "__main__":

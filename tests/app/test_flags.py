@@ -114,6 +114,10 @@ def test_a_sweep_over_quoted_prompts_is_left_to_hydra():
         (["trainer.max_steps=5"], ["trainer.steps=5"]),
         (["system.loss.lambda_sparsity=[0,1.0,0.5,10]"], ["loss.lambda_sparsity=[0,1.0,0.5,10]"]),
         (["system.guidance.guidance_scale=7.5"], ["loss.scale=7.5"]),
+        (
+            ["system.prompt_processor.use_perp_neg=true", "system.prompt_processor.perp_neg_f_sb=[1,0.5,-0.6]"],
+            ["loss.perp_neg=true", "loss.perp_neg_f_sb=[1,0.5,-0.6]"],
+        ),
         (["system.loggers.wandb.enable=true", "system.renderer.context_type=cuda"], ["wandb=true"]),
         (["system.negative=1"], None),
     ],

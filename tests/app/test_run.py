@@ -222,8 +222,8 @@ def test_pictures_are_sampled_alike_whatever_the_batch(launcher, tmp_path):
         assert code == 0 and (folder / "save/sheet.png").exists()
         found.append([(folder / f"save/0000{i}.png").read_bytes() for i in range(3)])
     assert found[0] == found[1] and len(set(found[0])) == 3
-    for sampler in ("midpoint", "ancestral"):
-        assert launcher(*line, f"sample.sampler={sampler}", f"exp_root_dir={tmp_path}")[0] == 0
+    for sampler, eta in (("midpoint", 0), ("ddim", 1)):
+        assert launcher(*line, f"sample.sampler={sampler}", f"eta={eta}", f"exp_root_dir={tmp_path}")[0] == 0
 
 
 def test_the_doctor_tells_versions_backends_weights_and_space(launcher, tmp_path, monkeypatch):

@@ -1,10 +1,12 @@
 """Solvers.
 
 Oracles, whole trajectories: diffusers' DDIMScheduler with eta 0, 0.5 and 1, for eps, v and x0, with both final levels,
-and FlowMatchEulerDiscreteScheduler with shift 3. They fail when the row of v or flow is negated, when `noise` exchanges
-alpha and sigma, when the split is done at the level of t_next, when `final` is ignored and, with eta above 0, when the
-kept noise is not reduced by the fresh one, when the fresh noise is the deviation of q(x_t | x_s), when eta is squared.
-The closed forms fail when the midpoint uses its first prediction twice or skips the bridge.
+FlowMatchEulerDiscreteScheduler and FlowMatchHeunDiscreteScheduler with shift 3. They fail when the row of v or flow is
+negated, when `noise` exchanges alpha and sigma, when the split is done at the level of t_next, when `final` is ignored
+and, with eta above 0, when the kept noise is not reduced by the fresh one, when the fresh noise is the deviation of
+q(x_t | x_s), when eta is squared.
+The closed forms fail when the midpoint uses its first prediction twice or skips the bridge, and when Heun's second
+velocity is taken at the old level or weighs 1.
 """
 
 from __future__ import annotations
@@ -15,13 +17,13 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 from torch import Tensor
 
 from threestudio_rf.core.convert import KINDS, Kind, join, split
 from threestudio_rf.core.level import DiscreteVP, Level, Schedule, betas, column, rectified_flow, to_straight
 from threestudio_rf.core.random import generator
-from threestudio_rf.core.solve import ancestral, midpoint, solve
+from threestudio_rf.core.solve import ancestral, heun, midpoint, solve
 from threestudio_rf.core.times import ddim_times, flow_match_spacing, spacing
 
 DOUBLE = torch.float64
@@ -91,6 +93,19 @@ def test_a_run_is_that_of_flow_matching_euler_of_diffusers_with_shift_three(step
         assert torch.allclose(ours, theirs, atol=2e-5)
 
 
+@pytest.mark.parametrize("steps", [1, 4, 15])
+def test_a_run_of_heun_is_that_of_flow_matching_heun_of_diffusers(steps: int) -> None:
+    scheduler = FlowMatchHeunDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(steps)
+    theirs = gaussian(dtype=torch.float32)
+    states = list(heun(network, theirs, flow_match_spacing(steps, shift=3.0), schedule=rectified_flow, kind="flow"))
+    for number, label in enumerate(scheduler.timesteps, 1):
+        theirs = scheduler.step(network(theirs, label.expand(3) / 1000), label, theirs).prev_sample
+        if scheduler.state_in_first_order:
+            assert torch.allclose(states[number // 2 - 1], theirs, atol=2e-5)
+    assert number == 2 * steps - 1 and torch.allclose(states[-1], theirs, atol=2e-5)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_on_the_straight_path_is_eulers(kind: Kind) -> None:
     x, times = gaussian(), even(0.9, 0.1, 4)
@@ -122,7 +137,8 @@ def cosine(t: Tensor) -> Level:
 
 
 PATHS = [(rectified_flow, "flow"), (rectified_flow, "x0"), (cosine, "v"), (cosine, "eps")]
-SOLVERS = [(solve, 1), (midpoint, 2)]
+SOLVERS = [(solve, 1), (midpoint, 2), (heun, 2)]
+NAMES = ["euler", "midpoint", "heun"]
 
 
 def cumulative(mixture: Any, x: Tensor, level: Level) -> Tensor:
@@ -143,7 +159,7 @@ def transported(mixture: Any, x: Tensor, now: Level, after: Level) -> Tensor:
 
 
 @pytest.mark.parametrize(("schedule", "kind"), PATHS)
-@pytest.mark.parametrize(("solver", "order"), SOLVERS, ids=["euler", "midpoint"])
+@pytest.mark.parametrize(("solver", "order"), SOLVERS, ids=NAMES)
 @pytest.mark.parametrize(("start", "stop"), [(0.9, 0.2), (0.2, 0.9)], ids=["sample", "invert"])
 def test_the_measured_order_is_the_declared_one(
     solver: Any, order: int, schedule: Schedule, kind: Kind, start: float, stop: float, make_mixture: Make
@@ -162,7 +178,7 @@ def test_the_measured_order_is_the_declared_one(
 
 
 @pytest.mark.parametrize(("schedule", "kind"), [PATHS[0], PATHS[2]])
-@pytest.mark.parametrize(("solver", "order"), SOLVERS, ids=["euler", "midpoint"])
+@pytest.mark.parametrize(("solver", "order"), SOLVERS, ids=NAMES)
 def test_sampling_after_inverting_comes_back_as_steps_grow(
     solver: Any, order: int, schedule: Schedule, kind: Kind, make_mixture: Make
 ) -> None:
@@ -186,6 +202,17 @@ def test_ddim_reverse_of_a_table_round_trips(make_mixture: Make) -> None:
     assert (end(solve(field, up, times[10:], schedule=table, kind="eps")) - x).abs().max() < 0.03
 
 
+def test_heun_asks_no_network_about_clean_data_and_once_less_than_twice_per_step() -> None:
+    asked: list[float] = []
+
+    def watched(x: Tensor, t: Tensor) -> Tensor:
+        asked.append(float(t[0]))
+        return network(x, t)
+
+    end(heun(watched, gaussian(), even(1.0, 0.0, 4), schedule=rectified_flow, kind="flow"))
+    assert asked == [1.0, 0.75, 0.75, 0.5, 0.5, 0.25, 0.25]
+
+
 def test_rf_solver_with_half_a_step_of_finite_difference_is_the_midpoint_rule() -> None:
     x, times = gaussian(), even(0.95, 0.0, 5)
     states = midpoint(network, x, times, schedule=rectified_flow, kind="flow")
@@ -197,7 +224,7 @@ def test_rf_solver_with_half_a_step_of_finite_difference_is_the_midpoint_rule() 
         assert torch.allclose(state, x, atol=1e-11)
 
 
-@pytest.mark.parametrize("solver", [solve, midpoint], ids=["euler", "midpoint"])
+@pytest.mark.parametrize("solver", [solve, midpoint, heun], ids=NAMES)
 @pytest.mark.parametrize("kind", ["v", "flow"])
 def test_a_straight_run_starts_at_pure_noise_and_ends_clean(solver: Any, kind: Kind, make_mixture: Make) -> None:
     mixture = make_mixture([[-1.0, 0.5], [1.0, 0.2]], 0.02)
@@ -224,7 +251,7 @@ def test_noise_predictions_at_pure_noise_and_data_predictions_of_clean_data_rais
         end(solve(network, gaussian(), spacing(3).flip(0), schedule=rectified_flow, kind="x0"))
 
 
-@pytest.mark.parametrize("solver", [solve, midpoint], ids=["euler", "midpoint"])
+@pytest.mark.parametrize("solver", [solve, midpoint, heun], ids=NAMES)
 def test_times_may_differ_per_sample(solver: Any) -> None:
     x = gaussian()
     starts = torch.tensor([0.9, 0.5, 0.3], dtype=DOUBLE)

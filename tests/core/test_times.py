@@ -3,7 +3,9 @@
 Oracles: the tables and set_timesteps of diffusers' FlowMatchEulerDiscreteScheduler (shift 3), DDIMScheduler (leading,
 trailing). They fail when the shift is inverted (b / (shift - (shift - 1) b)), when `flow_match_spacing` shifts its
 smallest time only once or misses the closing 0, when the step numbers of DDIM are off by one, and when n / steps is
-rounded the other way. The statistics of the draws fail when the window is cut in the unshifted time.
+rounded the other way; the times of a sampler when the offset is left out or leaves the table, those from a picture when
+strength rounds the other way or the first steps are kept. The statistics of the draws fail when the window is cut in
+the unshifted time.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from threestudio_rf.core.times import (
     ddim_times,
     draw,
     flow_match_spacing,
+    from_strength,
+    sampling_times,
     shift_time,
     spacing,
     unshift_time,
@@ -205,3 +209,34 @@ def test_ddim_times_fall_to_zero_and_find_their_step_again() -> None:
             ddim_times(steps, 1000)
     with pytest.raises(ValueError, match="got law"):
         ddim_steps(3, 10, law="cubic")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("steps", [3, 7, 20, 30, 999, 1000])
+def test_the_times_of_a_sampler_are_those_of_its_spacing_and_leading_gives_way_where_the_offset_leaves_the_table(
+    steps: int,
+) -> None:
+    fits = (steps - 1) * (1000 // steps) + 2 <= 1000
+    assert torch.equal(sampling_times(steps, law="leading"), ddim_times(steps, 1000, offset=int(fits)))
+    assert torch.equal(sampling_times(steps, law="leading", offset=0), ddim_times(steps, 1000))
+    for law in ("trailing", "quad"):
+        assert torch.equal(sampling_times(steps, law=law), ddim_times(steps, 1000, law=law))
+    assert torch.equal(sampling_times(steps, law="even", shift=3.0), spacing(steps, shift=3.0))
+    assert torch.equal(sampling_times(steps, law="flow_match", shift=3.0), flow_match_spacing(steps, shift=3.0))
+    with pytest.raises(ValueError, match="got law"):
+        sampling_times(steps, law="uniform")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("steps", [1, 5, 20, 1000])
+@pytest.mark.parametrize("strength", [0.04, 0.35, 0.75, 1.0])
+def test_a_start_from_a_picture_has_the_steps_of_diffusers_pipelines(steps: int, strength: float) -> None:
+    times = spacing(steps)
+    stable = steps - max(steps - min(int(steps * strength), steps), 0)
+    flow = steps - int(max(steps - min(steps * strength, steps), 0))
+    for kept, up in ((stable, False), (flow, True)):
+        if kept:
+            assert torch.equal(from_strength(times, strength, up=up), times[steps - kept :])
+        else:
+            with pytest.raises(ValueError, match="leaves none"):
+                from_strength(times, strength, up=up)
+    with pytest.raises(ValueError, match="got strength"):
+        from_strength(times, 1.1)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from threestudio_rf.core.convert import join, noise
 from threestudio_rf.core.level import DiscreteVP, betas, rectified_flow
+from threestudio_rf.distill.guidance import Guidance
 from threestudio_rf.distill.residual import gradient, surrogate
 
 SHAPE = (3, 2, 4, 5)
@@ -22,7 +23,7 @@ def draws(seed=0, shape=SHAPE, count=4):
 
 def residual(x0, eps, u, level, space, **options):
     x_t = noise(x0, eps, level)
-    settings = {"kind": "flow", "weights": {"cond": 1.0}, "target": 1.0} | options
+    settings = {"kind": "flow", "guidance": Guidance({"cond": 1.0}), "target": 1.0} | options
     return gradient(x0, x_t, eps, {"cond": u}, level, space=space, **settings) * x0[0].numel()
 
 
@@ -59,7 +60,7 @@ def test_the_reference_3d_loss_has_twice_our_gradient():
         level,
         kind="flow",
         space="flow",
-        weights={"cond": scale, "uncond": 1 - scale},
+        guidance=Guidance({"cond": scale, "uncond": 1 - scale}),
         target=1.0,
     )
     torch.testing.assert_close(2 * ours, x0.grad, rtol=1e-12, atol=1e-14)
@@ -72,7 +73,8 @@ def test_sds_is_the_denoising_part_plus_the_guidance_part():
 
     def part(weights, target):
         p = {"cond": c, "uncond": n}
-        return gradient(x0, x_t, eps, p, level, kind="flow", space="eps", weights=weights, target=target)
+        guide = Guidance(weights)
+        return gradient(x0, x_t, eps, p, level, kind="flow", space="eps", guidance=guide, target=target)
 
     whole = part({"cond": scale, "uncond": 1 - scale}, 1.0)
     split = part({"uncond": 1.0}, 1.0) + scale * part({"cond": 1.0, "uncond": -1.0}, 0.0)
@@ -102,7 +104,7 @@ def flat_colour_gradient(height, width, copies):
         level,
         kind="flow",
         space="flow",
-        weights={"cond": 1.0},
+        guidance=Guidance({"cond": 1.0}),
         target=1.0,
     )
     surrogate(x0, grad / len(x0)).backward()
@@ -135,6 +137,6 @@ def test_a_zero_gradient_stays_zero_for_latents_that_are_not_finite():
 def test_a_missing_role_and_a_wrong_shape_are_errors():
     x0, eps, u, _ = draws()
     with pytest.raises(ValueError, match="uncond"):
-        residual(x0, eps, u, rectified_flow(T), "flow", weights={"cond": 2.0, "uncond": -1.0})
+        residual(x0, eps, u, rectified_flow(T), "flow", guidance=Guidance({"cond": 2.0, "uncond": -1.0}))
     with pytest.raises(ValueError, match="expected"):
         surrogate(x0, eps[:2])

@@ -1,7 +1,7 @@
 """Embedded texts on disk.
 
 Mutations tried, each seen to fail: dtype left out of the name; a broken file raised; the temporary file left behind;
-the revision taken from names only.
+the revision taken from names only; a text embedded twice, or again.
 """
 
 import os
@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from threestudio_rf.priors.cache import ConditionCache, write_atomically
+from threestudio_rf.priors.sd import load_sd
 from threestudio_rf.priors.sd3 import load_sd3
 
 ROW = {"prompt": torch.arange(6.0).reshape(2, 3), "pooled": torch.ones(4, dtype=torch.bfloat16)}
@@ -51,6 +52,19 @@ def test_without_a_folder_texts_are_remembered_in_memory_only(tmp_path):
     assert len(condition) == 3 and torch.equal(condition.tensors["prompt"][1], ROW["prompt"])
 
 
+def test_each_text_is_encoded_once_and_known_ones_not_at_all(tmp_path):
+    asked = []
+
+    def encode(texts):
+        asked.append(texts)
+        return [{"length": torch.tensor([len(text)])} for text in texts]
+
+    one = cache(tmp_path)
+    assert one.embed(["a", "bb", "a"], encode).tensors["length"].tolist() == [[1], [2], [1]]
+    assert cache(tmp_path).embed(["ccc", "bb"], encode).tensors["length"].tolist() == [[3], [2]]
+    assert asked == [["a", "bb"], ["ccc"]]
+
+
 def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path):
     (tmp_path / "file").touch()
     with pytest.warns(UserWarning, match="not kept"):
@@ -70,9 +84,10 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_other(tmp_path, monkeyp
     assert target.read_bytes() == b"old" and list(tmp_path.iterdir()) == [target]
 
 
-def test_the_revision_of_a_folder_follows_its_text_files_only(copied):
-    before = load_sd3(copied).text.revision()
-    os.utime(copied / "vae/config.json", (1, 1))
-    assert load_sd3(copied).text.revision() == before
-    os.utime(copied / "text_encoder/model.safetensors", (1, 1))
-    assert load_sd3(copied).text.revision() != before
+def test_the_revision_of_a_folder_follows_its_text_files_only(copied, copied_sd):
+    for folder, load in ((copied, load_sd3), (copied_sd, load_sd)):
+        before = load(folder).text.revision()
+        os.utime(folder / "vae/config.json", (1, 1))
+        assert load(folder).text.revision() == before
+        os.utime(folder / "text_encoder/model.safetensors", (1, 1))
+        assert load(folder).text.revision() != before

@@ -1,7 +1,8 @@
 """View words and Perp-Neg. Perp-Neg's numbers are threestudio's, worked out by hand.
 
 Mutations tried, each seen to fail: order of the rules reversed; azimuth not wrapped; r and 1 - r exchanged in front;
-the constants of front and side exchanged behind; the view words cut instead of the prompt; sign of the weights.
+the constants of front and side exchanged behind; the view words cut instead of the prompt; sign of the weights; a curve
+of the front used behind.
 """
 
 import math
@@ -11,7 +12,15 @@ import pytest
 import torch
 
 from threestudio_rf.priors.base import Condition
-from threestudio_rf.priors.views import VIEWS, mix, perp_neg_weights, unreachable_views, view_index, view_prompts
+from threestudio_rf.priors.views import (
+    VIEWS,
+    Curves,
+    mix,
+    perp_neg_weights,
+    unreachable_views,
+    view_index,
+    view_prompts,
+)
 
 
 def names(azimuth, elevation=0.0, **options):
@@ -105,6 +114,14 @@ def test_perp_neg_is_off_overhead():
     assert out.positive[:2, VIEWS.index("overhead")].tolist() == [1.0, 1.0]
     assert out.weights[:2].abs().sum() == 0 and out.weights[2].abs().min() > 0
     torch.testing.assert_close(out.positive.sum(1), torch.ones(3))
+
+
+def test_each_curve_weighs_its_view_on_its_side():
+    curves = Curves(f_fs=(1.0, 0.0, 0.0), f_sf=(2.0, 0.0, 0.0), f_fsb=(3.0, 0.0, 0.0), f_sb=(4.0, 0.0, 0.0))
+    out = perp_neg_weights(torch.tensor([10.0, 170.0]), torch.zeros(2), curves=curves)
+    views, weights = [[VIEWS[i] for i in row] for row in out.negative.tolist()], (-out.weights).tolist()
+    found = [dict(zip(*row, strict=True)) for row in zip(views, weights, strict=True)]
+    assert found == [{"front": 1.0, "side": 2.0}, {"front": 3.0, "side": 4.0}]
 
 
 def test_conditions_are_mixed_linearly():

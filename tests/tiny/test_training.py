@@ -16,8 +16,9 @@ from torch import Generator, Tensor, nn
 from threestudio_rf.core.random import generator
 from threestudio_rf.priors import architecture
 from threestudio_rf.tiny.captions import TEMPLATES, CaptionTable, caption, draw_templates
-from threestudio_rf.tiny.flow import FlowPart, Latents, embed_tokens, encode_world
+from threestudio_rf.tiny.flow import FlowPart, embed_tokens
 from threestudio_rf.tiny.judge import Judge, JudgePart, judge_accuracy, soften, view_known
+from threestudio_rf.tiny.latents import CaptionedLatents, Latents, encode_world
 from threestudio_rf.tiny.stage import FirstStage, draw_images, latent_statistics, pyramid_start, reconstruction_psnr
 from threestudio_rf.tiny.train import run_part, ship
 from threestudio_rf.tiny.training import Schedule, train
@@ -158,7 +159,7 @@ def flow_part(n: int) -> FlowPart:
     draw = generator(0, 0, "latents")
     label = torch.zeros(n, dtype=torch.long)
     data = Latents(torch.randn(n, 4, 8, 8, generator=draw).half(), label, label, label)
-    return FlowPart(transformer, encoders, tokenizers, data, batch=16, autocast=False)
+    return FlowPart(transformer, encoders, CaptionedLatents(data, tokenizers), batch=16, autocast=False)
 
 
 def test_the_flow_learns_the_velocity_of_a_single_image(tmp_path: Path) -> None:
@@ -169,9 +170,9 @@ def test_the_flow_learns_the_velocity_of_a_single_image(tmp_path: Path) -> None:
             with torch.no_grad():
                 losses.append(part.loss(step, generator(9, 9, "check"))[0].item())
     assert losses[-1] < 0.6 * losses[0]
-    x0, eps = part.data.latent.float(), torch.randn(1, 4, 8, 8, generator=generator(9, 8, "check"))
+    x0, eps = part.data.data.latent.float(), torch.randn(1, 4, 8, 8, generator=generator(9, 8, "check"))
     hidden, pooled = embed_tokens(
-        part.encoders, [table[(torch.zeros(1, dtype=torch.long),) * 4] for table in part.tables]
+        part.encoders, [table[(torch.zeros(1, dtype=torch.long),) * 4] for table in part.data.tables]
     )
     u_hat = part.transformer(
         hidden_states=(x0 + eps) / 2,
@@ -213,12 +214,51 @@ def test_the_view_word_is_known_from_above_and_for_shapes_with_a_front() -> None
 def test_unknown_parts_are_refused_and_shipping_writes_sums_that_match(tmp_path: Path) -> None:
     from threestudio_rf.priors.tiny import verify_weights
 
-    with pytest.raises(ValueError, match="vae, sd3, judge"):
+    with pytest.raises(ValueError, match="vae, sd3, sd, sd_v, instaflow, reflow, judge"):
         run_part("vqgan", tmp_path)
+    with pytest.raises(ValueError, match="expected one of sd3"):
+        run_part("judge", tmp_path, start=tmp_path)
     (tmp_path / "run/tiny-sd3").mkdir(parents=True)
     (tmp_path / "run/tiny-sd3/model_index.json").write_text("{}")
     (tmp_path / "run/judge.safetensors").write_bytes(b"0")
     ship(tmp_path / "run", tmp_path / "weights")
     assert verify_weights(folder=tmp_path / "weights") == []
+    assert ship_linked(tmp_path) == "../../tiny-sd3/vae/diffusion_pytorch_model.safetensors"
+    assert verify_weights(folder=tmp_path / "weights") == []
     (tmp_path / "weights/judge.safetensors").write_bytes(b"1")
     assert len(verify_weights(folder=tmp_path / "weights")) == 1
+
+
+def ship_linked(folder: Path) -> str:
+    """Ship a second prior with the same first stage, later with another; returns where its VAE's file points."""
+    for name in ("tiny-sd3", "tiny-sd"):
+        (folder / "run" / name / "vae").mkdir(parents=True, exist_ok=True)
+        (folder / "run" / name / "vae/diffusion_pytorch_model.safetensors").write_bytes(b"vae")
+    ship(folder / "run", folder / "weights")
+    linked = folder / "weights/tiny-sd/vae/diffusion_pytorch_model.safetensors"
+    assert linked.read_bytes() == b"vae"
+    (folder / "run/tiny-sd/vae/diffusion_pytorch_model.safetensors").write_bytes(b"other")
+    with pytest.raises(ValueError, match="another first stage"):
+        ship(folder / "run", folder / "other weights")
+    return str(linked.readlink())
+
+
+def test_views_from_above_are_drawn_more_often_than_they_were_seen() -> None:
+    n = 4000
+    view = (torch.arange(n) % 10 == 0).long() * 3
+    label = torch.zeros(n, dtype=torch.long)
+    data = CaptionedLatents(Latents(torch.zeros(n, 1, 1, 1), label, label, view), [], offset=0.5)
+    drawn = data.draw(20_000, generator(0, 0, "above"))
+    assert (view[drawn.rows] == 3).float().mean().item() == pytest.approx(2.5 / 11.5, abs=0.02)
+    assert (drawn.x0 == 0.5).all()
+
+
+def test_a_training_can_begin_with_the_weights_of_another(tmp_path: Path) -> None:
+    tokenizer = architecture.make_tokenizer(["red"])
+    one, two = (architecture.make_text_encoder(tokenizer, 8, 1, 1, 8, seed=seed) for seed in (1, 2))
+    two.save_pretrained(tmp_path)
+    architecture.copy_weights(one, tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    wider = architecture.make_text_encoder(tokenizer, 16, 1, 1, 8)
+    with pytest.raises(RuntimeError):
+        architecture.copy_weights(wider, tmp_path)

@@ -2,7 +2,9 @@
 
 Seen to fail: the optimiser stepping on skipped steps; the counter of skipped steps, or of empty ones, never set back;
 the noise of a rendering drawn from one generator that lives across steps (resume); `predict.calls` counting batches; a
-factor of 0 computed all the same; `counts[stage]` without its limit.
+factor of 0 computed all the same; `counts[stage]` without its limit. With Perp-Neg: the view's own prompt instead of
+the mixture; the negatives taken by the camera's view word; the threshold of "overhead" left at its default; the
+weights of the two negatives exchanged.
 """
 
 from __future__ import annotations
@@ -20,10 +22,11 @@ from torch import Generator, Tensor, nn
 from threestudio_rf.distill.method import Method
 from threestudio_rf.priors.base import Condition
 from threestudio_rf.priors.gaussian import GaussianPrior
+from threestudio_rf.priors.views import BACK, FRONT, SIDE, Curves
 from threestudio_rf.scenes import regularize
 from threestudio_rf.scenes.base import Rendering, Scene
 from threestudio_rf.scenes.camera import Camera
-from threestudio_rf.trainer.lift import DivergedError, LiftSettings, LiftState, Times, Views, lift
+from threestudio_rf.trainer.lift import DivergedError, LiftSettings, LiftState, Times, Views, lift, seen_from
 from threestudio_rf.trainer.optim import group_of, make_optimiser, set_rates
 from threestudio_rf.trainer.ramp import Constant, Ramp
 
@@ -109,6 +112,59 @@ def test_a_run_that_goes_on_from_its_state_takes_the_same_steps() -> None:
 )
 def test_network_calls_are_counted_per_sample(method: Method, calls: int) -> None:
     assert states(Flat(), replace(SETTINGS, steps=1, method=method))[0].metrics["network_calls"] == calls
+
+
+@pytest.mark.parametrize(("noise", "calls"), [("random", 4), ("rev", 5)])
+def test_perp_neg_asks_for_two_more_predictions_per_sample(noise: str, calls: int) -> None:
+    settings = replace(SETTINGS, steps=2, method=Method(scale=5.0, noise=noise), perp_neg=Curves())
+    views = replace(SETTINGS.views, elevation=(0.0, 40.0))
+    for state in states(Flat(), replace(settings, views=views)):
+        assert state.metrics["network_calls"] == calls and not state.metrics["skipped"]
+    above = replace(SETTINGS.views, elevation=(65.0, 80.0))
+    assert states(Flat(), replace(settings, views=above))[0].metrics["network_calls"] == calls - 2
+
+
+class Labelled(GaussianPrior):
+    """Predicts the first number of its condition, so that a prediction tells which prompt it is of."""
+
+    def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        return condition.tensors["word"][:, :1, None, None].expand_as(x_t)
+
+
+def spoken(camera: Camera, negative: list[float], **given: Any) -> tuple[dict[str, list[float]], dict[str, Tensor]]:
+    """The word that each camera hears in every role, the view prompts being 1, 10, 100 and 1000, and the weights."""
+    settings = replace(SETTINGS, **given)
+    words = [Condition({"word": torch.tensor(row)[:, None]}) for row in ([1.0, 10.0, 100.0, 1000.0], negative)]
+    predict, weights = seen_from(prior(Labelled), *words, camera=camera, settings=settings)
+    x, t = torch.zeros(len(camera), 3, 4, 4), torch.full((len(camera),), 0.5)
+    heard = predict(x, t, ["cond", "uncond", *weights])
+    return {role: p[:, 0, 0, 0].tolist() for role, p in heard.items()}, weights
+
+
+def cameras(azimuth: list[float], elevation: list[float]) -> Camera:
+    turns = torch.tensor(azimuth)
+    return Camera(turns, torch.tensor(elevation), 2 + 0 * turns, 45 + 0 * turns, 8, 8)
+
+
+def test_every_camera_hears_its_own_mixture_and_is_pushed_from_front_and_side() -> None:
+    camera = cameras([0.0, 45.0, -135.0, 180.0, 20.0], [0.0, 0.0, 10.0, 0.0, 55.0])
+    heard, weights = spoken(camera, [7.0], perp_neg=Curves(), views=replace(SETTINGS.views, overhead=50.0))
+    assert heard["cond"] == pytest.approx([10.0, 5.5, 50.5, 100.0, 1000.0])
+    assert heard["uncond"] == [7.0] * 5
+    first, second = weights
+    assert heard[first] == [10.0] * 5 and heard[second] == [1.0] * 5
+    assert weights[first].tolist() == pytest.approx([-1.2e-4, -0.689, -1.746, -1.967, 0.0], abs=1e-3)
+    assert weights[second].tolist() == pytest.approx([-1.574, -0.689, -0.173, -0.394, 0.0], abs=1e-3)
+    plain, none = spoken(camera, [7.0])
+    assert plain == {"cond": [10.0, 1.0, 1.0, 100.0, 10.0], "uncond": [7.0] * 5} and none == {}
+
+
+@pytest.mark.parametrize("perp_neg", [None, Curves()])
+def test_a_negative_prompt_per_view_is_that_of_the_cameras_view(perp_neg: Curves | None) -> None:
+    camera = cameras([0.0, 90.0, 180.0, 0.0], [0.0, 0.0, 0.0, 70.0])
+    heard, _ = spoken(camera, [2.0, 3.0, 4.0, 5.0], perp_neg=perp_neg)
+    assert heard["uncond"] == [3.0, 2.0, 4.0, 5.0]
+    assert (SIDE, FRONT, BACK) == (0, 1, 2)
 
 
 def test_a_step_without_a_finite_gradient_is_left_out_and_counted() -> None:

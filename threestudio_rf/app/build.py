@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,25 +10,23 @@ from torch import Tensor, nn
 from threestudio_rf.app.config import Config
 from threestudio_rf.app.console import LOG
 from threestudio_rf.app.errors import UserError
-from threestudio_rf.app.settings import BackgroundConfig, CameraConfig, LossConfig, PriorConfig, SceneConfig
+from threestudio_rf.app.prior import EMBEDDED as EMBEDDED
+from threestudio_rf.app.prior import build_prior as build_prior
+from threestudio_rf.app.prior import pick_dtype as pick_dtype
+from threestudio_rf.app.prior import prior_id as prior_id
+from threestudio_rf.app.prior import text_cache as text_cache
+from threestudio_rf.app.settings import BackgroundConfig, CameraConfig, LossConfig, SceneConfig
 from threestudio_rf.core.random import generator
 from threestudio_rf.distill.method import Method
 from threestudio_rf.priors.base import Condition, Prior
-from threestudio_rf.priors.gaussian import GaussianPrior
-from threestudio_rf.priors.sd3 import SD3Prior, load_sd3
-from threestudio_rf.priors.tiny import load_tiny_sd3
-from threestudio_rf.priors.views import unreachable_views, view_prompts
+from threestudio_rf.priors.views import Curves, unreachable_views, view_prompts
 from threestudio_rf.scenes.background import EnvironmentBackground, SolidBackground
 from threestudio_rf.scenes.camera import Camera, orbit
 from threestudio_rf.scenes.field import HashGridField
 from threestudio_rf.scenes.hashgrid import make_encoding
 from threestudio_rf.scenes.nerf import HashGridNeRF
-from threestudio_rf.tiny.world import COLOURS
 from threestudio_rf.trainer.lift import LiftSettings, Times, Views
 from threestudio_rf.trainer.ramp import Value, ramp
-
-EMBEDDED = ("tiny_sd3",)
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str) -> torch.device:
@@ -46,65 +42,6 @@ def pick_device(name: str) -> torch.device:
         if (device.index or 0) >= count:
             raise UserError(f"device={name}: this machine shows {count} CUDA devices; use device=auto or device=cpu")
     return device
-
-
-def pick_dtype(prior: PriorConfig, device: torch.device) -> torch.dtype:
-    """The number format of the network: auto is fp32 on a CPU and for embedded priors, else bf16."""
-    if prior.dtype == "auto":
-        small = device.type == "cpu" or prior.name in EMBEDDED
-        return torch.float32 if small else torch.bfloat16
-    if prior.dtype == "fp16" and device.type == "cpu":
-        LOG.warning("prior.dtype=fp16 is slower than fp32 on a CPU; fp32 is used (bf16 on request)")
-        return torch.float32
-    return DTYPES[prior.dtype]
-
-
-def text_cache(folder: str) -> Path:
-    """Where embedded texts are kept."""
-    if folder:
-        return Path(folder).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "threestudio_rf" / "texts"
-
-
-def _tiny_sd3(config: PriorConfig, device: torch.device) -> Prior:
-    return load_tiny_sd3(device=device, dtype=pick_dtype(config, device))
-
-
-def _sd3(config: PriorConfig, device: torch.device) -> Prior:
-    return load_sd3(
-        config.path,
-        device=device,
-        dtype=pick_dtype(config, device),
-        revision=config.revision,
-        variant=config.variant,
-        cache=text_cache(config.cache),
-    )
-
-
-def _gaussian(config: PriorConfig, device: torch.device) -> Prior:
-    colours = 2 * torch.tensor(list(COLOURS.values())) - 1
-    means = colours[:, :, None, None].expand(-1, -1, config.size, config.size).to(device)
-    return GaussianPrior(means, config.std, names=list(COLOURS))
-
-
-PRIORS: dict[str, Callable[[PriorConfig, torch.device], Prior]] = {
-    "tiny_sd3": _tiny_sd3,
-    "sd3": _sd3,
-    "gaussian": _gaussian,
-}
-
-
-def build_prior(config: PriorConfig, device: torch.device) -> Prior:
-    """The frozen network; its licence is printed."""
-    prior = PRIORS[config.name](config, device)
-    LOG.info("prior %s, licence: %s", prior.name, prior.licence)
-    return prior
-
-
-def prior_id(config: PriorConfig) -> dict[str, str]:
-    """What identifies a prior in a checkpoint and in run.json."""
-    return {"name": config.name, "path": config.path, "revision": config.revision or ""}
 
 
 def _solid(config: BackgroundConfig, seed: int) -> nn.Module:
@@ -177,7 +114,7 @@ def embed_views(config: Config, prior: Prior) -> tuple[Condition, Condition]:
         config.prompt,
         pattern=views.view_pattern,
         overrides={view: text for view, text in given.items() if text is not None},
-        fits=prior.fits if isinstance(prior, SD3Prior) else None,
+        fits=prior.fits,
     )
     unseen = unreachable_views(
         _pair(config.camera.azimuth),
@@ -240,10 +177,16 @@ def lift_settings(config: Config) -> LiftSettings:
         ),
         encode_size=config.prior.image_size,
         clip=config.optim.clip,
+        perp_neg=_curves(loss) if loss.perp_neg else None,
         skip_limit=config.trainer.skip_limit,
         empty_limit=config.trainer.empty_limit,
         seed=config.seed,
     )
+
+
+def _curves(loss: LossConfig) -> Curves:
+    given = (loss.perp_neg_f_fs, loss.perp_neg_f_sf, loss.perp_neg_f_fsb, loss.perp_neg_f_sb)
+    return Curves(*((a, b, c) for a, b, c in given))
 
 
 def rates(config: Config) -> dict[str, Value]:

@@ -8,9 +8,14 @@ from typing import Any
 
 from threestudio_rf.app.config import Config, leaves
 from threestudio_rf.app.errors import UserError, suggestion
+from threestudio_rf.app.sample import check_sample
 from threestudio_rf.trainer.ramp import ramp
 
+PICTURE_MULTIPLES = {"sd": 64, "instaflow": 64}
+"""Pixels that a picture's sides are multiples of: VAE's factor times network's (SD's UNet halves latents thrice)."""
 VAE_TIMES_PATCH = 16
+FROM_THE_HUB = ("sd3", "sd", "instaflow")
+FLOWS_OF_SD = ("instaflow", "tiny_instaflow")
 
 
 def value_of(config: Config, key: str) -> Any:
@@ -76,9 +81,23 @@ def check(config: Config) -> None:
     for key, leaf in leaves().items():
         _check_leaf(key, value_of(config, key), leaf.rule)
     _check_window(config)
+    _check_perp_neg(config)
     _check_camera(config)
+    _check_prior(config)
     _check_text(config)
     _check_other(config)
+    if config.task == "sample":
+        negative, image, mask = (bool(x) for x in (config.negative_prompt, config.sample.image, config.sample.mask))
+        check_sample(config.sample, negative_prompt=negative, image=image, mask=mask)
+
+
+def check_group(config: Config, name: str) -> None:
+    """One group of settings by itself, for callers in Python; raises UserError as `check`."""
+    for key, leaf in leaves().items():
+        if key.startswith(f"{name}."):
+            _check_leaf(key, value_of(config, key), leaf.rule)
+    if name == "prior":
+        _check_prior(config)
 
 
 def _check_window(config: Config) -> None:
@@ -94,6 +113,22 @@ def _check_window(config: Config) -> None:
         raise UserError("loss.t_max=1: expected below 1 with loss.space=eps, where the level has no picture left")
 
 
+def _check_perp_neg(config: Config) -> None:
+    loss = config.loss
+    if not loss.perp_neg:
+        return
+    if loss.scale == 0:
+        raise UserError("loss.perp_neg=true, loss.scale=0: expected a scale above 0, where the prompt has a say")
+    curves = {"fs": loss.perp_neg_f_fs, "sf": loss.perp_neg_f_sf, "fsb": loss.perp_neg_f_fsb, "sb": loss.perp_neg_f_sb}
+    for name, (a, b, c) in curves.items():
+        lowest = min(a + c, a * math.exp(-b) + c)
+        if lowest < 0:
+            raise UserError(
+                f"loss.perp_neg_f_{name}={[a, b, c]}: expected a exp(-b r) + c of at least 0 for r from 0 to 1, "
+                f"got {lowest:.4g}, which would pull towards that view instead of pushing away"
+            )
+
+
 def _check_camera(config: Config) -> None:
     camera = config.camera
     rising = all(a < b for a, b in zip(camera.milestones, camera.milestones[1:], strict=False))
@@ -106,13 +141,35 @@ def _check_camera(config: Config) -> None:
         )
     if len(camera.views) not in (1, len(camera.sizes)):
         raise UserError(f"camera.views={camera.views}: expected 1 or {len(camera.sizes)} numbers (as camera.sizes)")
-    factor = config.prior.size if config.prior.name == "gaussian" else VAE_TIMES_PATCH
-    for size in camera.sizes:
+    prior = config.prior
+    factor = prior.size if prior.name == "gaussian" else PICTURE_MULTIPLES.get(prior.name, VAE_TIMES_PATCH)
+    shown = f"prior.image_size={prior.image_size}" if prior.image_size else f"camera.sizes={camera.sizes}"
+    for size in [prior.image_size] if prior.image_size else camera.sizes:
         if size % factor:
-            raise UserError(
-                f"camera.sizes={camera.sizes}: expected multiples of {factor} pixels for prior {config.prior.name}, "
-                f"got {size}"
-            )
+            raise UserError(f"{shown}: expected multiples of {factor} pixels for prior {prior.name}, got {size}")
+
+
+def _check_prior(config: Config) -> None:
+    prior = config.prior
+    if prior.name in FROM_THE_HUB and not prior.path:
+        raise UserError(f"prior={prior.name} needs weights: prior.path=<folder> or prior.path=<owner/name>")
+    flow = prior.name in FLOWS_OF_SD or (prior.name == "sd" and prior.kind == "flow")
+    if prior.kind != "auto" and prior.name != "sd" and not (flow and prior.kind == "flow"):
+        raise UserError(f"prior.kind={prior.kind}: expected auto with prior {prior.name}; only prior=sd has a choice")
+    if prior.mirror_time and not flow:
+        raise UserError(
+            f"prior.mirror_time=true: expected a flow of sd's shape ({', '.join(FLOWS_OF_SD)}, "
+            f"or prior=sd with prior.kind=flow), got prior {prior.name}"
+        )
+    if prior.max_sequence_length is not None and prior.name != "sd3":
+        length = prior.max_sequence_length
+        raise UserError(f"prior.max_sequence_length={length}: expected null, only prior=sd3 reads it")
+    if "none" not in (prior.storage, prior.quantization):
+        raise UserError(f"prior.storage={prior.storage}, prior.quantization={prior.quantization}: expected only one")
+    if prior.quantization == "nf4" and (prior.offload or config.device == "cpu"):
+        raise UserError("prior.quantization=nf4: expected prior.offload=false and a CUDA device, as nf4 stays on it")
+    if prior.name == "gaussian" and (prior.vae or {prior.storage, prior.quantization} != {"none"}):
+        raise UserError("prior.vae, prior.storage, prior.quantization: expected none with prior gaussian, a formula")
 
 
 def _check_text(config: Config) -> None:
@@ -137,8 +194,6 @@ def _check_other(config: Config) -> None:
         raise UserError(f"export.threshold={level}: expected a number or auto")
     if not config.export.formats:
         raise UserError("export.formats=[]: expected at least one of glb, obj, ply")
-    if config.prior.name == "sd3" and not config.prior.path:
-        raise UserError("prior=sd3 needs weights: prior.path=<folder> or prior.path=<owner/name>")
     if config.resume and config.weights:
         raise UserError("resume= goes on with a run, weights= starts a new one: give only one of them")
     lookers = config.task in ("export", "evaluate") or (config.task == "lift" and config.mode != "train")

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from threestudio_rf.app import doctor, lift, look, sample
 from threestudio_rf.app.config import Config
 from threestudio_rf.app.console import LOG, peak_memory_mb
-from threestudio_rf.app.errors import FAILED, GOOD
+from threestudio_rf.app.errors import FAILED, GOOD, UserError
 from threestudio_rf.app.evaluate import evaluate_scene, show
 from threestudio_rf.app.run import Run
+from threestudio_rf.app.settings import TrainTinyConfig
 from threestudio_rf.export.mesh import EmptyGeometryError
+from threestudio_rf.tiny.denoise import Objective
+from threestudio_rf.tiny.train_unet import OBJECTIVES
 
 
 def evaluate(run: Run) -> int:
@@ -58,23 +62,45 @@ def test(run: Run) -> int:
 
 def train_tiny(run: Run) -> int:
     """One part of the embedded networks; the same command goes on where it stopped."""
-    from threestudio_rf.priors.tiny import weights_folder
+    from threestudio_rf.priors.tiny import NAME, weights_folder
     from threestudio_rf.tiny.train import run_part, ship
 
     settings = run.config.train_tiny
-    run_part(
-        settings.part,
-        run.folder,
-        steps=settings.steps,
-        batch=settings.batch,
-        lr=settings.lr,
-        per_shape=settings.per_shape,
-        report=LOG.info,
-    )
+    start = weights_folder() / NAME if settings.start == "shipped" else settings.start
+    try:
+        run_part(
+            settings.part,
+            run.folder,
+            steps=settings.steps,
+            batch=settings.batch,
+            lr=settings.lr,
+            per_shape=settings.per_shape,
+            start=Path(start) if start else None,
+            objective=_objective(settings),
+            report=LOG.info,
+        )
+    except ValueError as error:
+        raise UserError(f"train_tiny: {error}") from error
     if settings.ship:
         ship(run.folder, weights_folder())
         LOG.info("shipped to %s", weights_folder())
     return GOOD
+
+
+def _objective(settings: TrainTinyConfig) -> Objective | None:
+    """The objective that the settings name; None when they leave it to the part."""
+    own = OBJECTIVES.get(settings.part, Objective())
+    try:
+        chosen = replace(
+            own,
+            kind=settings.target or own.kind,  # type: ignore[arg-type]
+            norm=settings.norm,  # type: ignore[arg-type]
+            elbo=settings.elbo,
+            learn_logvar=settings.learn_logvar,
+        )
+    except ValueError as error:
+        raise UserError(f"train_tiny.elbo={settings.elbo}: {error}") from None
+    return None if chosen == own else chosen
 
 
 def tiny_folder(config: Config) -> Path:

@@ -21,6 +21,7 @@ KEYS = {
     "system.prompt_processor.front_threshold": "prior.front",
     "system.prompt_processor.back_threshold": "prior.back",
     "system.prompt_processor.overhead_threshold": "prior.overhead",
+    "system.prompt_processor.use_perp_neg": "loss.perp_neg",
     "system.guidance.guidance_scale": "loss.scale",
     "system.guidance.pretrained_model_name_or_path": "prior.path",
     "system.weights": "weights",
@@ -34,6 +35,7 @@ KEYS = {
     "checkpoint.every_n_train_steps": "checkpoint.every",
 }
 KEYS |= {f"system.loss.lambda_{name}": f"loss.lambda_{name}" for name in ("sparsity", "opaque", "orient", "z_variance")}
+KEYS |= {f"system.prompt_processor.perp_neg_f_{name}": f"loss.perp_neg_f_{name}" for name in ("fs", "sf", "fsb", "sb")}
 IGNORED = ("system.geometry.isosurface_method", "system.exporter_type")
 WINDOW = re.compile(r"system\.guidance\.(min|max)_step_percent")
 FLAGS = ("--config", "--gpu", "--train", "--validate", "--test", "--export", "--verbose", "--typecheck", "--gradio")
@@ -100,14 +102,20 @@ def _first_below(key: str) -> str:
     return next(name for name in leaves() if name.startswith(key + "."))
 
 
-def _override(item: str, *, multirun: bool) -> str | None:
+def _short(items: list[str]) -> dict[str, str]:
+    """With task=sample its own settings go without their group: `steps=20` is `sample.steps=20`."""
+    names = [key.partition(".")[2] for key in leaves() if key.startswith("sample.")]
+    return {name: f"sample.{name}" for name in names if name not in leaves()} if "task=sample" in items else {}
+
+
+def _override(item: str, short: dict[str, str], *, multirun: bool) -> str | None:
     """One `key=value` in our words, or None when there is nothing to choose."""
     key, equals, value = item.partition("=")
     sign = re.match(r"[+~]*", key).group()  # type: ignore[union-attr]
     key = key[len(sign) :]
     if not equals and not sign:
         raise UserError(f'{item!r} is neither a flag nor key=value; a text is given as prompt="{item}"')
-    key = KEYS.get(key, key)
+    key = short.get(key) or KEYS.get(key, key)
     if key in IGNORED or key.endswith(".context_type"):
         return None
     _check_key(key)
@@ -176,6 +184,7 @@ def translate(argv: list[str]) -> Launch:
         if flag == "--cfg" and argv[position : position + 1] in (["job"], ["all"]):
             position += 1
         _flag(flag, value, launch)
-    done = (_override(item, multirun=launch.multirun) for item in items)
+    short = _short(items)
+    done = (_override(item, short, multirun=launch.multirun) for item in items)
     launch.overrides += [item for item in done if item is not None]
     return launch

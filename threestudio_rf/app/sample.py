@@ -2,70 +2,273 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from threestudio_rf.app.build import EMBEDDED, build_prior
-from threestudio_rf.app.console import LOG
-from threestudio_rf.app.errors import GOOD
+from threestudio_rf.app.config import Config
+from threestudio_rf.app.console import LOG, Progress
+from threestudio_rf.app.errors import GOOD, UserError
+from threestudio_rf.app.picture import fitted, read_picture
 from threestudio_rf.app.run import Run
 from threestudio_rf.app.settings import SampleConfig
 from threestudio_rf.app.words import warn_unknown_words
-from threestudio_rf.core.guide import cfg, combine
-from threestudio_rf.core.random import generator, normal
-from threestudio_rf.core.solve import ancestral, midpoint, solve
-from threestudio_rf.core.times import spacing
+from threestudio_rf.core.convert import noise
+from threestudio_rf.core.ddpm import clip, dynamic_threshold
+from threestudio_rf.core.level import DiscreteVP
+from threestudio_rf.core.random import Draws, generator, normal
+from threestudio_rf.core.sample import Corrector, Rule, Sampler, State, guided, intermediates, keep, states
+from threestudio_rf.core.solve import Field
+from threestudio_rf.core.times import Grid, from_strength, sampling_times
 from threestudio_rf.export.media import contact_sheet, png
-from threestudio_rf.priors.base import Bound, Prior, bind
+from threestudio_rf.priors.base import Prior, bind
+from threestudio_rf.priors.sd3 import SD3Prior
 
 COLUMNS = 8
+LIMITS = {"none": None, "clip": clip, "threshold": dynamic_threshold}
 
 
-def sample(prior: Prior, predict: Bound, noise: Tensor, settings: SampleConfig, draws: Generator) -> Tensor:
-    """Latents from `noise` (B, C, H, W) by `settings.steps` steps of the chosen solver; `draws` is for ancestral."""
-    weights = cfg(settings.cfg)
-    times = spacing(settings.steps, shift=settings.shift).to(noise.device)
+@dataclass(frozen=True)
+class Plan:
+    """What all pictures of one command share. `known` (1, C, h, w) are the latents of a given picture, `mask`
+    (1, 1, h, w) is 1 where it is made anew, `pure` starts from noise alone."""
 
-    def field(x: Tensor, t: Tensor) -> Tensor:
-        return combine(predict(x, t, list(weights)), weights)
+    prior: Prior
+    field: Field
+    times: Tensor
+    rule: Rule
+    seed: int
+    device: torch.device
+    known: Tensor | None = None
+    mask: Tensor | None = None
+    pure: bool = True
 
-    states: Iterator[Tensor]
-    if settings.sampler == "ancestral":
-        states = ancestral(
-            field, noise, times, schedule=prior.schedule, kind=prior.kind, eta=settings.eta, generator=draws
+    @property
+    def steps(self) -> int:
+        return len(self.times) - 1
+
+
+def rule_of(settings: SampleConfig) -> Rule:
+    """The sampler and its options; UserError for one that the sampler has no use for."""
+    try:
+        return Rule(
+            sampler=cast(Sampler, settings.sampler),
+            eta=settings.eta,
+            variance=cast(Literal["small", "large"], settings.variance),
+            limit=LIMITS[settings.limit],
+            temperature=settings.temperature,
+            repeat_noise=settings.repeat_noise,
+            noise_dropout=settings.noise_dropout,
         )
-    else:
-        solver = {"euler": solve, "midpoint": midpoint}[settings.sampler]
-        states = solver(field, noise, times, schedule=prior.schedule, kind=prior.kind)
-    return deque(states, maxlen=1)[0]
+    except ValueError as error:
+        raise UserError(f"sample: {error}") from None
 
 
-def command(run: Run) -> int:
-    """`save/00000.png ...` and `save/sheet.png`; without fresh noise picture i depends on the seed
-    and i only."""
-    config, settings = run.config, run.config.sample
-    prior = build_prior(config.prior, run.device)
+def check_sample(settings: SampleConfig, *, negative_prompt: bool, image: bool, mask: bool) -> None:
+    """UserError for settings that do not go together; the flags say what else is given."""
+    rule_of(settings)
+    if mask and not image:
+        raise UserError("sample.mask needs sample.image, the picture whose black part is kept")
+    if settings.strength is not None and not image:
+        raise UserError(f"sample.strength={settings.strength:g} needs sample.image, the picture to start from")
+    if settings.perp_neg and not negative_prompt:
+        raise UserError(f"sample.perp_neg={settings.perp_neg:g} needs a negative_prompt to push away from")
+    if settings.perp_neg and settings.cfg == 0:
+        raise UserError("sample.perp_neg, sample.cfg=0: expected a scale above 0, where the prompt has a say")
+
+
+def times_of(prior: Prior, settings: SampleConfig) -> Tensor:
+    """(steps + 1,) times from noise to 0. By default those of diffusers' pipeline of the prior: leading with offset 1
+    for tables, SD3's own for SD3, even ones for other flows. UserError for what does not fit the prior's path."""
+    table, law = prior.schedule if isinstance(prior.schedule, DiscreteVP) else None, settings.spacing
+    if settings.sampler == "ddpm" and table is None:
+        raise UserError(
+            f"sample.sampler=ddpm: {prior.name} is a flow, which has no table of betas; "
+            "sampler=ddim eta=1 is the same with noise on its path"
+        )
+    if table is None and law in ("leading", "trailing", "quad"):
+        raise UserError(f"sample.spacing={law}: {prior.name} is a flow, expected even or flow_match")
+    if table is not None and (law in ("even", "flow_match") or settings.shift is not None):
+        given = f"sample.spacing={law}" if settings.shift is None else f"sample.shift={settings.shift:g}"
+        raise UserError(f"{given}: {prior.name} has a table of betas, expected leading, trailing or quad and no shift")
+    if law == "auto":
+        law = "leading" if table is not None else "flow_match" if isinstance(prior, SD3Prior) else "even"
+    own = prior.time_shift if isinstance(prior, SD3Prior) else 1.0
+    shift, n = own if settings.shift is None else settings.shift, 1000 if table is None else len(table)
+    try:
+        return sampling_times(settings.steps, law=cast(Grid, law), shift=shift, n=n, offset=settings.offset)
+    except ValueError as error:
+        raise UserError(f"sample.steps={settings.steps}: {error}") from None
+
+
+def field_of(
+    prior: Prior, prompt: str, settings: SampleConfig, *, negative_prompt: str, corrector: Corrector | None
+) -> Field:
+    """The guided field of one prompt; embeds the texts."""
+    if negative_prompt and settings.cfg == 1 and not settings.perp_neg:
+        LOG.info("the negative prompt has no effect at sample.cfg=1")
+    texts = [prompt, "", negative_prompt] if settings.perp_neg else [prompt, negative_prompt]
+    found = prior.embed(texts)
+    roles = ("cond", "uncond", "negative")[: len(texts)]
+    return guided(
+        bind(prior, {role: found.select([i]) for i, role in enumerate(roles)}),
+        settings.cfg,
+        schedule=prior.schedule,
+        kind=prior.kind,
+        rescaled=settings.rescale,
+        negatives={"negative": settings.perp_neg} if settings.perp_neg else None,
+        corrector=corrector,
+    )
+
+
+def plan(
+    prior: Prior,
+    prompt: str,
+    settings: SampleConfig,
+    *,
+    negative_prompt: str = "",
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    image: Tensor | None = None,
+    mask: Tensor | None = None,
+    corrector: Corrector | None = None,
+) -> Plan:
+    """Everything before the first step. `image` (3, H, W) in [0, 1] of any size, `mask` (1 or 3, H, W) of the same.
+
+    With an image, strength of the steps are done, rounded as diffusers' pipelines do; with a mask and strength 1 the
+    start is noise alone. UserError for what does not fit the prior or each other.
+    """
+    device = torch.device(device)
+    rule, times = rule_of(settings), times_of(prior, settings)
+    strength = settings.strength or (1.0 if mask is not None else 0.8)
+    if image is not None:
+        try:
+            times = from_strength(times, strength, up=not isinstance(prior.schedule, DiscreteVP))
+        except ValueError as error:
+            raise UserError(f"sample.strength={strength:g}: {error}") from None
+    if rule.sampler == "ddpm" and len(times) < 3:
+        raise UserError("sample.sampler=ddpm: expected at least two steps")
+    field = field_of(prior, prompt, settings, negative_prompt=negative_prompt, corrector=corrector)
+    if image is None:
+        return Plan(prior, field, times, rule, seed, device)
+    known, hidden = encoded(prior, image, mask, device)
+    return Plan(prior, field, times, rule, seed, device, known, hidden, pure=mask is not None and strength == 1)
+
+
+@torch.no_grad()
+def encoded(prior: Prior, image: Tensor, mask: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Latents (1, C, h, w) of an image fitted to the prior's size, and its mask there (1, 1, h, w), 0 or 1."""
+    height, width = prior.decode(torch.zeros(1, *prior.latent_shape, device=device)).shape[-2:]
+    if mask is not None and mask.shape[-2:] != image.shape[-2:]:
+        shapes = [f"{x.shape[-1]} x {x.shape[-2]}" for x in (mask, image)]
+        raise UserError(f"sample.mask is {shapes[0]}, expected the size of sample.image, {shapes[1]}")
+    known = prior.encode(fitted(image.float(), (height, width), "sample.image").to(device))
+    if mask is None:
+        return known, None
+    white = fitted(mask.float(), (height, width), "sample.mask").mean(1, keepdim=True) >= 0.5
+    hidden = torch.nn.functional.interpolate(white.float(), size=known.shape[-2:]).to(device)
+    if not bool(hidden.any()):
+        raise UserError("sample.mask has no white part, so there is nothing to make anew")
+    return known, hidden
+
+
+@torch.no_grad()
+def run(plan: Plan, numbers: Sequence[int], *, latents: Tensor | None = None) -> Iterator[State]:
+    """The states of the pictures of these numbers, each of which depends on the seed and its own number only.
+
+    `latents` (B, C, h, w) are the start instead of the seed's noise. With repeat_noise the fresh noise is the seed's
+    own, for all pictures.
+    """
+    eps = torch.cat([normal((1, *plan.prior.latent_shape), generator(plan.seed, i, "sample")) for i in numbers])
+    x = eps = (eps if latents is None else latents).to(plan.device)
+    draws: Draws = [generator(plan.seed, i, "fresh") for i in numbers]
+    if plan.rule.repeat_noise:
+        draws = generator(plan.seed, 0, "shared")
+    schedule, after = plan.prior.schedule, None
+    if plan.known is not None:
+        known = plan.known.expand_as(eps)
+        x = x if plan.pure else noise(known, eps, schedule(plan.times[:1].to(x.device).expand(len(x))))
+        after = None if plan.mask is None else keep(known, eps, plan.mask, schedule=schedule)
+    yield from states(
+        plan.field,
+        x,
+        plan.times,
+        schedule=schedule,
+        kind=plan.prior.kind,
+        rule=plan.rule,
+        generator=draws,
+        after=after,
+    )
+
+
+def every_of(settings: SampleConfig, steps: int) -> int:
+    """Steps between the pictures of a strip."""
+    return settings.log_every or max(1, round(steps / COLUMNS))
+
+
+def command(run_: Run) -> int:
+    """`save/00000.png ...`, `save/sheet.png` and on request `save/strip.png`."""
+    config, settings = run_.config, run_.config.sample
+    image = read_picture(settings.image, "sample.image") if settings.image else None
+    mask = read_picture(settings.mask, "sample.mask") if settings.mask else None
+    prior = build_prior(config.prior, run_.device)
+    made = plan(
+        prior,
+        _text(config),
+        settings,
+        negative_prompt=config.negative_prompt,
+        seed=config.seed,
+        device=run_.device,
+        image=image,
+        mask=mask,
+    )
+    numbers_of = [range(i, min(i + settings.batch, settings.n)) for i in range(0, settings.n, settings.batch)]
+    progress = Progress(len(numbers_of) * made.steps)
+    pictures: list[Tensor] = []
+    strips: list[tuple[str, list[Tensor]]] = []
+    for numbers in numbers_of:
+        told = _told(run(made, numbers), progress, f"{numbers[0] + 1}-{numbers[-1] + 1} of {settings.n}")
+        seen = intermediates(told, every_of(settings, made.steps))
+        images = prior.decode(seen[-1].x).cpu()
+        for i, picture in zip(numbers, images, strict=True):
+            png(run_.save(f"{i:05d}.png"), picture)
+        pictures += list(images)
+        if settings.strip and len(strips) < COLUMNS:
+            strips += _strips(prior, seen)
+    progress.close()
+    return _sheets(run_, pictures, strips, [str(made.steps - state.left) for state in seen])
+
+
+def _text(config: Config) -> str:
+    """The prompt with its view word; words that an embedded prior has never seen are told."""
     if config.prior.name in EMBEDDED:
         warn_unknown_words(config.prompt)
-    text = config.prompt
-    if settings.view:
-        text = config.prior.view_pattern.replace("{view}", settings.view).replace("{prompt}", config.prompt)
-    both = prior.embed([text, config.negative_prompt])
-    predict = bind(prior, {"cond": both.select([0]), "uncond": both.select([1])})
-    pictures: list[Tensor] = []
-    for first in range(0, settings.n, settings.batch):
-        numbers = range(first, min(first + settings.batch, settings.n))
-        noise = torch.cat([normal((1, *prior.latent_shape), generator(config.seed, i, "sample")) for i in numbers])
-        with torch.no_grad():
-            latents = sample(prior, predict, noise.to(run.device), settings, generator(config.seed, first, "fresh"))
-            images = prior.decode(latents).cpu()
-        for i, image in zip(numbers, images, strict=True):
-            png(run.save(f"{i:05d}.png"), image)
-        pictures += list(images)
-        LOG.info("%d of %d pictures", len(pictures), settings.n)
+    if not config.sample.view:
+        return config.prompt
+    return config.prior.view_pattern.replace("{view}", config.sample.view).replace("{prompt}", config.prompt)
+
+
+def _told(states: Iterable[State], progress: Progress, pictures: str) -> Iterator[State]:
+    for state in states:
+        progress.update(progress.step + 1, {"pictures": pictures, "t": f"{float(state.t[0]):.3f}"})
+        yield state
+
+
+def _strips(prior: Prior, seen: list[State]) -> list[tuple[str, list[Tensor]]]:
+    """One row per picture of the batch: what each chosen state took for the clean picture."""
+    columns = [prior.decode(state.x0_hat).cpu() for state in seen]
+    return [("", list(row)) for row in zip(*columns, strict=True)]
+
+
+def _sheets(run_: Run, pictures: list[Tensor], strips: list[tuple[str, list[Tensor]]], titles: list[str]) -> int:
+    cell = max(64, min(256, pictures[0].shape[-1]))
     rows = [("", pictures[i : i + COLUMNS]) for i in range(0, len(pictures), COLUMNS)]
-    LOG.info("wrote %s", png(run.save("sheet.png"), contact_sheet(rows, cell=max(64, min(256, pictures[0].shape[-1])))))
+    LOG.info("wrote %s", png(run_.save("sheet.png"), contact_sheet(rows, cell=cell)))
+    if strips:
+        sheet = contact_sheet(strips[:COLUMNS], titles=titles, cell=cell)
+        LOG.info("wrote %s (x0_hat after each step)", png(run_.save("strip.png"), sheet))
     return GOOD

@@ -10,6 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 WEIGHTS = ("uniform", "sigma2", "alpha_sigma2", "sigma_over_alpha")
+PRIORS = ("tiny_sd3", "tiny_sd", "tiny_sd_v", "tiny_instaflow", "sd3", "sd", "instaflow", "gaussian")
+KINDS = ("auto", "eps", "v", "flow")
+STORAGES = ("none", "fp8")
+QUANTIZATIONS = ("none", "int8", "nf4")
+SPACINGS = ("auto", "leading", "trailing", "quad", "even", "flow_match")
+CURVE = {"low": -100, "high": 100, "length": 3}
 
 
 def opt(default: Any, text: str, **rule: Any) -> Any:
@@ -30,12 +36,22 @@ def group(kind: type) -> Any:
 class PriorConfig:
     """The frozen network."""
 
-    name: str = opt("tiny_sd3", "which adapter", choices=("tiny_sd3", "sd3", "gaussian"))
+    name: str = opt("tiny_sd3", "which adapter", choices=PRIORS)
     path: str = opt("", "folder or owner/name of the weights; the embedded priors need none")
     dtype: str = opt("auto", "number format of the network", choices=("auto", "fp32", "bf16", "fp16"))
     revision: str | None = opt(None, "branch, tag or commit on the hub")
     variant: str | None = opt(None, "file variant, e.g. fp16")
+    offline: bool = opt(False, "use the hub's cache only, download nothing")
     cache: str = opt("", "folder of cached text embeddings; empty: the user's cache folder")
+    kind: str = opt("auto", "what sd's network predicts; auto: as its scheduler says", choices=KINDS)
+    mirror_time: bool = opt(False, "tell a flow of sd's shape 1000 (1 - t): wrong, for comparison only")
+    t5: bool = opt(True, "sd3: use T5 where the weights have it")
+    max_sequence_length: int | None = opt(None, "sd3: tokens of T5, or zeros in their place", low=0, high=512)
+    vae: str = opt("", "folder or owner/name of a tiny autoencoder (TAESD) to use instead of the prior's VAE")
+    vae_checkpointing: bool = opt(False, "compute the VAE's encoder twice to keep less of it in memory")
+    storage: str = opt("none", "keep the network's weights in this format and cast them when used", choices=STORAGES)
+    quantization: str = opt("none", "quantise the network's weights", choices=QUANTIZATIONS)
+    offload: bool = opt(False, "keep on the GPU only the one of network and VAE that is in use")
     image_size: int = opt(0, "resize renders to this before the encoder; 0: as rendered", low=0, high=4096)
     view_pattern: str = opt("{prompt}, {view} view", "how a view word is joined to the prompt")
     front: float = opt(45.0, "'front view' within this many degrees of azimuth 0", low=0, high=180)
@@ -135,6 +151,11 @@ class LossConfig:
     rev_step: float | None = opt(None, "step k of noise=rev; null: 1 - t", above=0, high=1)
     rev_steps: int = opt(1, "number of steps of noise=rev", low=1, high=100)
     scale: float = opt(7.0, "guidance: uncond + scale (cond - uncond)", low=0, high=1000)
+    perp_neg: bool = opt(False, "Perp-Neg: mix the prompts of neighbouring views, push away from front and side")
+    perp_neg_f_fs: list[float] = opt([4.0, 0.5, -2.426], "push a exp(-b r) + c from the front view, in front", **CURVE)
+    perp_neg_f_sf: list[float] = opt([4.0, 0.5, -2.426], "the same from the side view, in front", **CURVE)
+    perp_neg_f_fsb: list[float] = opt([1.0, 0.5, 0.967], "the same from the front view, behind", **CURVE)
+    perp_neg_f_sb: list[float] = opt([1.0, 0.5, -0.606], "the same from the side view, behind", **CURVE)
     t_min: Any = opt(0.02, "lowest noise level", ramp=True, above=0, high=1)
     t_max: Any = opt(0.98, "highest noise level", ramp=True, above=0, high=1)
     t_law: str = opt("uniform", "how t is drawn", choices=("uniform", "annealed", "logit_normal"))
@@ -191,15 +212,29 @@ class ExportConfig:
 
 @dataclass
 class SampleConfig:
-    """task=sample: pictures straight from the prior."""
+    """task=sample: pictures straight from the prior. There the names go without `sample.`: steps=20 cfg=5."""
 
     n: int = opt(4, "number of pictures", low=1, high=10000)
     batch: int = opt(4, "pictures at once", low=1, high=1000)
+    sampler: str = opt("euler", "solver", choices=("ddpm", "ddim", "euler", "heun", "midpoint"))
     steps: int = opt(20, "steps from noise to picture", low=1, high=1000)
+    eta: float = opt(0.0, "share of fresh noise of sampler=ddim", low=0, high=1)
     cfg: float = opt(5.0, "guidance scale; 1: none", low=0, high=1000)
-    shift: float = opt(3.0, "resolution shift of the steps", above=0, high=100)
-    sampler: str = opt("euler", "solver", choices=("euler", "midpoint", "ancestral"))
-    eta: float = opt(1.0, "share of fresh noise of the ancestral solver", low=0, high=1)
+    rescale: float = opt(0.0, "share of guidance rescale", low=0, high=1)
+    perp_neg: float = opt(0.0, "Perp-Neg weight of negative_prompt (below 0); 0: it replaces the empty prompt", high=0)
+    spacing: str = opt("auto", "times of the steps; auto: as diffusers' pipeline of the prior", choices=SPACINGS)
+    offset: int = opt(1, "steps_offset of spacing=leading", low=0, high=999)
+    shift: float | None = opt(None, "resolution shift of the steps of a flow; null: the prior's own", above=0, high=100)
+    image: str = opt("", "start from this picture")
+    strength: float | None = opt(None, "share of the steps done from image=; null: 0.8, with a mask 1", above=0, high=1)
+    mask: str = opt("", "picture whose white part is made anew, the black part of image= is kept")
+    variance: str = opt("small", "variance of sampler=ddpm", choices=("small", "large"))
+    limit: str = opt("none", "limit of every x0_hat", choices=("none", "clip", "threshold"))
+    temperature: float = opt(1.0, "factor of fresh noise", low=0, high=10)
+    repeat_noise: bool = opt(False, "the same fresh noise for all pictures")
+    noise_dropout: float = opt(0.0, "share of fresh noise that is left out", low=0, high=0.99)
+    strip: bool = opt(False, "also write the trajectory of x0_hat as strip.png")
+    log_every: int = opt(0, "steps between the pictures of the strip; 0: about eight pictures", low=0)
     view: str = opt("", "view word put behind the prompt", choices=("", "side", "front", "back", "overhead"))
 
 
@@ -215,10 +250,15 @@ class EvaluateConfig:
 class TrainTinyConfig:
     """Training of the embedded networks."""
 
-    part: str = opt("vae", "what to train", choices=("vae", "sd3", "judge"))
+    part: str = opt("vae", "what to train", choices=("vae", "sd3", "sd", "sd_v", "instaflow", "reflow", "judge"))
     steps: int | None = opt(None, "steps; null: the part's own number", low=1)
     batch: int | None = opt(None, "batch; null: the part's own number", low=1)
     lr: float | None = opt(None, "learning rate; null: the part's own", above=0, high=1)
     per_shape: int | None = opt(None, "stored views per shape; null: the part's own number", low=1)
+    start: str = opt("", "weights to begin with: `shipped`, or the folder of a trained prior; empty: fresh ones")
+    target: str = opt("", "UNets: what is learned; empty: the part's own", choices=("", "eps", "x0", "v", "flow"))
+    norm: str = opt("l2", "UNets: norm of the error", choices=("l1", "l2"))
+    elbo: float = opt(0.0, "UNets: factor of the variational loss", low=0)
+    learn_logvar: bool = opt(False, "UNets: learn the log-variance of every time")
     folder: str = opt("", "where states and results are kept; empty: <exp_root_dir>/train_tiny")
     ship: bool = opt(False, "put the trained prior and judge into the package, with their sha256 sums")

@@ -11,18 +11,19 @@ from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from threestudio_rf.core.convert import Kind, noise, row, same_shape, split
 from threestudio_rf.core.level import DiscreteVP, column
-from threestudio_rf.core.random import normal, uniform
-from threestudio_rf.core.solve import Field
+from threestudio_rf.core.random import Draws
+from threestudio_rf.core.solve import Field, Map, fresh
 
 Output = Kind | Literal["previous"]
 """What a network predicts: one of our kinds, or the mean of the previous x."""
 
 Variance = Literal["small", "large", "learned", "learned_range"]
-Map = Callable[[Tensor], Tensor]
+After = Callable[[Tensor, Tensor], Tensor]
+"""(x (B, ...), its time (B,)) -> x: what may change the state between two steps, such as `sample.keep`."""
 
 
 class Gaussian(NamedTuple):
@@ -190,24 +191,31 @@ class DDPM:
 def draw_previous(
     previous: Gaussian,
     k: Tensor,
-    generator: Generator,
+    generator: Draws,
     *,
     temperature: float = 1.0,
     repeat_noise: bool = False,
     noise_dropout: float = 0.0,
 ) -> Tensor:
-    """One sample of p(x_{k-1} | x_k); where k = 0 it is the mean, per sample.
-
-    `repeat_noise` shares the noise within the batch, `temperature` scales it, `noise_dropout` zeroes that share of it
-    and scales the rest by 1 / (1 - share).
-    """
+    """One sample of p(x_{k-1} | x_k); where k = 0 it is the mean, per sample. The rest is `solve.fresh`."""
     mean = previous.mean
-    shape = (1, *mean.shape[1:]) if repeat_noise else mean.shape
-    z = normal(shape, generator, device=mean.device, dtype=mean.dtype)
-    if noise_dropout > 0:
-        kept = uniform(shape, generator, device=mean.device) >= noise_dropout
-        z = z * kept / (1 - noise_dropout)
-    return mean + column(k > 0, mean) * (0.5 * previous.log_variance).exp() * z * temperature
+    z = fresh(mean, generator, temperature=temperature, repeat_noise=repeat_noise, noise_dropout=noise_dropout)
+    return mean + column(k > 0, mean) * (0.5 * previous.log_variance).exp() * z
+
+
+def respaced(table: DiscreteVP, times: Tensor) -> DDPM:
+    """The process of some entries of `table` (improved-diffusion's SpacedDiffusion; diffusers with fewer steps).
+
+    `times` (S + 1,) fall to 0; index i of the process has the abar of entry `table.index` at the (i + 1)-th lowest of
+    the first S times, and the end is clean whatever the table's own. ValueError unless the entries differ and fall.
+    """
+    if times.ndim != 1 or len(times) < 3 or float(times[-1]) != 0:
+        raise ValueError(f"got times {times}, expected at least two falling ones and 0")
+    k = table.index(times[:-1].cpu()).flip(0)
+    if not bool((k.diff() > 0).all()):
+        raise ValueError(f"got times of the entries {k.flip(0).tolist()}, expected falling ones, each once")
+    abar = table.abar[k]
+    return DDPM(1 - abar / torch.cat([torch.ones_like(abar[:1]), abar[:-1]]))
 
 
 def ancestral_loop(
@@ -216,18 +224,29 @@ def ancestral_loop(
     x: Tensor,
     *,
     kind: Output,
-    generator: Generator,
+    generator: Draws,
     variance: Variance = "small",
     hook: Map | None = None,
     limit: Map | None = None,
     temperature: float = 1.0,
     repeat_noise: bool = False,
     noise_dropout: float = 0.0,
+    times: Tensor | None = None,
+    after: After | None = None,
 ) -> Iterator[State]:
-    """All N states from noise x (B, ...) down to k = 0; the field hears t = (k + 1) / N, float32 (B,)."""
-    for index in reversed(range(len(process))):
+    """All N states from noise x (B, ...) down to k = 0; the field hears t = (k + 1) / N, float32 (B,).
+
+    `times` (N + 1,) falling to 0 are heard instead of (k + 1) / N: those of a `respaced` process, or 1000-step labels
+    for a process of another length. `after` may change x between steps; it gets the time of the state.
+    """
+    n = len(process)
+    heard = process.table.time(torch.arange(n - 1, -2, -1)) if times is None else times
+    if heard.shape != (n + 1,):
+        raise ValueError(f"got times {tuple(heard.shape)}, expected ({n + 1},)")
+    heard = heard.to(x.device, torch.float32)
+    for index in reversed(range(n)):
         k = torch.full((len(x),), index, device=x.device)
-        prediction = field(x, process.table.time(k).float())
+        prediction = field(x, heard[n - 1 - index].expand(len(x)))
         reverse = process.p_mean_variance(prediction, x, k, kind=kind, variance=variance, hook=hook, limit=limit)
         x = draw_previous(
             reverse.previous,
@@ -237,6 +256,7 @@ def ancestral_loop(
             repeat_noise=repeat_noise,
             noise_dropout=noise_dropout,
         )
+        x = x if after is None else after(x, heard[n - index].expand(len(x)))
         yield State(index, x, reverse.x0_hat)
 
 

@@ -7,10 +7,13 @@ drawn on the CPU in float32 and moved afterwards, so devices agree.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Generator, Tensor
+
+Draws = Generator | Sequence[Generator]
+"""One generator for a whole batch, or one per sample: then a sample does not depend on the batch it is drawn in."""
 
 
 def generator(seed: int, step: int, stream: str) -> Generator:
@@ -21,21 +24,29 @@ def generator(seed: int, step: int, stream: str) -> Generator:
 
 def normal(
     shape: Sequence[int],
-    generator: Generator,
+    generator: Draws,
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Standard normal numbers of `shape`, drawn on the CPU in float32."""
-    return torch.randn(tuple(shape), generator=generator).to(device=device, dtype=dtype)
+    """Standard normal numbers of `shape`, drawn on the CPU in float32; ValueError unless one generator per sample."""
+    return _drawn(torch.randn, shape, generator).to(device=device, dtype=dtype)
 
 
 def uniform(
     shape: Sequence[int],
-    generator: Generator,
+    generator: Draws,
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Uniform numbers in [0, 1) of `shape`, drawn on the CPU in float32."""
-    return torch.rand(tuple(shape), generator=generator).to(device=device, dtype=dtype)
+    """Uniform numbers in [0, 1) of `shape`, drawn on the CPU in float32; ValueError unless one generator per sample."""
+    return _drawn(torch.rand, shape, generator).to(device=device, dtype=dtype)
+
+
+def _drawn(law: Callable[..., Tensor], shape: Sequence[int], generator: Draws) -> Tensor:
+    if isinstance(generator, Generator):
+        return law(tuple(shape), generator=generator)
+    if len(generator) != shape[0]:
+        raise ValueError(f"got {len(generator)} generators, expected one for each of {shape[0]} samples")
+    return torch.stack([law(tuple(shape[1:]), generator=one) for one in generator])

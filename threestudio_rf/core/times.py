@@ -15,6 +15,7 @@ from threestudio_rf.core.random import uniform
 
 Law = Literal["uniform", "annealed", "logit_normal"]
 Spacing = Literal["uniform", "trailing", "quad"]
+Grid = Literal["leading", "trailing", "quad", "even", "flow_match"]
 Number = TypeVar("Number", float, Tensor)
 
 
@@ -127,3 +128,42 @@ def ddim_times(steps: int, n: int, *, law: Spacing = "uniform", offset: int = 0)
     """(steps + 1,) float32 falling times of `ddim_steps` for `solve` and `ancestral`, closed with 0."""
     numbers = ddim_steps(steps, n, law=law, offset=offset)
     return torch.cat([numbers.flip(0) / n, torch.zeros(1)])
+
+
+def sampling_times(steps: int, *, law: Grid, shift: float = 1.0, n: int = 1000, offset: int = 1) -> Tensor:
+    """(steps + 1,) float32 times from noise to 0 of a sampler.
+
+    leading, trailing, quad   steps of a table of n entries, see `ddim_steps`; `offset` is that of leading (1 for Stable
+                              Diffusion), as far as it fits into the table: all n steps have none
+    even                      `spacing` under `shift`
+    flow_match                `flow_match_spacing` under `shift`: what diffusers' SD3 pipeline does
+
+    Raises ValueError for an unknown law and for steps that do not fit.
+    """
+    if law in ("trailing", "quad"):
+        return ddim_times(steps, n, law=law)
+    if law == "leading":
+        room = n - 1 - (steps - 1) * (n // max(steps, 1))
+        return ddim_times(steps, n, offset=max(0, min(offset, room)))
+    if law == "even":
+        return spacing(steps, shift=shift)
+    if law == "flow_match":
+        return flow_match_spacing(steps, shift=shift, n=n)
+    raise ValueError(f"got law {law!r}, expected leading, trailing, quad, even or flow_match")
+
+
+def from_strength(times: Tensor, strength: float, *, up: bool = False) -> Tensor:
+    """The last steps of falling `times` (S + 1, ...) for a start from a picture: strength S of them, rounded down.
+
+    That is diffusers' StableDiffusionImg2ImgPipeline; its SD3 pipeline rounds `up`. strength = 1 keeps all. Raises
+    ValueError for a strength outside [0, 1], or one that leaves no step.
+    """
+    steps = len(times) - 1
+    if not 0 <= strength <= 1:
+        raise ValueError(f"got strength {strength}, expected 0..1")
+    kept = steps - int(steps - steps * strength) if up else int(steps * strength)
+    if kept < 1:
+        raise ValueError(
+            f"got strength {strength} of {steps} steps, which leaves none; expected at least {1 / steps:g}"
+        )
+    return times[steps - kept :]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
 from threestudio_rf.core.convert import Kind, noise, split
-from threestudio_rf.core.guide import cfg, combine
+from threestudio_rf.core.guide import cfg
 from threestudio_rf.core.level import Schedule, column
+from threestudio_rf.distill.guidance import Guidance
 from threestudio_rf.distill.noise import random_noise, rev_noise
 from threestudio_rf.distill.residual import gradient, surrogate
 from threestudio_rf.distill.weights import WEIGHTS
@@ -36,6 +37,10 @@ class Method:
         if self.weight not in WEIGHTS or self.noise not in NOISES or self.rev_steps < 0:
             got = (self.weight, self.noise, self.rev_steps)
             raise ValueError(f"weight, noise, rev_steps: got {got}, expected {sorted(WEIGHTS)}, {NOISES}, at least 0")
+
+    def guidance(self, negatives: Mapping[str, Tensor] | None = None) -> Guidance:
+        """Classifier-free guidance at `scale`, with Perp-Neg where there are weights (B,) of negative roles."""
+        return Guidance(cfg(self.scale), negatives or {})
 
 
 METHODS: dict[str, Method] = {
@@ -74,12 +79,16 @@ def distill(
     schedule: Schedule,
     method: Method,
     generator: Generator,
+    negatives: Mapping[str, Tensor] | None = None,
 ) -> Distilled:
     """One evaluation for `latents` (B, C, h, w) at times t (B,): gradient = weight(t) residual / M / B.
 
     `predict(x_t, t, roles)` returns predictions of `prior_kind` for the roles "cond" and, unless the scale is 1,
-    "uncond". The scale binds: a scene parameter that colours the whole picture evenly gets the same gradient at any
-    resolution and for a repeated batch.
+    "uncond". `negatives` are Perp-Neg's weights (B,) by role; `predict` must know these roles and "uncond". Rev's
+    inner call is the prompt alone, without either.
+
+    The scale binds: a scene parameter that colours the whole picture evenly gets the same gradient at any resolution
+    and for a repeated batch.
     """
     x0 = latents.detach().float() if latents.dtype in (torch.float16, torch.bfloat16) else latents.detach()
     with torch.no_grad():
@@ -89,14 +98,14 @@ def distill(
             step, steps = method.rev_step, method.rev_steps
             eps = rev_noise(x0, eps, t, predict, kind=prior_kind, schedule=schedule, step=step, steps=steps)
         x_t = noise(x0, eps, level)
-        roles = cfg(method.scale)
-        predictions = {role: p.to(x0) for role, p in predict(x_t, t, list(roles)).items()}
-        r = gradient(x0, x_t, eps, predictions, level, kind=prior_kind, space=method.space, weights=roles, target=1.0)
+        guide = method.guidance(negatives)
+        predictions = {role: p.to(x0) for role, p in predict(x_t, t, guide.roles).items()}
+        r = gradient(x0, x_t, eps, predictions, level, kind=prior_kind, space=method.space, guidance=guide, target=1.0)
         weight = column(WEIGHTS[method.weight](level), x0)
         grad = weight * r / len(x0)
         skipped = not bool(grad.isfinite().all())
         grad = torch.zeros_like(grad) if skipped else grad
-        x0_hat, _ = split(prior_kind, combine(predictions, roles), x_t, level)
+        x0_hat, _ = split(prior_kind, guide(predictions), x_t, level)
         norm = (weight * r).flatten(1).square().mean(1).sqrt() * x0[0].numel()
         flat = eps.flatten(1)
     loss = surrogate(latents, grad)

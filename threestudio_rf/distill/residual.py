@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from threestudio_rf.core.convert import Kind, join, sign, split
-from threestudio_rf.core.guide import combine
 from threestudio_rf.core.level import Level
+from threestudio_rf.distill.guidance import Guidance
 
 
 def gradient(
@@ -22,19 +22,17 @@ def gradient(
     *,
     kind: Kind,
     space: Kind,
-    weights: Mapping[str, float | Tensor],
+    guidance: Guidance,
     target: float,
 ) -> Tensor:
-    """sign (sum_i w_i p_i(x_t) - target p(x0, eps)) / M with p in `space`; all tensors (B, C, h, w).
+    """sign (guidance(p(x_t)) - target p(x0, eps)) / M with p in `space`; all tensors (B, C, h, w).
 
     `predictions` by role are of `kind`; M is the number of elements of one latent. The caller multiplies w(t) and
     divides by B. With target 1 it descends in every space: the sign is -1 for x0, whose difference ascends.
     """
-    missing = sorted(set(weights) - set(predictions))
-    if missing:
-        raise ValueError(f"predictions: got {sorted(predictions)}, expected {sorted(weights)}")
-    p = {role: join(space, *split(kind, predictions[role], x_t, level), level) for role in weights}
-    residual = combine(p, weights) - target * join(space, x0, eps, level)
+    asked = {role: p for role, p in predictions.items() if role in guidance.roles}
+    guided = guidance({role: join(space, *split(kind, p, x_t, level), level) for role, p in asked.items()})
+    residual = guided - target * join(space, x0, eps, level)
     return sign(space) * residual / x0[0].numel()
 
 

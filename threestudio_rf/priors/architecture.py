@@ -163,6 +163,18 @@ def load_vae(folder: str | os.PathLike[str]) -> AutoencoderKL:
     return AutoencoderKL.from_pretrained(folder, local_files_only=True, use_safetensors=True)
 
 
+def copy_weights(module: nn.Module, folder: str | os.PathLike[str]) -> None:
+    """Set the weights of `module` to those of a saved part, in place. RuntimeError when names or shapes differ."""
+    from safetensors.torch import load_file
+
+    weights: dict[str, torch.Tensor] = {}
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        weights |= load_file(file)
+    missing, unexpected = module.load_state_dict(weights, strict=False)
+    if unexpected or [name for name in missing if name in dict(module.named_parameters())]:
+        raise RuntimeError(f"{folder}: got other weights than {type(module).__name__}'s, such as {missing[:3]}")
+
+
 def make_transformer(
     text_encoders: Sequence[CLIPTextModelWithProjection],
     *,
@@ -208,7 +220,8 @@ def zero_modulation(transformer: SD3Transformer2DModel) -> None:
         nn.init.zeros_(linear.bias)
 
 
-def _stored(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+def stored(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of `module` in eval mode, on the CPU, in `dtype`."""
     return nn.Module.to(copy.deepcopy(module), device="cpu", dtype=dtype).eval()
 
 
@@ -234,31 +247,33 @@ def save_sd3(
         raise ValueError(f"text encoders, tokenizers: got {len(text_encoders)}, {len(tokenizers)}, expected 2, 2")
     folder = Path(folder)
     pipe = StableDiffusion3Pipeline(
-        transformer=_stored(transformer, dtype),
+        transformer=stored(transformer, dtype),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
-        vae=_stored(vae, dtype),
-        text_encoder=_stored(text_encoders[0], dtype),
+        vae=stored(vae, dtype),
+        text_encoder=stored(text_encoders[0], dtype),
         tokenizer=tokenizers[0],
-        text_encoder_2=_stored(text_encoders[1], dtype),
+        text_encoder_2=stored(text_encoders[1], dtype),
         tokenizer_2=tokenizers[1],
         text_encoder_3=None,
         tokenizer_3=None,
     )
     pipe.save_pretrained(folder, safe_serialization=True)
     for name in ("tokenizer", "tokenizer_2"):
-        _write_vocabulary(folder / name)
-    _amend(folder / "vae/config.json", {"_name_or_path": ""})  # else the machine's path of the trained part stays in it
+        write_vocabulary(folder / name)
+    amend(folder / "vae/config.json", {"_name_or_path": ""})  # else the machine's path of the trained part stays in it
     for name in ("text_encoder", "text_encoder_2"):  # else transformers would compute in the stored dtype
-        _amend(folder / name / "config.json", {"dtype": "float32"})
-    _amend(folder / "model_index.json", {MAX_SEQUENCE_LENGTH: max_sequence_length})
+        amend(folder / name / "config.json", {"dtype": "float32"})
+    amend(folder / "model_index.json", {MAX_SEQUENCE_LENGTH: max_sequence_length})
     return folder
 
 
-def _amend(file: Path, values: dict[str, object]) -> None:
+def amend(file: Path, values: dict[str, object]) -> None:
+    """Set entries of a JSON table on disk."""
     file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | values, indent=2) + "\n", "utf-8")
 
 
-def _write_vocabulary(folder: Path) -> None:
+def write_vocabulary(folder: Path) -> None:
+    """Write a tokenizer's vocab.json and merges.txt beside its tokenizer.json."""
     model = json.loads((folder / "tokenizer.json").read_text("utf-8"))["model"]
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), "utf-8")

@@ -69,6 +69,10 @@ class Prior(Protocol):
 
     def embed(self, prompts: list[str]) -> Condition: ...
 
+    def fits(self, text: str) -> bool:
+        """Whether the prior reads `text` to its end."""
+        ...
+
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """(B, C, h, w), (B,), condition of length B -> (B, C, h, w) of `kind` in our sign, float32, no gradient."""
         ...

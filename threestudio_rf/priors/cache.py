@@ -11,6 +11,7 @@ import json
 import os
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -53,6 +54,14 @@ class ConditionCache:
             write_atomically(file, save(self.memory[text]))
         except OSError as error:
             warnings.warn(f"embedded texts are not kept: cannot write {file.parent}: {error.strerror}", stacklevel=2)
+
+    def embed(self, texts: list[str], encode: Callable[[list[str]], list[dict[str, Tensor]]]) -> Condition:
+        """Condition of `texts` on the CPU; those that are not known yet go through `encode`, each once."""
+        new = [text for text in dict.fromkeys(texts) if self.get(text) is None]
+        if new:
+            for text, tensors in zip(new, encode(new), strict=True):
+                self.put(text, tensors)
+        return self.condition(texts)
 
     def condition(self, texts: list[str]) -> Condition:
         """Condition of texts that are all known; KeyError for one that is not."""

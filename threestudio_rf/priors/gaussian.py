@@ -54,6 +54,10 @@ class GaussianPrior:
         chosen[~chosen.any(1)] = True
         return Condition({"modes": chosen.float()})
 
+    def fits(self, text: str) -> bool:
+        """Always: names are looked for in the whole text."""
+        return True
+
     @torch.no_grad()
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         level = self.schedule(t)

@@ -15,45 +15,52 @@ REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 OFFLINE_HELP = "prior=tiny_sd3 needs no download"
 
 
-def locate(path: str, fetch: Callable[[str, bool], Path], complete: Callable[[Path], None]) -> Path:
+def locate(
+    path: str, fetch: Callable[[str, bool], Path], complete: Callable[[Path], None], *, offline: bool = False
+) -> Path:
     """The folder of `path`, a local folder or owner/name.
 
     `fetch(name, local_only)` returns the snapshot folder of a repository; `complete(folder)` raises PriorError when
-    a folder is not whole, upon which a cached snapshot is fetched again.
+    a folder is not whole, upon which a cached snapshot is fetched again, unless `offline`.
     """
     local = Path(path).expanduser()
     if local.is_dir():
         complete(local)
         return local
     if local.is_file():
-        raise PriorError(f"prior.path={path} is a file; expected a folder in the layout of diffusers, or owner/name")
+        raise PriorError(f"{path} is a file; expected a folder in the layout of diffusers, or owner/name")
     if not REPOSITORY.fullmatch(path):
         raise PriorError(f"no such folder {path}; to download write owner/name")
-    return from_hub(path, fetch, complete)
+    return from_hub(path, fetch, complete, offline=offline)
 
 
-def from_hub(name: str, fetch: Callable[[str, bool], Path], complete: Callable[[Path], None]) -> Path:
+def from_hub(
+    name: str, fetch: Callable[[str, bool], Path], complete: Callable[[Path], None], *, offline: bool = False
+) -> Path:
     """Snapshot folder of a repository; the network is asked only when the cache does not hold all of it."""
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError
 
     # HfHubHTTPError derives from the base error of whichever HTTP client is in use
     failures: tuple[type[Exception], ...] = (OSError, *HfHubHTTPError.__bases__)
-    not_whole: tuple[type[Exception], ...] = (PriorError, *failures)
+    not_whole: tuple[type[Exception], ...] = (ValueError, *failures)
     try:
         folder = fetch(name, True)
         complete(folder)
         return folder
     except not_whole as error:
-        if constants.HF_HUB_OFFLINE:
+        if constants.HF_HUB_OFFLINE or offline:
+            switch = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "prior.offline=true"
             raise PriorError(
-                f"{name} is not (wholly) in the cache folder {constants.HF_HUB_CACHE} and HF_HUB_OFFLINE is set, so it "
-                f"cannot be downloaded; there is no local folder {name} either; {OFFLINE_HELP}"
+                f"{name} is not (wholly) in the cache folder {constants.HF_HUB_CACHE} and {switch}, so it cannot be "
+                f"downloaded; there is no local folder {name} either; {OFFLINE_HELP}"
             ) from error
     try:
         folder = fetch(name, False)
     except failures as error:
         raise PriorError(explain(name, error)) from error
+    except ValueError as error:  # such as a repository whose parts are code of its own
+        raise PriorError(f"{name} cannot be downloaded as a prior: {error}") from None
     complete(folder)
     return folder
 

@@ -100,12 +100,27 @@ def decay(r: Tensor, a: float, b: float, c: float) -> Tensor:
     return a * torch.exp(-b * r) + c
 
 
-def perp_neg_weights(azimuth: Tensor, elevation: Tensor, *, overhead: float = 60.0) -> PerpNeg:
-    """Perp-Neg (Armandpour et al. 2023) with threestudio's numbers, f(r) = a exp(-b r) + c, w = -f.
+class Curves(NamedTuple):
+    """Perp-Neg's (a, b, c) of f(r) = a exp(-b r) + c, named as in threestudio and with its numbers.
 
-    |azimuth| < 90, r = 1 - |azimuth|/90: positive r front + (1-r) side; negative front f(r), side f(1-r), (4, .5,
-    -2.426). Else r = 2 - |azimuth|/90: positive r side + (1-r) back; negative side (1, .5, -.606), front (1, .5,
-    .967), both at r. Above `overhead`: its own prompt, zero weights.
+    In front f_fs weighs the front view and f_sf the side view, behind f_fsb the front and f_sb the side view.
+    """
+
+    f_fs: tuple[float, float, float] = (4.0, 0.5, -2.426)
+    f_sf: tuple[float, float, float] = (4.0, 0.5, -2.426)
+    f_fsb: tuple[float, float, float] = (1.0, 0.5, 0.967)
+    f_sb: tuple[float, float, float] = (1.0, 0.5, -0.606)
+
+
+CURVES = Curves()
+
+
+def perp_neg_weights(azimuth: Tensor, elevation: Tensor, *, overhead: float = 60.0, curves: Curves = CURVES) -> PerpNeg:
+    """Perp-Neg (Armandpour et al. 2023) as threestudio weighs it, w = -f; angles (B,).
+
+    |azimuth| < 90, r = 1 - |azimuth|/90: positive r front + (1-r) side; negative front f_fs(r), side f_sf(1-r). Else
+    r = 2 - |azimuth|/90: positive r side + (1-r) back; negative side f_sb(r), front f_fsb(r). Above `overhead`: its
+    own prompt, zero weights.
     """
     turn = wrap(azimuth).abs()
     ahead, above = turn < 90.0, elevation > overhead
@@ -115,8 +130,8 @@ def perp_neg_weights(azimuth: Tensor, elevation: Tensor, *, overhead: float = 60
     positive[:, SIDE] = torch.where(ahead, 1.0 - r, r)
     positive[:, BACK] = torch.where(ahead, 0.0, 1.0 - r)
     positive[above] = torch.eye(4).to(positive)[OVERHEAD]
-    front_weight = torch.where(ahead, decay(r, 4.0, 0.5, -2.426), decay(r, 1.0, 0.5, 0.967))
-    side_weight = torch.where(ahead, decay(1.0 - r, 4.0, 0.5, -2.426), decay(r, 1.0, 0.5, -0.606))
+    front_weight = torch.where(ahead, decay(r, *curves.f_fs), decay(r, *curves.f_fsb))
+    side_weight = torch.where(ahead, decay(1.0 - r, *curves.f_sf), decay(r, *curves.f_sb))
     weights = -torch.stack([front_weight, side_weight], 1)
     negative = torch.tensor([FRONT, SIDE], device=turn.device).expand(len(turn), 2)
     return PerpNeg(positive, negative, weights.masked_fill(above[:, None], 0.0))

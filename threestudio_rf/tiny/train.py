@@ -1,6 +1,7 @@
 """Training of the embedded networks, one command per part: `python launch.py task=train_tiny train_tiny.part=vae`.
 
-The parts build on each other: vae (first stage), sd3 (rectified flow on its latents); judge needs no other part.
+The parts build on each other: vae (first stage); on its latents sd3 (rectified flow) and sd (eps, UNet), then sd_v (v)
+and instaflow (flow) from sd's weights, reflow from instaflow; judge needs no other part.
 Everything is made from seeds, and the held-out seeds never overlap the training seeds. A run that stops goes on where
 it stopped when the same command is given again. `ship` copies what was reached into the package.
 """
@@ -11,7 +12,8 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,12 @@ import torch
 
 from threestudio_rf.core.random import generator
 from threestudio_rf.priors import architecture
-from threestudio_rf.tiny.flow import FlowPart, Latents, encode_world
+from threestudio_rf.tiny.denoise import Objective
+from threestudio_rf.tiny.flow import FlowPart
 from threestudio_rf.tiny.judge import Judge, JudgePart, judge_accuracy
+from threestudio_rf.tiny.latents import CaptionedLatents, Latents, encode_world
 from threestudio_rf.tiny.stage import FirstStage, latent_statistics, pyramid_start, reconstruction_psnr
+from threestudio_rf.tiny.train_unet import train_unet
 from threestudio_rf.tiny.training import Schedule, train
 from threestudio_rf.tiny.world import VOCABULARY, Views, random_world
 
@@ -76,19 +81,43 @@ def load_latents(folder: Path, vae: Any, per_shape: int, copies: int) -> Latents
     return Latents(**load_file(file))
 
 
-def train_sd3(folder: Path, schedule: Schedule, *, per_shape: int, batch: int, report: Report, copies: int = 3) -> None:
-    """Train transformer and text encoders on the latents of `<folder>/vae-final` and write `<folder>/tiny-sd3`."""
-    vae = load_vae(folder)
-    data = load_latents(folder, vae, per_shape, copies)
-    words = [word for word in VOCABULARY if word.isalpha()]
-    tokenizers = [architecture.make_tokenizer(words) for _ in TEXT]
+def fresh_sd3() -> tuple[Any, list[Any], list[Any]]:
+    """(transformer, text encoders, tokenizers) of `tiny-sd3` before any training, from the training seed."""
+    tokenizers = [architecture.make_tokenizer([word for word in VOCABULARY if word.isalpha()]) for _ in TEXT]
     encoders = [
         architecture.make_text_encoder(tokenizer, layers=2, seed=TRAIN_SEED + 1 + i, **sizes)
         for i, (tokenizer, sizes) in enumerate(zip(tokenizers, TEXT, strict=True))
     ]
     transformer = architecture.make_transformer(encoders, qk_norm="rms_norm", seed=TRAIN_SEED)
     architecture.zero_modulation(transformer)
-    part = FlowPart(transformer, encoders, tokenizers, data, batch=batch)
+    return transformer, encoders, tokenizers
+
+
+def train_sd3(
+    folder: Path,
+    schedule: Schedule,
+    *,
+    per_shape: int,
+    batch: int,
+    report: Report,
+    copies: int = 3,
+    start: Path | None = None,
+) -> None:
+    """Train transformer and text encoders on the latents of `<folder>/vae-final` and write `<folder>/tiny-sd3`.
+
+    With `start`, the folder of a trained prior, weights begin there, and its first stage is used where the training
+    folder has none; the schedule begins anew.
+    """
+    if start and not (folder / "vae-final").exists():
+        shutil.copytree(start / "vae", folder / "vae-final")
+    vae = load_vae(folder)
+    data = load_latents(folder, vae, per_shape, copies)
+    transformer, encoders, tokenizers = fresh_sd3()
+    if start:
+        modules = (transformer, *encoders)
+        for module, name in zip(modules, ("transformer", "text_encoder", "text_encoder_2"), strict=True):
+            architecture.copy_weights(module, start / name)
+    part = FlowPart(transformer, encoders, CaptionedLatents(data, tokenizers), batch=batch)
     for _ in train(part, schedule, folder, seed=TRAIN_SEED, report=report):
         pass
     architecture.save_sd3(
@@ -99,6 +128,23 @@ def train_sd3(folder: Path, schedule: Schedule, *, per_shape: int, batch: int, r
         tokenizers=tokenizers,
         dtype=torch.float16,
     )
+
+
+def train_sd(
+    folder: Path,
+    schedule: Schedule,
+    *,
+    part: str,
+    per_shape: int,
+    batch: int,
+    report: Report,
+    copies: int = 3,
+    objective: Objective | None = None,
+) -> None:
+    """Train one of the UNets on the latents of `<folder>/vae-final` and write its folder."""
+    vae = load_vae(folder)
+    data = load_latents(folder, vae, per_shape, copies)
+    train_unet(folder, schedule, part=part, vae=vae, data=data, batch=batch, objective=objective, report=report)
 
 
 def train_judge(folder: Path, schedule: Schedule, *, per_shape: int, batch: int, report: Report) -> None:
@@ -122,10 +168,28 @@ def _figures(folder: Path, part: str, figures: dict[str, float], report: Report)
     report(f"{part}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
 
 
-PARTS: dict[str, tuple[Callable[..., None], Schedule, dict[str, int]]] = {
-    "vae": (train_vae, Schedule(steps=3600, lr=6e-4, warmup=0.01), {"per_shape": 2000, "batch": 8}),
-    "sd3": (train_sd3, Schedule(steps=7000, lr=1e-3), {"per_shape": 2000, "batch": 64}),
-    "judge": (train_judge, Schedule(steps=3000, lr=2e-3), {"per_shape": 1000, "batch": 64}),
+@dataclass(frozen=True)
+class Row:
+    """One part: its training, schedule and sizes, and the options it understands beside them."""
+
+    run: Callable[..., None]
+    schedule: Schedule
+    sizes: dict[str, int]
+    options: tuple[str, ...] = ()
+
+
+def _unet(part: str, schedule: Schedule) -> Row:
+    return Row(partial(train_sd, part=part), schedule, {"per_shape": 3000, "batch": 64}, ("objective",))
+
+
+PARTS: dict[str, Row] = {
+    "vae": Row(train_vae, Schedule(steps=3600, lr=6e-4, warmup=0.01), {"per_shape": 2000, "batch": 8}),
+    "sd3": Row(train_sd3, Schedule(steps=7000, lr=1e-3), {"per_shape": 2000, "batch": 64}, ("start",)),
+    "sd": _unet("sd", Schedule(steps=8000, lr=1.5e-3)),
+    "sd_v": _unet("sd_v", Schedule(steps=3000, lr=7e-4)),
+    "instaflow": _unet("instaflow", Schedule(steps=2000, lr=7e-4)),
+    "reflow": _unet("reflow", Schedule(steps=2000, lr=5e-4)),
+    "judge": Row(train_judge, Schedule(steps=3000, lr=2e-3), {"per_shape": 1000, "batch": 64}),
 }
 
 
@@ -137,24 +201,58 @@ def run_part(
     batch: int | None = None,
     lr: float | None = None,
     per_shape: int | None = None,
+    start: Path | None = None,
+    objective: Objective | None = None,
     report: Report = print,
 ) -> None:
-    """Train one of `PARTS`; None keeps the part's own number. Raises ValueError for an unknown part."""
+    """Train one of `PARTS`; None keeps the part's own. `start` is the folder of a trained prior whose weights the part
+    begins with. Raises ValueError for an unknown part, or an option that the part does not have."""
     if part not in PARTS:
         raise ValueError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
-    run, schedule, sizes = PARTS[part]
+    row = PARTS[part]
     changes: dict[str, Any] = {"steps": steps, "lr": lr}
-    schedule = replace(schedule, **{name: value for name, value in changes.items() if value is not None})
+    schedule = replace(row.schedule, **{name: value for name, value in changes.items() if value is not None})
     given = {"batch": batch, "per_shape": per_shape}
-    sizes = sizes | {name: value for name, value in given.items() if value is not None}
-    run(folder, schedule, report=report, **sizes)
+    sizes = row.sizes | {name: value for name, value in given.items() if value is not None}
+    options = {name: value for name, value in {"start": start, "objective": objective}.items() if value is not None}
+    for name in options.keys() - row.options:
+        able = [other for other, its in PARTS.items() if name in its.options]
+        raise ValueError(f"{name}: got one for the part {part!r}, expected one of {', '.join(able)}")
+    row.run(folder, schedule, report=report, **sizes, **options)
+
+
+SHIPPED = ("tiny-sd3", "tiny-sd", "tiny-sd-v", "tiny-instaflow")
+VAE_WEIGHTS = Path("vae/diffusion_pytorch_model.safetensors")
 
 
 def ship(folder: Path, weights: Path) -> None:
-    """Copy the trained prior and judge into `weights` and write their sha256 sums as SHA256SUMS."""
-    shutil.rmtree(weights, ignore_errors=True)
-    shutil.copytree(folder / "tiny-sd3", weights / "tiny-sd3")
-    shutil.copy2(folder / "judge.safetensors", weights / "judge.safetensors")
-    files = sorted(file for file in weights.rglob("*") if file.is_file())
-    sums = [(hashlib.sha256(file.read_bytes()).hexdigest(), file.relative_to(weights).as_posix()) for file in files]
+    """Copy the trained priors and the judge that `folder` holds into `weights`; write the sha256 sums of all there.
+
+    The priors share one first stage: its file is kept once, in tiny-sd3, the others have a symbolic link to it.
+    """
+    weights.mkdir(parents=True, exist_ok=True)
+    for name in SHIPPED:
+        if (folder / name).is_dir():
+            shutil.rmtree(weights / name, ignore_errors=True)
+            shutil.copytree(folder / name, weights / name)
+    if (folder / "judge.safetensors").is_file():
+        shutil.copy2(folder / "judge.safetensors", weights / "judge.safetensors")
+    for name in SHIPPED[1:]:
+        _link(weights / name / VAE_WEIGHTS, weights / SHIPPED[0] / VAE_WEIGHTS)
+    files = sorted(file for file in weights.rglob("*") if file.is_file() and file.name != "SHA256SUMS")
+    sums = [(_digest(file), file.relative_to(weights).as_posix()) for file in files]
     (weights / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for digest, name in sums))
+
+
+def _link(file: Path, original: Path) -> None:
+    """Replace `file` by a relative link to an equal `original`. ValueError when their contents differ."""
+    if not file.is_file() or file.is_symlink():
+        return
+    if not original.is_file() or _digest(file) != _digest(original):
+        raise ValueError(f"{file}: got another first stage than {original}, expected the same one")
+    file.unlink()
+    file.symlink_to(Path("../..") / original.relative_to(original.parents[2]))
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -18,7 +18,7 @@ from threestudio_rf.core.random import generator
 from threestudio_rf.core.times import Law, draw
 from threestudio_rf.distill.method import Distilled, Method, distill
 from threestudio_rf.priors.base import Bound, Condition, Prior, bind
-from threestudio_rf.priors.views import view_index
+from threestudio_rf.priors.views import Curves, mix, perp_neg_weights, view_index
 from threestudio_rf.scenes.base import Rendering, Scene
 from threestudio_rf.scenes.camera import Camera, random_views
 from threestudio_rf.scenes.regularize import REGULARIZERS
@@ -98,7 +98,8 @@ class Times:
 class LiftSettings:
     """One lift. `lambdas` are the factors of "distill" and of the regularizers; a factor of 0 is not computed.
     `rates` are the learning rates of the optimiser's groups. `encode_size` resizes the rendering before the encoder
-    (0: as rendered). `clip` is the largest norm of the gradient (0: none)."""
+    (0: as rendered). `clip` is the largest norm of the gradient (0: none). `perp_neg` weighs Perp-Neg's negative view
+    prompts (None: no Perp-Neg)."""
 
     steps: int
     method: Method
@@ -108,6 +109,7 @@ class LiftSettings:
     times: Times = Times()
     encode_size: int = 0
     clip: float = 0.0
+    perp_neg: Curves | None = None
     skip_limit: int = 20
     empty_limit: int = 100
     seed: int = 0
@@ -150,10 +152,10 @@ def lift(
         scene.update(step, generator(settings.seed, step, "update"))
         set_rates(optimiser, settings.rates, step)
         camera = settings.views.camera(step, settings.seed).to(device)
-        predict = seen_from(prior, conditions, negative, settings.views.index(camera))
+        predict, negatives = seen_from(prior, conditions, negative, camera=camera, settings=settings)
         normals = settings.factor("orientation", step) > 0
         rendering = scene.render(camera, generator(settings.seed, step, "render"), normals=normals)
-        loss, result, metrics = objective(rendering, prior, predict, step, settings)
+        loss, result, metrics = objective(rendering, prior, predict, negatives=negatives, step=step, settings=settings)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = gradient_norm(optimiser)
@@ -170,14 +172,33 @@ def lift(
         yield LiftState(step, metrics, camera, _detached(rendering), result.x0_hat)
 
 
-def seen_from(prior: Prior, conditions: Condition, negative: Condition, index: Tensor) -> Bound:
-    """The prior with the view prompt of each camera; `negative` is one prompt for all or one per view word."""
+def seen_from(
+    prior: Prior, conditions: Condition, negative: Condition, *, camera: Camera, settings: LiftSettings
+) -> tuple[Bound, dict[str, Tensor]]:
+    """The prior with the view prompt of each camera; `negative` is one prompt for all or one per view word.
+
+    With Perp-Neg the prompts of neighbouring views are mixed, and the weights (B,) of its negative roles come along.
+    """
+    index = settings.views.index(camera)
     against = negative.select(index) if len(negative) > 1 else negative
-    return bind(prior, {"cond": conditions.select(index), "uncond": against})
+    if settings.perp_neg is None:
+        return bind(prior, {"cond": conditions.select(index), "uncond": against}), {}
+    overhead, curves = settings.views.overhead, settings.perp_neg
+    shares = perp_neg_weights(camera.azimuth, camera.elevation, overhead=overhead, curves=curves)
+    roles = {"cond": mix(conditions, shares.positive), "uncond": against}
+    negatives = dict(zip(("negative 1", "negative 2"), shares.weights.unbind(1), strict=True))
+    roles |= {role: conditions.select(view) for role, view in zip(negatives, shares.negative.unbind(1), strict=True)}
+    return bind(prior, roles), negatives
 
 
 def objective(
-    rendering: Rendering, prior: Prior, predict: Bound, step: int, settings: LiftSettings
+    rendering: Rendering,
+    prior: Prior,
+    predict: Bound,
+    *,
+    negatives: Mapping[str, Tensor],
+    step: int,
+    settings: LiftSettings,
 ) -> tuple[Tensor, Distilled, dict[str, float]]:
     """The loss of a step, what distillation found, and the figures of both."""
     image = rendering.rgb
@@ -194,6 +215,7 @@ def objective(
         schedule=prior.schedule,
         method=settings.method,
         generator=generator(settings.seed, step, "noise"),
+        negatives=negatives,
     )
     factors = {name: value(step) for name, value in settings.lambdas.items()}
     loss = factors.get("distill", 1.0) * result.loss

@@ -1,0 +1,257 @@
+"""Folders of the size of SD 1.5, SD 2.1 and SD3-medium (without T5) with random weights, for bench/real_size.py.
+
+The numbers are those of the public models' config.json; only the tokenizers are ours, with the same window of 77
+tokens. Weights are N(0, 1 / fan-in), norms 1, biases 0, so activations stay finite in bfloat16. Modules are made on
+the meta device for their names and shapes, and every tensor is drawn and written by itself: building never holds more
+than one tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from threestudio_rf.core.random import generator
+from threestudio_rf.priors.architecture import make_tokenizer
+from threestudio_rf.priors.architecture_sd import SCHEDULE
+
+PROMPT = "a red mushroom, front view"
+WORDS = ("a", "red", "mushroom", "front", "side", "back", "overhead", "view")
+CLIP = {"vocab_size": 49408, "max_position_embeddings": 77}
+CLIP_L = CLIP | {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+CLIP_H = CLIP | {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
+CLIP_G = CLIP | {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
+GELU = {"hidden_act": "gelu"}
+VAE = {
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "layers_per_block": 2,
+}
+SD_VAE = VAE | {"latent_channels": 4, "sample_size": 512, "scaling_factor": 0.18215}
+UNET = {"block_out_channels": [320, 640, 1280, 1280], "layers_per_block": 2}
+MMDIT = {
+    "sample_size": 128,
+    "patch_size": 2,
+    "in_channels": 16,
+    "out_channels": 16,
+    "num_layers": 24,
+    "num_attention_heads": 24,
+    "attention_head_dim": 64,
+    "joint_attention_dim": 4096,
+    "caption_projection_dim": 1536,
+    "pooled_projection_dim": 2048,
+    "pos_embed_max_size": 192,
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A module: its class in diffusers or transformers, its config, its number of parameters as published."""
+
+    cls: str
+    config: Mapping[str, Any]
+    parameters: int
+
+    @property
+    def library(self) -> str:
+        return "transformers" if self.cls.startswith("CLIP") else "diffusers"
+
+
+@dataclass(frozen=True)
+class Model:
+    """`prior` is the adapter that reads the folder, `prediction` diffusers' name of a UNet's output."""
+
+    prior: str
+    pipeline: str
+    parts: Mapping[str, Part]
+    prediction: str = ""
+
+
+def _sd(unet: Part, text: Part, prediction: str, vae: Mapping[str, Any] = SD_VAE) -> Model:
+    parts = {"text_encoder": text, "unet": unet, "vae": Part("AutoencoderKL", vae, 83_653_863)}
+    return Model("sd", "StableDiffusionPipeline", parts, prediction)
+
+
+MODELS = {
+    "sd15": _sd(
+        Part(
+            "UNet2DConditionModel",
+            UNET | {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+            859_520_964,
+        ),
+        Part("CLIPTextModel", CLIP_L, 123_060_480),
+        "epsilon",
+    ),
+    "sd21": _sd(
+        Part(
+            "UNet2DConditionModel",
+            UNET
+            | {"sample_size": 96, "cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20]}
+            | {"use_linear_projection": True},
+            865_910_724,
+        ),
+        Part("CLIPTextModel", CLIP_H | GELU, 340_387_840),
+        "v_prediction",
+        SD_VAE | {"sample_size": 768},
+    ),
+    "sd3": Model(
+        "sd3",
+        "StableDiffusion3Pipeline",
+        {
+            "text_encoder": Part("CLIPTextModelWithProjection", CLIP_L | {"projection_dim": 768}, 123_650_304),
+            "text_encoder_2": Part(
+                "CLIPTextModelWithProjection", CLIP_G | GELU | {"projection_dim": 1280}, 694_659_840
+            ),
+            "transformer": Part("SD3Transformer2DModel", MMDIT, 2_028_328_000),
+            "vae": Part(
+                "AutoencoderKL",
+                VAE
+                | {"latent_channels": 16, "sample_size": 1024, "scaling_factor": 1.5305, "shift_factor": 0.0609}
+                | {"use_quant_conv": False, "use_post_quant_conv": False},
+                83_819_683,
+            ),
+        },
+    ),
+}
+
+TINY: Mapping[str, Any] = {
+    "block_out_channels": [32, 32, 64, 64],
+    "attention_head_dim": 8,
+    "cross_attention_dim": 32,
+    "vocab_size": 1024,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "projection_dim": 32,
+    "num_layers": 2,
+    "joint_attention_dim": 64,
+    "caption_projection_dim": 32,
+    "pooled_projection_dim": 64,
+}
+"""What `--scale tiny` puts in place of the numbers above, wherever a config has them."""
+
+
+def scaled(part: Part, scale: str) -> dict[str, Any]:
+    """The config at "real" or "tiny" scale."""
+    return {name: TINY.get(name, value) if scale == "tiny" else value for name, value in part.config.items()}
+
+
+def blank(part: Part, scale: str) -> Any:
+    """The module without storage."""
+    import diffusers
+    import transformers
+
+    config, tokenizer = scaled(part, scale), make_tokenizer(WORDS, 77)
+    with torch.device("meta"):
+        if part.library == "diffusers":
+            return getattr(diffusers, part.cls)(**config)
+        ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        full = transformers.CLIPTextConfig(**config, **ids, architectures=[part.cls])
+        return getattr(transformers, part.cls)(full)
+
+
+def parameters(module: Any) -> int:
+    """Number of parameters."""
+    return sum(value.numel() for value in module.parameters())
+
+
+def write_weights(file: Path, shapes: Mapping[str, torch.Size], draw: Callable[[str, torch.Size], Tensor]) -> None:
+    """A safetensors file in bfloat16, written tensor by tensor under another name and renamed when it is whole.
+
+    The format: 8 bytes of length, that many of JSON with name, dtype, shape, offsets; then the numbers.
+    """
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * prod(shape)
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}  # type: ignore[dict-item]
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    part = file.with_name(f".{file.name}.part")
+    with part.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        for name, shape in shapes.items():
+            stream.write(draw(name, shape).bfloat16().view(torch.int16).numpy().tobytes())
+    os.replace(part, file)
+
+
+def drawing(seed: int) -> Callable[[str, torch.Size], Tensor]:
+    """N(0, 1 / fan-in) for matrices and kernels, 1 for the weights of norms, 0 for biases."""
+    random = generator(seed, 0, "bench/real_size")
+
+    def draw(name: str, shape: torch.Size) -> Tensor:
+        if len(shape) < 2:
+            return torch.full(shape, float(name.endswith("weight")))
+        return torch.randn(shape, generator=random).mul_(prod(shape[1:]) ** -0.5)
+
+    return draw
+
+
+def missing(model: Model, folder: Path) -> Iterator[str]:
+    """Parts that the folder does not hold yet."""
+    for name, part in model.parts.items():
+        if not (folder / name / weight_name(part)).is_file():
+            yield name
+
+
+def weight_name(part: Part) -> str:
+    return "model.safetensors" if part.library == "transformers" else "diffusion_pytorch_model.safetensors"
+
+
+def build(model: Model, folder: Path, scale: str) -> dict[str, int]:
+    """Write what is missing of the folder; the number of parameters of each part.
+
+    SystemExit when a count is not the published one, or when the disk has too little room.
+    """
+    counts, todo = {}, list(missing(model, folder))
+    modules = {name: blank(part, scale) for name, part in model.parts.items()}
+    for name, part in model.parts.items():
+        counts[name] = parameters(modules[name])
+        if scale == "real" and counts[name] != part.parameters:
+            raise SystemExit(f"{part.cls}: got {counts[name]} parameters, expected {part.parameters}")
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = 2.05 * sum(value.numel() for name in todo for value in modules[name].state_dict().values())
+    free = shutil.disk_usage(folder).free
+    if wanted > 0.95 * free:
+        raise SystemExit(f"{folder}: {wanted / 2**30:.1f} GiB are needed, {free / 2**30:.1f} are free; give --folder")
+    for seed, name in enumerate(todo):
+        module, part = modules[name], model.parts[name]
+        (folder / name).mkdir(exist_ok=True)
+        if part.library == "transformers":
+            module.config.save_pretrained(folder / name)
+        else:
+            module.save_config(folder / name)
+        shapes = {key: value.shape for key, value in module.state_dict().items()}
+        write_weights(folder / name / weight_name(part), shapes, drawing(seed))
+    write_frame(model, folder)
+    return counts
+
+
+def write_frame(model: Model, folder: Path) -> None:
+    """Scheduler, tokenizers and model_index.json."""
+    from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+
+    options = {"steps_offset": 1, "clip_sample": False, "set_alpha_to_one": False, "prediction_type": model.prediction}
+    scheduler = DDIMScheduler(**SCHEDULE, **options) if model.prediction else FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.save_pretrained(folder / "scheduler")
+    index: dict[str, Any] = {"_class_name": model.pipeline, "scheduler": ["diffusers", type(scheduler).__name__]}
+    for name, part in model.parts.items():
+        index[name] = [part.library, part.cls]
+        if part.library == "transformers":
+            tokenizer = name.replace("text_encoder", "tokenizer")
+            make_tokenizer(WORDS, 77).save_pretrained(folder / tokenizer)
+            index[tokenizer] = ["transformers", "CLIPTokenizer"]
+    absent = ("text_encoder_3", "tokenizer_3") if model.prior == "sd3" else ("safety_checker", "feature_extractor")
+    index |= {name: [None, None] for name in absent}
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")

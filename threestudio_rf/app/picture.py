@@ -1,0 +1,74 @@
+"""Pictures that a user gives: read whatever its format, shown as it would be seen, fitted to a prior's size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from threestudio_rf.app.console import LOG
+from threestudio_rf.app.errors import UserError
+
+SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+def read_picture(path: Path | str, key: str) -> Tensor:
+    """(3, H, W) in [0, 1]. EXIF rotation is applied, 16 bits are scaled, transparency is white, of an animation it is
+    the first frame. `key` is the setting that names the file.
+
+    Raises UserError for a file that is missing, broken, too large, or no picture of 8 or 16 bits.
+    """
+    from PIL import Image, ImageOps
+
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f"{key}={path}: no such file")
+    try:
+        with Image.open(path) as file:
+            frames = getattr(file, "n_frames", 1)
+            if frames > 1:
+                LOG.info("%s=%s has %d frames: the first is used", key, path, frames)
+            file.load()
+            picture = ImageOps.exif_transpose(file)
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{key}={path}: the picture is too large ({error})") from None
+    except Image.UnidentifiedImageError:
+        raise UserError(f"{key}={path}: not a picture (PNG, JPEG, WebP and others are read)") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise UserError(f"{key}={path}: the file is broken ({error})") from None
+    if picture.mode == "F":
+        raise UserError(f"{key}={path}: a picture of floating-point numbers; convert it to 8 or 16 bits")
+    return torch.from_numpy(_rgb(picture)).permute(2, 0, 1).contiguous()
+
+
+def _rgb(picture: Any) -> np.ndarray:
+    """float32 (H, W, 3) of a PIL picture of any mode."""
+    if picture.mode in SIXTEEN_BITS:
+        grey = np.asarray(picture).astype(np.float32) / 65535
+        return np.repeat(grey.clip(0, 1)[:, :, None], 3, axis=2)
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+        layers = np.asarray(picture.convert("RGBA")).astype(np.float32) / 255
+        return layers[:, :, :3] * layers[:, :, 3:] + (1 - layers[:, :, 3:])
+    return np.asarray(picture.convert("RGB")).astype(np.float32) / 255
+
+
+def fitted(image: Tensor, size: tuple[int, int], key: str) -> Tensor:
+    """(1, C, height, width) of an image (C, H, W): scaled until it covers `size` (height, width), its middle kept.
+
+    What is done to the picture is told.
+    """
+    height, width = size
+    rows, columns = image.shape[-2:]
+    if (rows, columns) == (height, width):
+        return image[None]
+    scale = max(height / rows, width / columns)
+    large = (max(height, round(rows * scale)), max(width, round(columns * scale)))
+    cut = "" if large == (height, width) else " and its middle is kept"
+    LOG.info("%s is %d x %d: scaled to %d x %d%s", key, columns, rows, width, height, cut)
+    scaled = F.interpolate(image[None], size=large, mode="bilinear", antialias=True, align_corners=False)
+    top, left = (large[0] - height) // 2, (large[1] - width) // 2
+    return scaled[:, :, top : top + height, left : left + width]

@@ -1,0 +1,110 @@
+"""CLIP's window and SD's text side: one text encoder, loaded alone and freed before the network.
+
+Equal to StableDiffusionPipeline.encode_prompt bit for bit: last_hidden_state, after the final norm. Every text is
+embedded by itself, so it does not depend on the others. What other adapters share with it are functions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from threestudio_rf.priors.base import PriorError
+from threestudio_rf.priors.folder import load_part, quiet
+
+TOKENIZER, ENCODER = "tokenizer", "text_encoder"
+
+
+def load_tokenizer(cls: Any, folder: Path) -> Any:
+    """A tokenizer of transformers from its folder; PriorError when its files are missing or broken."""
+    try:
+        with quiet():
+            return cls.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PriorError(f"{folder}: the tokenizer cannot be loaded: {error}") from None
+
+
+def window(tokenizer: Any) -> int:
+    """Tokens that CLIP reads, begin and end included: 77 for released weights."""
+    return int(tokenizer.model_max_length)
+
+
+def excess(text: str, tokenizer: Any) -> str:
+    """The end of `text` that CLIP's window cuts off, "" when it is read whole."""
+    with quiet():
+        ids = tokenizer(text).input_ids
+    return str(tokenizer.decode(ids[window(tokenizer) - 1 : -1])) if len(ids) > window(tokenizer) else ""
+
+
+def warn_cut(texts: list[str], tokenizer: Any) -> None:
+    """One warning for all texts that are longer than CLIP's window, with the end that is left out of the first."""
+    cut = [tail for text in texts if (tail := excess(text, tokenizer))]
+    if cut:
+        rest = f" (and {len(cut) - 1} more texts)" if len(cut) > 1 else ""
+        warnings.warn(
+            f"the prompt is longer than the {window(tokenizer)} tokens that CLIP reads; left out: {cut[0]!r}{rest}",
+            stacklevel=5,
+        )
+
+
+def tokenize(tokenizer: Any, text: str, length: int, device: torch.device) -> Any:
+    """input_ids and attention_mask, (1, length), of one text, padded or cut to `length` tokens."""
+    with quiet():
+        out = tokenizer([text], padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    return out.to(device)
+
+
+def digest(folder: Path, parts: Sequence[str]) -> str:
+    """Hash over names, sizes and mtimes of the files of some parts and the content of their JSON."""
+    found = hashlib.sha256()
+    for name in parts:
+        for file in sorted(path for path in (folder / name).glob("*") if path.is_file()):
+            stat = file.stat()
+            found.update(f"{name}/{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+            if file.suffix == ".json":
+                found.update(file.read_bytes())
+    return found.hexdigest()
+
+
+@dataclass(frozen=True)
+class SDText:
+    """Where SD's text encoder is and how it is read; nothing is loaded before it is asked for."""
+
+    folder: Path
+    dtype: torch.dtype
+    device: torch.device
+    variant: str | None = None
+
+    def tokenizer(self) -> Any:
+        """PriorError when its files are broken."""
+        from transformers import CLIPTokenizer
+
+        return load_tokenizer(CLIPTokenizer, self.folder / TOKENIZER)
+
+    @torch.no_grad()
+    def embed(self, texts: list[str]) -> list[dict[str, Tensor]]:
+        """For each text `prompt` (T, width), on the CPU. Warns once of words CLIP does not read."""
+        from transformers import CLIPTextModel
+
+        tokenizer = self.tokenizer()
+        warn_cut(texts, tokenizer)
+        encoder = load_part(CLIPTextModel, self.folder / ENCODER, dtype=self.dtype, variant=self.variant)
+        encoder = encoder.to(self.device)
+        masked = bool(getattr(encoder.config, "use_attention_mask", False))
+        rows = []
+        for text in texts:
+            tokens = tokenize(tokenizer, text, window(tokenizer), self.device)
+            out = encoder(tokens.input_ids, attention_mask=tokens.attention_mask if masked else None)
+            rows.append({"prompt": out[0][0].cpu()})
+        return rows
+
+    def revision(self) -> str:
+        """Hash of the text parts' files."""
+        return digest(self.folder, (TOKENIZER, ENCODER))

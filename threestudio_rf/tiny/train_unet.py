@@ -1,0 +1,128 @@
+"""Training of the embedded UNets: `sd` from scratch, `sd_v` and `instaflow` from its weights, `reflow` from the own
+noise-image pairs of `instaflow`. Latents are in Stable Diffusion's scale: z scaling_factor, without a shift."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from threestudio_rf.core.random import generator, normal
+from threestudio_rf.priors import architecture, architecture_sd
+from threestudio_rf.tiny.captions import CaptionTable
+from threestudio_rf.tiny.denoise import DenoisePart, Objective
+from threestudio_rf.tiny.latents import CaptionedLatents, Latents
+from threestudio_rf.tiny.reflow import Flow, captions_of, follow, make_pairs
+from threestudio_rf.tiny.training import Schedule, train
+from threestudio_rf.tiny.world import VOCABULARY
+
+SEED = 0
+TEXT_WIDTH = 64
+FOLDERS = {"sd": "tiny-sd", "sd_v": "tiny-sd-v", "instaflow": "tiny-instaflow-1", "reflow": "tiny-instaflow"}
+FLOW = Objective(kind="flow")
+OBJECTIVES = {"sd": Objective(), "sd_v": Objective(kind="v"), "instaflow": FLOW, "reflow": FLOW}
+PREDICTION_TYPES = {"eps": "epsilon", "v": "v_prediction", "x0": "sample", "flow": "epsilon"}
+"""diffusers' name of each target; it has none for a flow in a UNet's folder."""
+STARTS = {"sd_v": "sd", "instaflow": "sd", "reflow": "instaflow"}
+PAIRS = {"rounds": 20, "steps": 12, "scale": 3.0}
+
+Report = Callable[[str], None]
+
+
+def fresh() -> tuple[Any, Any, Any]:
+    """(UNet, text encoder, tokenizer) before any training, from the training seed."""
+    tokenizer = architecture.make_tokenizer([word for word in VOCABULARY if word.isalpha()])
+    encoder = architecture_sd.make_sd_text_encoder(tokenizer, width=TEXT_WIDTH, seed=SEED + 1)
+    return architecture_sd.make_unet(TEXT_WIDTH, seed=SEED), encoder, tokenizer
+
+
+def trained(folder: Path) -> tuple[Any, Any, Any]:
+    """(UNet, text encoder, tokenizer) with the weights of a saved folder."""
+    unet, encoder, tokenizer = fresh()
+    architecture.copy_weights(unet, folder / "unet")
+    architecture.copy_weights(encoder, folder / "text_encoder")
+    return unet, encoder, tokenizer
+
+
+def train_unet(
+    folder: Path,
+    schedule: Schedule,
+    *,
+    part: str,
+    vae: Any,
+    data: Latents,
+    batch: int,
+    report: Report,
+    objective: Objective | None = None,
+) -> None:
+    """Train one of `FOLDERS` and write its folder; `data` are latents in SD3's scale, (z - shift) scaling_factor.
+
+    `objective` replaces the part's own. FileNotFoundError when the part it starts from has not been trained.
+    """
+    objective = OBJECTIVES[part] if objective is None else objective
+    unet, encoder, tokenizer = trained(folder / FOLDERS[STARTS[part]]) if part in STARTS else fresh()
+    noises: Tensor | None = None
+    captioned = CaptionedLatents(data, [tokenizer], offset=vae.config.shift_factor * vae.config.scaling_factor)
+    if part == "reflow":
+        pairs, noises = load_pairs(folder, Flow(unet.eval(), encoder.eval(), CaptionTable.of(tokenizer)), report)
+        captioned = CaptionedLatents(pairs, [tokenizer])
+    before = Flow(copy.deepcopy(unet).eval(), copy.deepcopy(encoder).eval(), captioned.tables[0])
+    worker = DenoisePart(
+        part, unet.train(), encoder.train(), captioned, objective=objective, batch=batch, noises=noises
+    )
+    for _ in train(worker, schedule, folder, seed=SEED, report=report):
+        pass
+    architecture_sd.save_sd(
+        folder / FOLDERS[part],
+        vae=vae,
+        unet=unet,
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        prediction_type=PREDICTION_TYPES[objective.kind],
+        dtype=torch.float16,
+    )
+    if part == "reflow":
+        after = Flow(unet.eval(), encoder.eval(), captioned.tables[0])
+        compare(folder, {"before": before, "after": after}, report)
+
+
+def load_pairs(folder: Path, flow: Flow, report: Report) -> tuple[Latents, Tensor]:
+    """The flow's noise-image pairs, kept in `folder`."""
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "pairs.safetensors"
+    if not file.exists():
+        report("making noise-image pairs")
+        pairs, noises = make_pairs(flow, _shape(flow), seed=SEED, **PAIRS)  # type: ignore[arg-type]
+        save_file(pairs._asdict() | {"noise": noises}, file)
+    tensors = load_file(file)
+    noises = tensors.pop("noise")
+    return Latents(**tensors), noises
+
+
+def _shape(flow: Flow) -> tuple[int, int, int]:
+    config = flow.unet.config
+    return config.in_channels, config.sample_size, config.sample_size
+
+
+def compare(folder: Path, flows: dict[str, Flow], report: Report, *, seed: int = 1_000_000, steps: int = 20) -> None:
+    """Straightness of held-out paths, and how far one Euler step ends from `steps`, before and after the reflow, with
+    and without the pairs' guidance; written as reflow.json."""
+    figures: dict[str, float] = {}
+    captions = captions_of(1)
+    for name, flow in flows.items():
+        for scale in (1.0, float(PAIRS["scale"])):
+            start = normal((len(captions), *_shape(flow)), generator(seed, 0, "straightness"))
+            velocity = flow.velocity(captions, scale)
+            path = follow(velocity, start, steps)
+            single = follow(velocity, start, 1)
+            key = f"{name}_scale_{scale:g}"
+            figures[f"straightness_{key}"] = path.straightness.mean().item()
+            figures[f"one_step_error_{key}"] = (single.sample - path.sample).square().mean().item()
+    (folder / "reflow.json").write_text(json.dumps(figures, indent=2) + "\n")
+    report("reflow: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
