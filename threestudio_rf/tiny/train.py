@@ -31,6 +31,8 @@ from threestudio_rf.tiny.training import Schedule, train
 from threestudio_rf.tiny.world import VOCABULARY, Views, random_world
 
 TRAIN_SEED, HELD_OUT_SEED, JUDGE_SEED = 0, 1_000_000, 2_000_000
+HELD_OUT_VIEWS = 100
+"""Views of every shape that figures are taken from; a training on fewer takes as few."""
 VAE_CHANNELS = (32, 48, 64, 96)
 TEXT = ({"width": 64, "heads": 4, "projection": 64}, {"width": 96, "heads": 4, "projection": 96})
 
@@ -60,7 +62,8 @@ def train_vae(folder: Path, schedule: Schedule, *, per_shape: int, batch: int, r
     shift, scale = latent_statistics(vae, world, TRAIN_SEED)
     vae.register_to_config(scaling_factor=round(scale, 4), shift_factor=round(shift, 4))
     vae.save_pretrained(folder / "vae-final", safe_serialization=True)
-    psnr = reconstruction_psnr(vae, load_world(folder, 100, HELD_OUT_SEED), 1000, HELD_OUT_SEED)
+    views = min(HELD_OUT_VIEWS, per_shape)
+    psnr = reconstruction_psnr(vae, load_world(folder, views, HELD_OUT_SEED), 10 * views, HELD_OUT_SEED)
     low = psnr.quantile(0.1).item()
     _figures(folder, "vae", {"psnr_mean_db": psnr.mean().item(), "psnr_tenth_percentile_db": low}, report)
 
@@ -158,8 +161,9 @@ def train_judge(folder: Path, schedule: Schedule, *, per_shape: int, batch: int,
         pass
     judge.eval()
     save_file({name: value.half() for name, value in judge.state_dict().items()}, folder / "judge.safetensors")
-    held_out = load_world(folder, 100, HELD_OUT_SEED)
-    figures = judge_accuracy(judge, held_out, 4000, generator(HELD_OUT_SEED, 0, "judge"))
+    views = min(HELD_OUT_VIEWS, per_shape)
+    held_out = load_world(folder, views, HELD_OUT_SEED)
+    figures = judge_accuracy(judge, held_out, 40 * views, generator(HELD_OUT_SEED, 0, "judge"), batch=views)
     _figures(folder, "judge", figures, report)
 
 
