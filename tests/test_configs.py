@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from threestudio_rf.app import settings
+from threestudio_rf.app import settings, settings_loss
 from threestudio_rf.app.build import build_prior, build_scene, embed_views, lift_settings, rates, turntable
 from threestudio_rf.app.check import check
 from threestudio_rf.app.compose import compose, typed
@@ -68,7 +68,7 @@ def test_every_file_is_small_and_safe():
 
 
 def test_the_weights_that_the_schema_knows_are_those_of_distill():
-    assert tuple(WEIGHTS) == settings.WEIGHTS
+    assert tuple(WEIGHTS) == settings_loss.WEIGHTS
 
 
 def test_every_setting_is_read_somewhere():
@@ -77,7 +77,8 @@ def test_every_setting_is_read_somewhere():
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 read.add(node.attr)
-    kinds = [Config, *(kind for kind in vars(settings).values() if dataclasses.is_dataclass(kind))]
+    found = [*vars(settings).values(), *vars(settings_loss).values()]
+    kinds = [Config, *(kind for kind in found if dataclasses.is_dataclass(kind))]
     unread = [f"{kind.__name__}.{f.name}" for kind in kinds for f in dataclasses.fields(kind) if f.name not in read]
     assert unread == []
     assert len(kinds) > 10

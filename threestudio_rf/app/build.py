@@ -10,23 +10,24 @@ from torch import Tensor, nn
 from threestudio_rf.app.config import Config
 from threestudio_rf.app.console import LOG
 from threestudio_rf.app.errors import UserError
+from threestudio_rf.app.method import lift_settings as lift_settings
+from threestudio_rf.app.method import pair
+from threestudio_rf.app.method import rates as rates
 from threestudio_rf.app.prior import EMBEDDED as EMBEDDED
 from threestudio_rf.app.prior import build_prior as build_prior
 from threestudio_rf.app.prior import pick_dtype as pick_dtype
 from threestudio_rf.app.prior import prior_id as prior_id
 from threestudio_rf.app.prior import text_cache as text_cache
-from threestudio_rf.app.settings import BackgroundConfig, CameraConfig, LossConfig, SceneConfig
+from threestudio_rf.app.settings import BackgroundConfig, CameraConfig, ImageConfig, SceneConfig
 from threestudio_rf.core.random import generator
-from threestudio_rf.distill.method import Method
 from threestudio_rf.priors.base import Condition, Prior
-from threestudio_rf.priors.views import Curves, unreachable_views, view_prompts
+from threestudio_rf.priors.views import unreachable_views, view_prompts
 from threestudio_rf.scenes.background import EnvironmentBackground, SolidBackground
 from threestudio_rf.scenes.camera import Camera, orbit
 from threestudio_rf.scenes.field import HashGridField
 from threestudio_rf.scenes.hashgrid import make_encoding
+from threestudio_rf.scenes.image import ImageScene
 from threestudio_rf.scenes.nerf import HashGridNeRF
-from threestudio_rf.trainer.lift import LiftSettings, Times, Views
-from threestudio_rf.trainer.ramp import Value, ramp
 
 
 def pick_device(name: str) -> torch.device:
@@ -56,7 +57,8 @@ def _environment(config: BackgroundConfig, seed: int) -> nn.Module:
 BACKGROUNDS: dict[str, Callable[[BackgroundConfig, int], nn.Module]] = {"solid": _solid, "environment": _environment}
 
 
-def _nerf(config: SceneConfig, seed: int, device: torch.device) -> HashGridNeRF:
+def build_scene(config: SceneConfig, seed: int, device: torch.device) -> HashGridNeRF:
+    """A fresh object on `device`; the same seed gives the same one."""
     grid, renderer = config.encoding, config.renderer
     encoding, reason = make_encoding(
         grid.backend,
@@ -93,17 +95,33 @@ def _nerf(config: SceneConfig, seed: int, device: torch.device) -> HashGridNeRF:
     return scene.to(device)
 
 
-SCENES: dict[str, Callable[[SceneConfig, int, torch.device], HashGridNeRF]] = {"nerf": _nerf}
-
-
-def build_scene(config: SceneConfig, seed: int, device: torch.device) -> HashGridNeRF:
-    """A fresh scene on `device`; the same seed gives the same one."""
-    return SCENES[config.name](config, seed, device)
+def build_image(config: ImageConfig, prior: Prior, seed: int, device: torch.device) -> ImageScene:
+    """Fresh pictures or latents of the prior's size, or of `config.size`; the same seed gives the same ones."""
+    channels, *size = prior.latent_shape
+    if config.kind == "pixels":
+        channels = 3
+        if not config.size:
+            with torch.no_grad():
+                size = list(prior.decode(torch.zeros(1, *prior.latent_shape, device=device)).shape[-2:])
+    height, width = [config.size] * 2 if config.size else size
+    return ImageScene(
+        (config.particles, channels, height, width),
+        config.kind,  # type: ignore[arg-type]
+        generator=generator(seed, 0, "image"),
+        std=config.std,
+        init=config.init,  # type: ignore[arg-type]
+        bound=None if config.bound == "auto" else config.bound,  # type: ignore[arg-type]
+        per_step=config.per_step,
+        order=config.order,  # type: ignore[arg-type]
+    ).to(device)
 
 
 def embed_views(config: Config, prior: Prior) -> tuple[Condition, Condition]:
-    """The four view prompts in the order of `views.VIEWS`, and the negative prompt."""
+    """The four view prompts in the order of `views.VIEWS`, for an image its one prompt; and the negative prompt."""
     views = config.prior
+    if config.scene.name == "image":
+        both = prior.embed([with_view(config, config.scene.image.view), config.negative_prompt])
+        return both.select([0]), both.select([1])
     given = {
         "side": views.prompt_side,
         "front": views.prompt_front,
@@ -117,8 +135,8 @@ def embed_views(config: Config, prior: Prior) -> tuple[Condition, Condition]:
         fits=prior.fits,
     )
     unseen = unreachable_views(
-        _pair(config.camera.azimuth),
-        _pair(config.camera.elevation),
+        pair(config.camera.azimuth),
+        pair(config.camera.elevation),
         front=views.front,
         back=views.back,
         overhead=views.overhead,
@@ -129,84 +147,9 @@ def embed_views(config: Config, prior: Prior) -> tuple[Condition, Condition]:
     return both.select([0, 1, 2, 3]), both.select([4])
 
 
-def _pair(values: list[float]) -> tuple[float, float]:
-    low, high = values
-    return low, high
-
-
-def _views(config: Config) -> Views:
-    camera, prior = config.camera, config.prior
-    return Views(
-        sizes=camera.sizes,
-        milestones=camera.milestones,
-        counts=camera.views,
-        elevation=_pair(camera.elevation),
-        azimuth=_pair(camera.azimuth),
-        distance=_pair(camera.distance),
-        fovy=_pair(camera.fovy),
-        sphere=camera.sphere,
-        stratified=camera.stratified,
-        front=prior.front,
-        back=prior.back,
-        overhead=prior.overhead,
-    )
-
-
-def lift_settings(config: Config) -> LiftSettings:
-    """The settings of the loop."""
-    loss = config.loss
-    return LiftSettings(
-        steps=config.trainer.steps,
-        method=Method(
-            space=loss.space,  # type: ignore[arg-type]
-            weight=loss.weight,
-            noise=loss.noise,
-            scale=loss.scale,
-            rev_step=loss.rev_step,
-            rev_steps=loss.rev_steps,
-        ),
-        rates=rates(config),
-        lambdas=factors(loss),
-        views=_views(config),
-        times=Times(
-            t_min=ramp(loss.t_min),
-            t_max=ramp(loss.t_max),
-            law=loss.t_law,  # type: ignore[arg-type]
-            shift=loss.t_shift,
-            width=loss.t_width,
-        ),
-        encode_size=config.prior.image_size,
-        clip=config.optim.clip,
-        perp_neg=_curves(loss) if loss.perp_neg else None,
-        skip_limit=config.trainer.skip_limit,
-        empty_limit=config.trainer.empty_limit,
-        seed=config.seed,
-    )
-
-
-def _curves(loss: LossConfig) -> Curves:
-    given = (loss.perp_neg_f_fs, loss.perp_neg_f_sf, loss.perp_neg_f_fsb, loss.perp_neg_f_sb)
-    return Curves(*((a, b, c) for a, b, c in given))
-
-
-def rates(config: Config) -> dict[str, Value]:
-    """Learning rate of each group over steps."""
-    optim = config.optim
-    given = {"encoding": optim.lr_encoding, "networks": optim.lr_networks, "background": optim.lr_background}
-    return {name: ramp(value) for name, value in given.items()}
-
-
-def factors(loss: LossConfig) -> dict[str, Value]:
-    """Factor of the distillation and of each regulariser over steps; what is always 0 is left out."""
-    given = {
-        "sparsity": loss.lambda_sparsity,
-        "opaqueness": loss.lambda_opaque,
-        "orientation": loss.lambda_orient,
-        "z_variance": loss.lambda_z_variance,
-        "total_variation": loss.lambda_tv,
-    }
-    found: dict[str, Value] = {"distill": ramp(loss.lambda_distill)}
-    return found | {name: ramp(value) for name, value in given.items() if value != 0}
+def with_view(config: Config, view: str) -> str:
+    """The prompt with a view word, without one where `view` is empty."""
+    return config.prior.view_pattern.replace("{view}", view).replace("{prompt}", config.prompt) if view else config.prompt
 
 
 def turntable(config: CameraConfig, views: int) -> Camera:

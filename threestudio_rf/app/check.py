@@ -6,6 +6,7 @@ import math
 import re
 from typing import Any
 
+from threestudio_rf.app.check_loss import check_loss
 from threestudio_rf.app.config import Config, leaves
 from threestudio_rf.app.errors import UserError, suggestion
 from threestudio_rf.app.sample import check_sample
@@ -80,8 +81,7 @@ def check(config: Config) -> None:
     """Raises UserError for the first setting or combination that cannot work."""
     for key, leaf in leaves().items():
         _check_leaf(key, value_of(config, key), leaf.rule)
-    _check_window(config)
-    _check_perp_neg(config)
+    check_loss(config.loss)
     _check_camera(config)
     _check_prior(config)
     _check_text(config)
@@ -98,35 +98,6 @@ def check_group(config: Config, name: str) -> None:
             _check_leaf(key, value_of(config, key), leaf.rule)
     if name == "prior":
         _check_prior(config)
-
-
-def _check_window(config: Config) -> None:
-    low, high = ramp(config.loss.t_min), ramp(config.loss.t_max)
-    steps = sorted({0, *(step for step, _ in low.corners + high.corners)})
-    for step in steps:
-        if low(step) > high(step):
-            raise UserError(
-                f"loss.t_min={config.loss.t_min}, loss.t_max={config.loss.t_max}: expected t_min at most t_max, "
-                f"got {low(step):g} > {high(step):g} at step {step}"
-            )
-    if config.loss.space == "eps" and high(0) >= 1:
-        raise UserError("loss.t_max=1: expected below 1 with loss.space=eps, where the level has no picture left")
-
-
-def _check_perp_neg(config: Config) -> None:
-    loss = config.loss
-    if not loss.perp_neg:
-        return
-    if loss.scale == 0:
-        raise UserError("loss.perp_neg=true, loss.scale=0: expected a scale above 0, where the prompt has a say")
-    curves = {"fs": loss.perp_neg_f_fs, "sf": loss.perp_neg_f_sf, "fsb": loss.perp_neg_f_fsb, "sb": loss.perp_neg_f_sb}
-    for name, (a, b, c) in curves.items():
-        lowest = min(a + c, a * math.exp(-b) + c)
-        if lowest < 0:
-            raise UserError(
-                f"loss.perp_neg_f_{name}={[a, b, c]}: expected a exp(-b r) + c of at least 0 for r from 0 to 1, "
-                f"got {lowest:.4g}, which would pull towards that view instead of pushing away"
-            )
 
 
 def _check_camera(config: Config) -> None:

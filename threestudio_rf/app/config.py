@@ -15,7 +15,6 @@ from threestudio_rf.app.settings import (
     CheckpointConfig,
     EvaluateConfig,
     ExportConfig,
-    LossConfig,
     OptimConfig,
     PriorConfig,
     SampleConfig,
@@ -25,6 +24,7 @@ from threestudio_rf.app.settings import (
     group,
     opt,
 )
+from threestudio_rf.app.settings_loss import LossConfig
 
 VERSION = 1
 

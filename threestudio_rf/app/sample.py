@@ -9,7 +9,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from threestudio_rf.app.build import EMBEDDED, build_prior
+from threestudio_rf.app.build import EMBEDDED, build_prior, with_view
 from threestudio_rf.app.config import Config
 from threestudio_rf.app.console import LOG, Progress
 from threestudio_rf.app.errors import GOOD, UserError
@@ -247,9 +247,7 @@ def _text(config: Config) -> str:
     """The prompt with its view word; words that an embedded prior has never seen are told."""
     if config.prior.name in EMBEDDED:
         warn_unknown_words(config.prompt)
-    if not config.sample.view:
-        return config.prompt
-    return config.prior.view_pattern.replace("{view}", config.sample.view).replace("{prompt}", config.prompt)
+    return with_view(config, config.sample.view)
 
 
 def _told(states: Iterable[State], progress: Progress, pictures: str) -> Iterator[State]:

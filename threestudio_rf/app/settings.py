@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-WEIGHTS = ("uniform", "sigma2", "alpha_sigma2", "sigma_over_alpha")
 PRIORS = ("tiny_sd3", "tiny_sd", "tiny_sd_v", "tiny_instaflow", "sd3", "sd", "instaflow", "gaussian")
 KINDS = ("auto", "eps", "v", "flow")
 STORAGES = ("none", "fp8")
 QUANTIZATIONS = ("none", "int8", "nf4")
+BOUNDS = ("auto", "none", "sigmoid", "tanh", "clip")
+VIEW_WORDS = ("", "side", "front", "back", "overhead")
 SPACINGS = ("auto", "leading", "trailing", "quad", "even", "flow_match")
-CURVE = {"low": -100, "high": 100, "length": 3}
 
 
 def opt(default: Any, text: str, **rule: Any) -> Any:
@@ -108,10 +108,26 @@ class RendererConfig:
 
 
 @dataclass
+class ImageConfig:
+    """scene=image: pictures, or their latents, as they are."""
+
+    kind: str = opt("latent", "what is optimised", choices=("latent", "pixels"))
+    size: int = opt(0, "height and width, of a latent in its own elements; 0: the prior's own", low=0, high=4096)
+    particles: int = opt(4, "number of pictures", low=1, high=1000)
+    per_step: int = opt(0, "how many of them a step looks at; 0: all", low=0, high=1000)
+    order: str = opt("turn", "which: the next in turn, or random ones with replacement", choices=("turn", "random"))
+    init: str = opt("normal", "law of the start", choices=("normal", "uniform"))
+    std: float = opt(12**-0.5, "standard deviation of the start", low=0, high=100)
+    bound: str = opt("auto", "what holds the values; auto: sigmoid for pixels, none for latents", choices=BOUNDS)
+    view: str = opt("", "view word put behind the prompt", choices=VIEW_WORDS)
+
+
+@dataclass
 class SceneConfig:
     """What is optimised."""
 
-    name: str = opt("nerf", "kind", choices=("nerf",))
+    name: str = opt("nerf", "kind", choices=("nerf", "image"))
+    image: ImageConfig = group(ImageConfig)
     radius: float = opt(1.0, "half the side of the cube that holds the object", above=0, high=100)
     encoding: EncodingConfig = group(EncodingConfig)
     field: FieldConfig = group(FieldConfig)
@@ -141,41 +157,13 @@ class CameraConfig:
 
 
 @dataclass
-class LossConfig:
-    """Score distillation: noise source, space, weight, guidance scale, window of noise levels, regularisers."""
-
-    name: str = opt("rfds", "preset")
-    space: str = opt("flow", "space of the residual", choices=("x0", "eps", "v", "flow"))
-    weight: str = opt("uniform", "weight of a noise level", choices=WEIGHTS)
-    noise: str = opt("random", "where the noise comes from", choices=("random", "rev"))
-    rev_step: float | None = opt(None, "step k of noise=rev; null: 1 - t", above=0, high=1)
-    rev_steps: int = opt(1, "number of steps of noise=rev", low=1, high=100)
-    scale: float = opt(7.0, "guidance: uncond + scale (cond - uncond)", low=0, high=1000)
-    perp_neg: bool = opt(False, "Perp-Neg: mix the prompts of neighbouring views, push away from front and side")
-    perp_neg_f_fs: list[float] = opt([4.0, 0.5, -2.426], "push a exp(-b r) + c from the front view, in front", **CURVE)
-    perp_neg_f_sf: list[float] = opt([4.0, 0.5, -2.426], "the same from the side view, in front", **CURVE)
-    perp_neg_f_fsb: list[float] = opt([1.0, 0.5, 0.967], "the same from the front view, behind", **CURVE)
-    perp_neg_f_sb: list[float] = opt([1.0, 0.5, -0.606], "the same from the side view, behind", **CURVE)
-    t_min: Any = opt(0.02, "lowest noise level", ramp=True, above=0, high=1)
-    t_max: Any = opt(0.98, "highest noise level", ramp=True, above=0, high=1)
-    t_law: str = opt("uniform", "how t is drawn", choices=("uniform", "annealed", "logit_normal"))
-    t_shift: float = opt(1.0, "resolution shift of the draw of t (SD3: 3)", above=0, high=100)
-    t_width: float = opt(0.0, "width of the moving window of t_law=annealed", low=0, high=1)
-    lambda_distill: Any = opt(1.0, "factor of the distillation loss", ramp=True, low=0)
-    lambda_sparsity: Any = opt(0.0, "factor of mean sqrt(opacity^2 + 0.01)", ramp=True, low=0)
-    lambda_opaque: Any = opt(0.0, "factor of the entropy of opacity", ramp=True, low=0)
-    lambda_orient: Any = opt(0.0, "factor of normals that look away", ramp=True, low=0)
-    lambda_z_variance: Any = opt(0.0, "factor of the depth variance along rays", ramp=True, low=0)
-    lambda_tv: Any = opt(0.0, "factor of the total variation of the picture", ramp=True, low=0)
-
-
-@dataclass
 class OptimConfig:
     """AdamW with one learning rate per group."""
 
     lr_encoding: Any = opt(0.01, "learning rate of the hash grid", ramp=True, low=0, high=10)
     lr_networks: Any = opt(0.001, "learning rate of the networks", ramp=True, low=0, high=10)
     lr_background: Any = opt(0.001, "learning rate of the background", ramp=True, low=0, high=10)
+    lr_image: Any = opt(0.03, "learning rate of pictures or their latents", ramp=True, low=0, high=10)
     betas: list[float] = opt([0.9, 0.99], "decay of the two means", low=0, high=0.99999, length=2)
     eps: float = opt(1e-15, "added to the root of the second mean", above=0, high=1)
     weight_decay: float = opt(0.01, "pull of every weight to zero", low=0, high=10)
@@ -235,7 +223,7 @@ class SampleConfig:
     noise_dropout: float = opt(0.0, "share of fresh noise that is left out", low=0, high=0.99)
     strip: bool = opt(False, "also write the trajectory of x0_hat as strip.png")
     log_every: int = opt(0, "steps between the pictures of the strip; 0: about eight pictures", low=0)
-    view: str = opt("", "view word put behind the prompt", choices=("", "side", "front", "back", "overhead"))
+    view: str = opt("", "view word put behind the prompt", choices=VIEW_WORDS)
 
 
 @dataclass
@@ -260,5 +248,9 @@ class TrainTinyConfig:
     norm: str = opt("l2", "UNets: norm of the error", choices=("l1", "l2"))
     elbo: float = opt(0.0, "UNets: factor of the variational loss", low=0)
     learn_logvar: bool = opt(False, "UNets: learn the log-variance of every time")
+    discriminator: str = opt("none", "vae: loss of a patch discriminator", choices=("none", "hinge", "vanilla"))
+    discriminator_start: int = opt(0, "vae: step from which the discriminator takes part", low=0)
+    discriminator_weight: float = opt(0.5, "vae: factor of the discriminator's adaptive weight", low=0, high=100)
+    perceptual: float = opt(0.0, "vae with a discriminator: factor of the perceptual distance", low=0, high=100)
     folder: str = opt("", "where states and results are kept; empty: <exp_root_dir>/train_tiny")
     ship: bool = opt(False, "put the trained prior and judge into the package, with their sha256 sums")
