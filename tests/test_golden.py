@@ -65,8 +65,11 @@ def test_sample_golden(tmp_path: Path) -> None:
 
 def test_train_tiny_golden(tmp_path: Path) -> None:
     sizes = ["train_tiny.steps=2", "train_tiny.per_shape=2", "train_tiny.batch=4", f"train_tiny.folder={tmp_path}/t"]
+    patches = ["train_tiny.discriminator=hinge", "train_tiny.perceptual=0.1"]
     for part in ("vae", "sd3", "sd", "sd_v", "judge"):
-        assert start(["task=train_tiny", f"train_tiny.part={part}", *sizes, f"exp_root_dir={tmp_path}"]) == 0
+        more = patches if part == "vae" else []
+        assert start(["task=train_tiny", f"train_tiny.part={part}", *sizes, *more, f"exp_root_dir={tmp_path}"]) == 0
+    assert (tmp_path / "t/vae_adversarial.pt").exists()
     assert (tmp_path / "t/tiny-sd3/model_index.json").exists() and (tmp_path / "t/judge.safetensors").exists()
     scheduler = json.loads((tmp_path / "t/tiny-sd-v/scheduler/scheduler_config.json").read_text())
     assert scheduler["prediction_type"] == "v_prediction"

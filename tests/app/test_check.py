@@ -1,15 +1,20 @@
 """Ranges and combinations: each is refused before a model loads, with its key and the range in the message.
 
-Mutation seen to fail: each check removed in turn (the table has a row for every one).
+Mutations seen to fail: each check removed in turn (the table has a row for every one); kind or mirror_time left out of
+what identifies a prior.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 
 from threestudio_rf.app.check import check
 from threestudio_rf.app.config import Config, leaves
 from threestudio_rf.app.errors import UserError
+from threestudio_rf.app.prior import prior_id
+from threestudio_rf.app.settings import PriorConfig
 
 
 def config_with(changes: dict) -> Config:
@@ -95,3 +100,12 @@ def test_a_run_without_text_must_be_asked_for():
 
 def test_another_prior_has_other_picture_sizes():
     check(config_with({"camera.sizes": [24], "prior.name": "gaussian", "prior.size": 12}))
+
+
+def test_what_identifies_a_prior_tells_a_mirrored_or_redefined_one_from_its_own() -> None:
+    plain = PriorConfig(name="sd", path="folder")
+    assert set(prior_id(plain)) == {"name", "path", "revision"}
+    others = (replace(plain, kind="flow"), replace(plain, mirror_time=True), replace(plain, revision="main"))
+    found = [prior_id(plain), *(prior_id(other) for other in others)]
+    assert all(a != b for i, a in enumerate(found) for b in found[:i])
+    assert all(isinstance(value, str) for values in found for value in values.values())

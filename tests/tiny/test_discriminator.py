@@ -7,7 +7,8 @@ for the discriminator; the adaptive weight inverted, not clamped, with 1e-3, at 
 times; another deviation of the first weights; KL with the variances exchanged; a deterministic posterior with a KL;
 no 2 pi; commitment at the other term; the codebook reached through the latent; the farthest entry; "mean" of KL by the
 elements of the image; log-variance without its + s, with the other sign, not learned; the perceptual distance left out,
-its features not normalised, its judge not frozen; the ratio of sharpness inverted, one axis only.
+its features not normalised, its judge not frozen; the ratio of sharpness inverted, one axis only; the settings'
+discriminator left out of the part, its start or weight not passed on.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from threestudio_rf.tiny.perceptual import JudgeDistance
 from threestudio_rf.tiny.stage import (
     AdversarialFirstStage,
     FirstStage,
+    Sharpening,
     Terms,
     autoencode,
     draw_images,
@@ -398,3 +400,19 @@ def test_sharpness_is_one_for_a_copy_less_for_a_blur_and_grows_as_contrast_squar
     edge, slope = (x.expand(1, 1, 4, 4) for x in (step, ramp))
     assert sharpness(slope, edge) == pytest.approx(0.25**2 + 0.5**2 + 0.25**2)
     assert psnr(slope, edge) == pytest.approx(-10 * math.log10(2 * 0.25**2 / 4), abs=1e-4)
+
+
+def test_settings_of_a_training_become_its_adversary(world: Views) -> None:
+    vae = architecture.make_vae((8, 8, 8, 8), latent_channels=4)
+    pyramid_start(vae, 4, 0)
+    judge = JudgeDistance(load_judge(weights_folder()))
+    chosen = Sharpening("vanilla", start=3, weight=0.25, perceptual=0.1)
+    part = chosen.part(vae, world, batch=2, seed=0, distance=judge)
+    assert part.adversary is not None
+    assert (part.adversary.loss, part.adversary.start, part.adversary.weight) == ("vanilla", 3, 0.25)
+    early, late = (part.loss(step, generator(0, 0, "sharpening"))[1] for step in (2, 3))
+    assert early["weight"] == 0 and late["weight"] > 0
+    with pytest.raises(ValueError, match="expected both or neither"):
+        chosen.part(vae, world, batch=2, seed=0)
+    with pytest.raises(ValueError, match="expected one of"):
+        Sharpening("wasserstein").part(vae, world, batch=2, seed=0)

@@ -19,7 +19,14 @@ from threestudio_rf.tiny.captions import TEMPLATES, CaptionTable, caption, draw_
 from threestudio_rf.tiny.flow import FlowPart, embed_tokens
 from threestudio_rf.tiny.judge import Judge, JudgePart, judge_accuracy, soften, view_known
 from threestudio_rf.tiny.latents import CaptionedLatents, Latents, encode_world
-from threestudio_rf.tiny.stage import FirstStage, draw_images, latent_statistics, pyramid_start, reconstruction_psnr
+from threestudio_rf.tiny.stage import (
+    FirstStage,
+    Sharpening,
+    draw_images,
+    latent_statistics,
+    pyramid_start,
+    reconstruction_psnr,
+)
 from threestudio_rf.tiny.train import run_part, ship
 from threestudio_rf.tiny.training import Schedule, train
 from threestudio_rf.tiny.world import VOCABULARY, Views, random_world
@@ -218,6 +225,8 @@ def test_unknown_parts_are_refused_and_shipping_writes_sums_that_match(tmp_path:
         run_part("vqgan", tmp_path)
     with pytest.raises(ValueError, match="expected one of sd3"):
         run_part("judge", tmp_path, start=tmp_path)
+    with pytest.raises(ValueError, match="expected one of vae"):
+        run_part("sd3", tmp_path, sharpening=Sharpening())
     (tmp_path / "run/tiny-sd3").mkdir(parents=True)
     (tmp_path / "run/tiny-sd3/model_index.json").write_text("{}")
     (tmp_path / "run/judge.safetensors").write_bytes(b"0")

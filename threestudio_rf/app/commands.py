@@ -15,6 +15,7 @@ from threestudio_rf.app.run import Run
 from threestudio_rf.app.settings import TrainTinyConfig
 from threestudio_rf.export.mesh import EmptyGeometryError
 from threestudio_rf.tiny.denoise import Objective
+from threestudio_rf.tiny.stage import Sharpening
 from threestudio_rf.tiny.train_unet import OBJECTIVES
 
 
@@ -77,6 +78,7 @@ def train_tiny(run: Run) -> int:
             per_shape=settings.per_shape,
             start=Path(start) if start else None,
             objective=_objective(settings),
+            sharpening=_sharpening(settings),
             report=LOG.info,
         )
     except ValueError as error:
@@ -85,6 +87,19 @@ def train_tiny(run: Run) -> int:
         ship(run.folder, weights_folder())
         LOG.info("shipped to %s", weights_folder())
     return GOOD
+
+
+def _sharpening(settings: TrainTinyConfig) -> Sharpening | None:
+    """The discriminator that the settings name; None without one."""
+    if settings.discriminator == "none":
+        if settings.perceptual:
+            raise UserError(
+                f"train_tiny.perceptual={settings.perceptual}: expected a discriminator beside it, got none"
+            )
+        return None
+    return Sharpening(
+        settings.discriminator, settings.discriminator_start, settings.discriminator_weight, settings.perceptual
+    )
 
 
 def _objective(settings: TrainTinyConfig) -> Objective | None:

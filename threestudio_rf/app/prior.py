@@ -119,4 +119,6 @@ def build_prior(config: PriorConfig, device: torch.device) -> Prior:
 
 def prior_id(config: PriorConfig) -> dict[str, str]:
     """What identifies a prior in a checkpoint and in run.json."""
-    return {"name": config.name, "path": config.path, "revision": config.revision or ""}
+    found = {"name": config.name, "path": config.path, "revision": config.revision or ""}
+    found |= {} if config.kind == "auto" else {"kind": config.kind}
+    return found | ({"mirror_time": "mirrored time"} if config.mirror_time else {})

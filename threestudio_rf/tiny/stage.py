@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 
 from threestudio_rf.core.random import generator
 from threestudio_rf.tiny.bottleneck import Posterior
-from threestudio_rf.tiny.discriminator import Adversary, adaptive_weight
+from threestudio_rf.tiny.discriminator import Adversary, PatchDiscriminator, adaptive_weight
 from threestudio_rf.tiny.world import COLOURS, Views, random_backgrounds
 
 
@@ -189,6 +189,31 @@ class AdversarialFirstStage:
         weight = self.adversary.weight * adaptive_weight(nll, g, self.vae.decoder.conv_out.weight)
         loss = loss + self.adversary.factor * (weight * g + d)
         return loss, figures | {"g": g.item(), "d": d.item(), "weight": weight.item()} | logits
+
+
+@dataclass(frozen=True)
+class Sharpening:
+    """What an adversarial first stage is trained with: the `loss` of a patch discriminator that plays from step `start`
+    with `weight` times the adaptive weight, and a `perceptual` term where that is above 0."""
+
+    loss: str = "hinge"
+    start: int = 0
+    weight: float = 0.5
+    perceptual: float = 0.0
+
+    def part(
+        self, vae: Any, world: Views, *, batch: int, seed: int, distance: Distance | None = None
+    ) -> AdversarialFirstStage:
+        """The training part: reconstruction and KL weighted as in `FirstStage`, a discriminator of 34-pixel patches."""
+        discriminator = PatchDiscriminator(width=32, layers=2, seed=seed)
+        return AdversarialFirstStage(
+            vae,
+            world,
+            adversary=Adversary(discriminator, self.loss, start=self.start, weight=self.weight),
+            terms=Terms(absolute=0.5, squared=4.0, perceptual=self.perceptual),
+            distance=distance,
+            batch=batch,
+        )
 
 
 def psnr(output: Tensor, image: Tensor) -> Tensor:

@@ -21,11 +21,20 @@ import torch
 
 from threestudio_rf.core.random import generator
 from threestudio_rf.priors import architecture
+from threestudio_rf.priors.tiny import weights_folder
 from threestudio_rf.tiny.denoise import Objective
 from threestudio_rf.tiny.flow import FlowPart
-from threestudio_rf.tiny.judge import Judge, JudgePart, judge_accuracy
+from threestudio_rf.tiny.judge import Judge, JudgePart, judge_accuracy, load_judge
 from threestudio_rf.tiny.latents import CaptionedLatents, Latents, encode_world
-from threestudio_rf.tiny.stage import FirstStage, latent_statistics, pyramid_start, reconstruction_psnr
+from threestudio_rf.tiny.perceptual import JudgeDistance
+from threestudio_rf.tiny.stage import (
+    AdversarialFirstStage,
+    FirstStage,
+    Sharpening,
+    latent_statistics,
+    pyramid_start,
+    reconstruction_psnr,
+)
 from threestudio_rf.tiny.train_unet import train_unet
 from threestudio_rf.tiny.training import Schedule, train
 from threestudio_rf.tiny.world import VOCABULARY, Views, random_world
@@ -50,12 +59,28 @@ def load_world(folder: Path, per_shape: int, seed: int) -> Views:
     return Views(**load_file(file))
 
 
-def train_vae(folder: Path, schedule: Schedule, *, per_shape: int, batch: int, report: Report) -> None:
-    """Train the first stage and write `<folder>/vae-final` with its scale and shift, and its figures as vae.json."""
+def train_vae(
+    folder: Path,
+    schedule: Schedule,
+    *,
+    per_shape: int,
+    batch: int,
+    report: Report,
+    sharpening: Sharpening | None = None,
+) -> None:
+    """Train the first stage and write `<folder>/vae-final` with its scale and shift, and its figures as vae.json.
+
+    With `sharpening` a discriminator takes part, and AdamW has Esser et al.'s betas (0.5, 0.9); its perceptual term
+    reads the shipped judge.
+    """
     world = load_world(folder, per_shape, TRAIN_SEED)
     vae: Any = architecture.make_vae(VAE_CHANNELS, seed=TRAIN_SEED)
     pyramid_start(vae, vae.config.latent_channels, TRAIN_SEED)
-    part = FirstStage(vae, world, batch=batch)
+    part: FirstStage | AdversarialFirstStage = FirstStage(vae, world, batch=batch)
+    if sharpening is not None:
+        schedule = replace(schedule, betas=(0.5, 0.9))
+        distance = JudgeDistance(load_judge(weights_folder())) if sharpening.perceptual else None
+        part = sharpening.part(vae, world, batch=batch, seed=TRAIN_SEED, distance=distance)
     for _ in train(part, schedule, folder, seed=TRAIN_SEED, report=report):
         pass
     vae.eval()
@@ -187,7 +212,7 @@ def _unet(part: str, schedule: Schedule) -> Row:
 
 
 PARTS: dict[str, Row] = {
-    "vae": Row(train_vae, Schedule(steps=3600, lr=6e-4, warmup=0.01), {"per_shape": 2000, "batch": 8}),
+    "vae": Row(train_vae, Schedule(steps=3600, lr=6e-4, warmup=0.01), {"per_shape": 2000, "batch": 8}, ("sharpening",)),
     "sd3": Row(train_sd3, Schedule(steps=7000, lr=1e-3), {"per_shape": 2000, "batch": 64}, ("start",)),
     "sd": _unet("sd", Schedule(steps=8000, lr=1.5e-3)),
     "sd_v": _unet("sd_v", Schedule(steps=3000, lr=7e-4)),
@@ -207,10 +232,12 @@ def run_part(
     per_shape: int | None = None,
     start: Path | None = None,
     objective: Objective | None = None,
+    sharpening: Sharpening | None = None,
     report: Report = print,
 ) -> None:
     """Train one of `PARTS`; None keeps the part's own. `start` is the folder of a trained prior whose weights the part
-    begins with. Raises ValueError for an unknown part, or an option that the part does not have."""
+    begins with, `sharpening` gives the first stage a discriminator. Raises ValueError for an unknown part, or an option
+    that the part does not have."""
     if part not in PARTS:
         raise ValueError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
     row = PARTS[part]
@@ -218,7 +245,8 @@ def run_part(
     schedule = replace(row.schedule, **{name: value for name, value in changes.items() if value is not None})
     given = {"batch": batch, "per_shape": per_shape}
     sizes = row.sizes | {name: value for name, value in given.items() if value is not None}
-    options = {name: value for name, value in {"start": start, "objective": objective}.items() if value is not None}
+    chosen = {"start": start, "objective": objective, "sharpening": sharpening}
+    options = {name: value for name, value in chosen.items() if value is not None}
     for name in options.keys() - row.options:
         able = [other for other, its in PARTS.items() if name in its.options]
         raise ValueError(f"{name}: got one for the part {part!r}, expected one of {', '.join(able)}")
