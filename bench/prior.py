@@ -31,7 +31,7 @@ from threestudio_rf.priors.tiny import EMBEDDED, load_tiny, weights_folder
 from threestudio_rf.tiny.judge import load_judge
 from threestudio_rf.tiny.world import COLOURS, SHAPES, VIEW_WORDS, prompt_of
 
-PRESETS = {"tiny_sd3": (3.5, 3.0), "tiny_sd": (4.0, 1.0), "tiny_sd_v": (4.0, 1.0), "tiny_instaflow": (4.0, 1.0)}
+PRESETS = {"tiny_sd3": (3.5, 3.0), "tiny_sd": (4.0, 1.0), "tiny_sd_v": (4.0, 1.0), "tiny_instaflow": (1.5, 1.0)}
 """Guidance scale and shift."""
 
 

@@ -216,8 +216,8 @@ PARTS: dict[str, Row] = {
     "sd3": Row(train_sd3, Schedule(steps=7000, lr=1e-3), {"per_shape": 2000, "batch": 64}, ("start",)),
     "sd": _unet("sd", Schedule(steps=8000, lr=1.5e-3)),
     "sd_v": _unet("sd_v", Schedule(steps=3000, lr=7e-4)),
-    "instaflow": _unet("instaflow", Schedule(steps=2000, lr=7e-4)),
-    "reflow": _unet("reflow", Schedule(steps=2000, lr=5e-4)),
+    "instaflow": _unet("instaflow", Schedule(steps=10000, lr=1.2e-3)),
+    "reflow": _unet("reflow", Schedule(steps=3000, lr=5e-4)),
     "judge": Row(train_judge, Schedule(steps=3000, lr=2e-3), {"per_shape": 1000, "batch": 64}),
 }
 
