@@ -1,7 +1,8 @@
 """Losses of the embedded UNets, and the reflow.
 
 Seen to fail: target of the flow without its sign; label k + 1; `exp(logvar)` instead of exp(-logvar); the variational
-weight left out; the simple loss of l1 squared; noise of the pairs ignored; the chord of `follow` reversed.
+weight left out; the simple loss of l1 squared; noise of the pairs ignored; the chord of `follow` reversed;
+captions of `judged_share` not compared, latents not scaled back.
 """
 
 from __future__ import annotations
@@ -16,10 +17,15 @@ from threestudio_rf.core.convert import join, noise
 from threestudio_rf.core.level import DiscreteVP, betas, rectified_flow
 from threestudio_rf.core.random import generator
 from threestudio_rf.priors import architecture, architecture_sd
+from threestudio_rf.priors.tiny import weights_folder
 from threestudio_rf.tiny.denoise import DenoisePart, Objective, sample_error, table, weigh
+from threestudio_rf.tiny.judge import load_judge
 from threestudio_rf.tiny.latents import CaptionedLatents, Latents
 from threestudio_rf.tiny.reflow import follow
+from threestudio_rf.tiny.stage import palette
+from threestudio_rf.tiny.train_unet import judged_share
 from threestudio_rf.tiny.training import Schedule, train
+from threestudio_rf.tiny.world import random_world
 
 
 class Recorder(nn.Module):
@@ -178,3 +184,18 @@ def test_the_independent_coupling_of_gaussians_bends_as_its_closed_form_says() -
     bend = (1 - deviation - slope).square().mean()
     assert torch.allclose(path.straightness, bend * start.square().flatten(1).mean(1), rtol=0.03)
     assert torch.allclose(join("x0", path.sample, start, rectified_flow(torch.ones(4))), deviation * start, atol=5e-3)
+
+
+def test_true_pictures_are_judged_right_under_their_own_captions_only() -> None:
+    vae = architecture.load_vae(weights_folder() / "tiny-sd3/vae").eval()
+    world = random_world(3, 12)
+    colour = torch.arange(len(world.shape)) % 10
+    image = world.images(palette()[colour], torch.full((len(colour), 3), 0.7))
+    captions = torch.stack((world.shape, colour, world.view), dim=1)
+    with torch.no_grad():
+        latents = vae.encode(image * 2 - 1).latent_dist.mode() * vae.config.scaling_factor
+        judge, seen = load_judge(weights_folder()), []
+        judge.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+        assert judged_share(judge, vae, latents, captions) > 0.9
+        assert judged_share(judge, vae, latents, captions.roll(3, 0)) < 0.1
+    assert (torch.cat(seen)[: len(image)] - image).square().mean() < 0.002

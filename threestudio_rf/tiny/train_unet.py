@@ -14,8 +14,10 @@ from torch import Tensor
 
 from threestudio_rf.core.random import generator, normal
 from threestudio_rf.priors import architecture, architecture_sd
+from threestudio_rf.priors.tiny import weights_folder
 from threestudio_rf.tiny.captions import CaptionTable
 from threestudio_rf.tiny.denoise import DenoisePart, Objective
+from threestudio_rf.tiny.judge import Judge, load_judge
 from threestudio_rf.tiny.latents import CaptionedLatents, Latents
 from threestudio_rf.tiny.reflow import Flow, captions_of, follow, make_pairs
 from threestudio_rf.tiny.training import Schedule, train
@@ -88,7 +90,7 @@ def train_unet(
     )
     if part == "reflow":
         after = Flow(unet.eval(), encoder.eval(), captioned.tables[0])
-        compare(folder, {"before": before, "after": after}, report)
+        compare(folder, {"before": before, "after": after}, vae, report)
 
 
 def load_pairs(folder: Path, flow: Flow, report: Report) -> tuple[Latents, Tensor]:
@@ -110,19 +112,32 @@ def _shape(flow: Flow) -> tuple[int, int, int]:
     return config.in_channels, config.sample_size, config.sample_size
 
 
-def compare(folder: Path, flows: dict[str, Flow], report: Report, *, seed: int = 1_000_000, steps: int = 20) -> None:
-    """Straightness of held-out paths, and how far one Euler step ends from `steps`, before and after the reflow, with
-    and without the pairs' guidance; written as reflow.json."""
+@torch.no_grad()
+def compare(
+    folder: Path, flows: dict[str, Flow], vae: Any, report: Report, *, seed: int = 1_000_000, steps: int = 20
+) -> None:
+    """Straightness of held-out paths, how far one Euler step ends from `steps`, and how often the judge names shape and
+    colour of either end, before and after the reflow, with and without the pairs' guidance; written as reflow.json."""
     figures: dict[str, float] = {}
-    captions = captions_of(1)
+    captions, judge = captions_of(1), load_judge(weights_folder())
     for name, flow in flows.items():
         for scale in (1.0, float(PAIRS["scale"])):
             start = normal((len(captions), *_shape(flow)), generator(seed, 0, "straightness"))
             velocity = flow.velocity(captions, scale)
-            path = follow(velocity, start, steps)
-            single = follow(velocity, start, 1)
+            path, single = follow(velocity, start, steps), follow(velocity, start, 1)
             key = f"{name}_scale_{scale:g}"
             figures[f"straightness_{key}"] = path.straightness.mean().item()
             figures[f"one_step_error_{key}"] = (single.sample - path.sample).square().mean().item()
+            for title, end in ((f"{steps}_step", path.sample), ("one_step", single.sample)):
+                figures[f"{title}_accuracy_{key}"] = judged_share(judge, vae, end, captions)
     (folder / "reflow.json").write_text(json.dumps(figures, indent=2) + "\n")
     report("reflow: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+
+
+def judged_share(judge: Judge, vae: Any, latents: Tensor, captions: Tensor) -> float:
+    """Share of latents in Stable Diffusion's scale whose judged shape and colour are those of the captions."""
+    hits = []
+    for some, names in zip(latents.split(96), captions.split(96), strict=True):
+        verdict = judge((vae.decode(some / vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1))
+        hits.append((verdict.shape.argmax(-1) == names[:, 0]) & (verdict.colour.argmax(-1) == names[:, 1]))
+    return torch.cat(hits).float().mean().item()
