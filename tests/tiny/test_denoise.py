@@ -198,4 +198,4 @@ def test_true_pictures_are_judged_right_under_their_own_captions_only() -> None:
         judge.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
         assert judged_share(judge, vae, latents, captions) > 0.9
         assert judged_share(judge, vae, latents, captions.roll(3, 0)) < 0.1
-    assert (torch.cat(seen)[: len(image)] - image).square().mean() < 0.002
+    assert (torch.cat(seen)[: len(image)] - image).square().mean() < 0.0008
