@@ -38,6 +38,7 @@ from threestudio_rf.scenes.camera import orbit, random_views
 from threestudio_rf.scenes.image import ImageScene
 from threestudio_rf.tiny.judge import Judge, load_judge
 from threestudio_rf.tiny.score import colour_error
+from threestudio_rf.tiny.score2d import border, standing_out
 from threestudio_rf.tiny.truth import subject
 from threestudio_rf.tiny.world import COLOURS, IMAGE_SIZE, SHAPES, View, compose, random_backgrounds, render
 
@@ -45,7 +46,6 @@ PROMPTS = (*REVOLUTION, *OTHERS)
 SUBJECTS = [subject(prompt) for prompt in PROMPTS]
 FRONT = orbit(1, height=IMAGE_SIZE, width=IMAGE_SIZE)
 WINDOW = (0.02, 0.98)
-CONTRAST = 0.12
 
 
 class Mirrored:
@@ -111,17 +111,6 @@ def true_latents(prior: Prior, seeds: int) -> Tensor:
             named = torch.tensor([COLOURS[colour]])
             pictures.append(compose(view, named, random_backgrounds(named, draws)))
     return prior.encode(torch.cat(pictures))
-
-
-def border(images: Tensor) -> Tensor:
-    """The outermost pixels (B, 3, N)."""
-    return torch.cat([images[:, :, [0, -1]].flatten(2), images[..., [0, -1]].flatten(2)], dim=2)
-
-
-def standing_out(images: Tensor) -> Tensor:
-    """Mask (B, 1, H, W), 1 where a pixel differs from the median of its picture's border by more than CONTRAST."""
-    background = border(images).median(dim=2).values[:, :, None, None]
-    return ((images - background).norm(dim=1, keepdim=True) > CONTRAST).float()
 
 
 @torch.no_grad()

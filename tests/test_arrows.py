@@ -31,8 +31,14 @@ MAY_IMPORT = {
     "trainer": {"core", "priors", "distill", "edit", "scenes"},
     "app": {"core", "priors", "distill", "edit", "scenes", "tiny", "export", "trainer"},
 }
-ONLY_IN = {"diffusers": {"priors"}, "transformers": {"priors"}, "hydra": {"app"}, "omegaconf": {"app"}}
-ONLY_INSIDE_FUNCTIONS = {"diffusers", "transformers", "trimesh", "skimage", "imageio", "nerfacc", "tinycudann"}
+ONLY_IN = {
+    "diffusers": {"priors"},
+    "peft": {"priors"},
+    "transformers": {"priors"},
+    "hydra": {"app"},
+    "omegaconf": {"app"},
+}
+ONLY_INSIDE_FUNCTIONS = {"diffusers", "peft", "transformers", "trimesh", "skimage", "imageio", "nerfacc", "tinycudann"}
 
 
 def postpones(node: ast.AST) -> bool:

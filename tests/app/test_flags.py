@@ -167,7 +167,7 @@ def test_flags_without_effect_are_told():
         (["+new=1"], "unknown key new"),
         (["a red mushroom"], 'prompt="a red mushroom"'),
         (["--tests"], "unknown flag --tests; did you mean --test"),
-        (["--config", "configs/dreamfusion-sd.yaml"], "no such experiment.*experiments: .*rfds_sd3"),
+        (["--config", "configs/magic3d-coarse-sd.yaml"], "no such experiment.*experiments: .*rfds_sd3"),
         (["--config"], "--config needs a value"),
     ],
 )

@@ -5,12 +5,14 @@ trailing). They fail when the shift is inverted (b / (shift - (shift - 1) b)), w
 smallest time only once or misses the closing 0, when the step numbers of DDIM are off by one, and when n / steps is
 rounded the other way; the times of a sampler when the offset is left out or leaves the table, those from a picture when
 strength rounds the other way or the first steps are kept. The statistics of the draws fail when the window is cut in
-the unshifted time.
+the unshifted time; those of DreamTime when sigma / alpha or a half of the exponent is left out, when its weights
+underflow, and when the schedule is not passed on.
 """
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -18,11 +20,13 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
+from threestudio_rf.core.level import DiscreteVP, betas, rectified_flow
 from threestudio_rf.core.random import generator
 from threestudio_rf.core.times import (
     ddim_steps,
     ddim_times,
     draw,
+    dreamtime_at,
     flow_match_spacing,
     from_strength,
     sampling_times,
@@ -64,7 +68,7 @@ def test_the_shift_by_one_is_the_identity_and_the_unshift_its_inverse() -> None:
             unshift_time(0.5, shift)
 
 
-@pytest.mark.parametrize("law", ["uniform", "annealed", "logit_normal"])
+@pytest.mark.parametrize("law", ["uniform", "annealed", "logit_normal", "dreamtime"])
 @pytest.mark.parametrize("shift", [1.0, 1.15, 3.0])
 @pytest.mark.parametrize("window", [(0.0, 1.0), (0.02, 0.98), (0.5, 0.5), (0.0, 0.0)])
 def test_a_draw_stays_in_its_window_and_depends_on_the_generator_only(
@@ -113,6 +117,38 @@ def test_an_annealed_draw_falls_linearly_from_the_noisy_to_the_clean_end() -> No
     assert start.min() > 0.879 and start.max() <= 0.98
 
 
+STABLE = DiscreteVP(betas("scaled_linear", 1000))
+
+
+def dreamtime_weight(t: float, schedule: Any) -> float:
+    level = schedule(torch.tensor([t], dtype=DOUBLE))
+    bump = math.exp(-((t - 0.8) ** 2) / 0.18) if t > 0.8 else math.exp(-((t - 0.5) ** 2) / 0.02) if t < 0.5 else 1.0
+    return float(level.sigma / level.alpha) * bump
+
+
+@pytest.mark.parametrize("schedule", [rectified_flow, STABLE])
+def test_dreamtime_spends_on_every_time_a_share_of_the_run_proportional_to_its_weight(schedule: Any) -> None:
+    window = {"t_min": 0.02, "t_max": 0.98}
+    shares = torch.linspace(0, 1, 21, dtype=DOUBLE)
+    times = [dreamtime_at(float(share), **window, schedule=schedule) for share in shares]
+    assert times[0] == pytest.approx(0.98) and times[-1] == pytest.approx(0.02, abs=0.05)
+    assert all(a > b for a, b in pairwise(times))
+    grid = [0.98 - 0.96 * (i + 0.5) / 20000 for i in range(20000)]
+    weights = torch.tensor([dreamtime_weight(t, schedule) for t in grid], dtype=DOUBLE)
+    for share, time in zip(shares, times, strict=True):
+        before = weights[torch.tensor(grid, dtype=DOUBLE) > time].sum() / weights.sum()
+        assert before.item() == pytest.approx(float(share), abs=2e-3)
+
+
+def test_a_dreamtime_draw_is_its_time_and_a_band_lies_around_it() -> None:
+    window: dict[str, Any] = {"t_min": 0.1, "t_max": 0.9, "law": "dreamtime", "progress": 0.4, "schedule": STABLE}
+    centre = dreamtime_at(0.4, t_min=0.1, t_max=0.9, schedule=STABLE)
+    assert torch.allclose(drawn(10, **window), torch.full((10,), centre), atol=1e-6)
+    band = drawn(**window, width=0.2).sort().values
+    assert distance(band, (band - centre + 0.1) / 0.2) < 0.015
+    assert dreamtime_at(0.5, t_min=0.01, t_max=0.02, bump=(0.8, 0.5, 0.3, 0.001)) < 0.02
+
+
 def test_bad_settings_of_a_draw_raise() -> None:
     good: dict[str, Any] = {"t_min": 0.1, "t_max": 0.9}
     bad: list[dict[str, Any]] = [
@@ -124,6 +160,8 @@ def test_bad_settings_of_a_draw_raise() -> None:
         {"progress": 1.5},
         {"width": -0.1},
         {"shift": 0.0},
+        {"law": "dreamtime", "bump": (0.5, 0.8, 0.3, 0.1)},
+        {"law": "dreamtime", "bump": (0.8, 0.5, 0.3, 0.0)},
     ]
     for change in bad:
         with pytest.raises(ValueError, match="expected"):

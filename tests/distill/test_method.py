@@ -1,17 +1,22 @@
 """The family as rows of one function: the reference's formulas, exactness on the closed-form prior, scale, faults.
 
-Mutations tried, each seen to fail: weight left out; division by B left out; the noise of Rev not used for x_t; guided
-prediction inside Rev; s and 1 - s exchanged; NaN replaced by numbers instead of skipped; latents not detached.
+Seen to fail: weight left out; division by B left out; the noise of Rev not used for x_t; guided prediction inside Rev;
+s and 1 - s exchanged; NaN replaced by numbers instead of skipped; latents not detached; the check of times left out, or
+that of a table's first entry; a second stage that keeps its noise; sigma for sigma / alpha.
 """
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from threestudio_rf.core.convert import noise, split
 from threestudio_rf.core.level import DiscreteVP, betas, rectified_flow
 from threestudio_rf.core.random import generator, normal
+from threestudio_rf.core.sample import guided as guided_field
+from threestudio_rf.core.solve import solve
 from threestudio_rf.distill.method import METHODS, Method, distill
-from threestudio_rf.priors.base import bind
+from threestudio_rf.distill.noise import SOURCES, Noised
+from threestudio_rf.priors.base import Condition, bind
 from threestudio_rf.priors.gaussian import GaussianPrior
 
 SHAPE = (3, 2, 4, 5)
@@ -107,20 +112,27 @@ def test_the_mean_gradient_is_zero_at_the_mean_of_a_gaussian():
 
 
 def flat_colour_gradient(height, width, batch, method):
-    prior = GaussianPrior(torch.full((1, 2, height, width), 0.7, dtype=torch.float64), 0.0)
-    predict = bind(prior, {"cond": prior.embed([""]), "uncond": prior.embed([""])})
+    """Every role sees one flat picture and nothing else, so the noise cannot show in the gradient of a flat colour."""
+    words = ("cond", "uncond", "neg", "target", "artifact", "twin")
+    values = torch.tensor([0.7, -0.4, 0.1, 0.9, -0.2, 0.3], dtype=torch.float64)
+    prior = GaussianPrior(values[:, None, None, None].expand(-1, 2, height, width), 1e-9, names=words)
+    predict = bind(
+        prior, {word: Condition({"modes": row[None]}) for word, row in zip(words, torch.eye(6), strict=True)}
+    )
     colour = torch.full((1, 2, 1, 1), 0.2, dtype=torch.float64, requires_grad=True)
     t = torch.full((batch,), 0.4, dtype=torch.float64)
     run(colour.expand(batch, 2, height, width), method, prior, predict, t=t).loss.backward()
     return colour.grad
 
 
+@pytest.mark.parametrize("progress", [0.0, 1.0])
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_resolution_and_batch_size_do_not_change_the_strength(name):
-    wanted = flat_colour_gradient(4, 5, 3, METHODS[name])
+def test_resolution_and_batch_size_do_not_change_the_strength(name, progress):
+    method = METHODS[name].at(progress)
+    wanted = flat_colour_gradient(4, 5, 3, method)
     assert wanted.abs().min() > 1e-3
-    torch.testing.assert_close(flat_colour_gradient(8, 10, 3, METHODS[name]), wanted, rtol=1e-9, atol=0)
-    torch.testing.assert_close(flat_colour_gradient(4, 5, 6, METHODS[name]), wanted, rtol=1e-9, atol=0)
+    torch.testing.assert_close(flat_colour_gradient(8, 10, 3, method), wanted, rtol=1e-9, atol=0)
+    torch.testing.assert_close(flat_colour_gradient(4, 5, 6, method), wanted, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("name", ["rfds", "rfds_rev"])
@@ -190,6 +202,77 @@ def test_the_generator_decides_the_noise():
 
 
 def test_unknown_names_are_errors():
-    for wrong in ({"weight": "cosmic"}, {"noise": "pink"}, {"rev_steps": -1}):
+    for wrong in (
+        {"weight": "cosmic"},
+        {"noise": "pink"},
+        {"combiner": "sum"},
+        {"stage_two_noise": "pink"},
+        {"stage_two_combiner": "sum"},
+        {"rev_steps": -1},
+        {"invert_steps": 0},
+        {"invert_eta": -0.1},
+        {"ism_delta": 0.0},
+        {"noise": "ism"},
+        {"stage_two_noise": "ism", "space": "x0"},
+    ):
         with pytest.raises(ValueError, match="expected"):
             Method(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "bad"), [(rectified_flow, (0.0, -0.1, 1.1)), (DiscreteVP(betas("linear", 10)), (0.0, 0.04, 1.01))]
+)
+def test_a_time_outside_the_schedule_is_refused_before_the_network_is_asked(schedule, bad):
+    prior, predict = mixture(schedule=schedule)
+    run(latents(), METHODS["rfds"], prior, predict, t=torch.full((3,), 0.06, dtype=torch.float64))
+    asked = predict.calls
+    for t in bad:
+        with pytest.raises(ValueError, match=r"t: got .* expected above"):
+            run(latents(), METHODS["rfds"], prior, predict, t=torch.tensor([0.5, t, 0.9], dtype=torch.float64))
+    assert predict.calls == asked
+
+
+def test_the_second_stage_takes_over_what_it_names_and_nothing_else():
+    method = Method(scale=3.0, stage_two=0.5, stage_two_noise="push_back")
+    assert method.at(0.49) is method
+    late = method.at(0.5)
+    assert (late.noise, late.combiner, late.scale, late.at(1.0)) == ("push_back", "cfg", 3.0, late)
+    assert Method(stage_two=0.5, stage_two_combiner="bridge").roles == ("cond", "uncond", "target", "artifact")
+
+
+def test_isms_factor_is_the_scale_of_space_x0():
+    prior, predict = mixture()
+    x = latents()
+    by_weight = run(x, Method(space="eps", weight="sigma_over_alpha"), prior, predict).grad
+    torch.testing.assert_close(by_weight, run(x, METHODS["sjc"], prior, predict).grad, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("kind", ["flow", "eps", "v"])
+def test_a_difference_of_predictions_has_the_weights_of_the_spaces_too(kind):
+    schedule = rectified_flow if kind == "flow" else DiscreteVP(betas("scaled_linear", 1000))
+    prior, predict = mixture(kind=kind, schedule=schedule)
+    alpha, sigma = schedule(T).like(latents())
+    eps, flow, v, x0 = (
+        run(latents(), Method(space=space, combiner="csd"), prior, predict).grad for space in ("eps", "flow", "v", "x0")
+    )
+    torch.testing.assert_close(flow, (alpha + sigma) / alpha * eps, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(v, (alpha**2 + sigma**2) / alpha * eps, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(x0, sigma / alpha * eps, rtol=1e-9, atol=1e-12)
+
+
+def test_sdi_with_the_noise_that_was_found_last_is_ddim(monkeypatch):
+    prior, predict = mixture(kind="eps", schedule=DiscreteVP(betas("scaled_linear", 1000)))
+    times = torch.linspace(0.9, 0.1, 9, dtype=torch.float64)
+    field = guided_field(predict, 3.0, schedule=prior.schedule, kind=prior.kind)
+    x = latents().detach()
+    start = times[:1].expand(3)
+    x0, cached = split("eps", field(x, start), x, prior.schedule(start))
+    monkeypatch.setitem(
+        SOURCES, "cached", lambda x0, t, model, **_: Noised(noise(x0, cached, prior.schedule(t)), cached)
+    )
+    for t, wanted in zip(times[1:], solve(field, x, times, schedule=prior.schedule, kind="eps"), strict=True):
+        level = prior.schedule(t.expand(3))
+        torch.testing.assert_close(noise(x0, cached, level), wanted, rtol=1e-9, atol=1e-9)
+        out = run(x0, Method(space="x0", noise="cached", scale=3.0), prior, predict, t=t.expand(3))
+        x0, x_t = x0 - out.grad * x0.numel(), wanted
+        cached = (x_t - level.like(x0)[0] * x0) / level.like(x0)[1]

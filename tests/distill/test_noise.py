@@ -1,7 +1,7 @@
-"""What the noise is after RFDS-Rev: identities of the reverse step.
+"""What the noise is after RFDS-Rev: identities of the reverse step; inversion on a Gaussian.
 
-Mutations tried, each seen to fail: `u_hat - x0 - eps`; k = t instead of 1 - t; the inner prediction for both roles;
-the level computed once but x_t not renewed between steps; the noise returned in float32.
+Seen to fail: `u_hat - x0 - eps`; k = t instead of 1 - t; the inner prediction for both roles; the level computed once
+but x_t not renewed between steps; the noise returned in float32; a time that overshoots its end.
 """
 
 import pytest
@@ -9,7 +9,7 @@ import torch
 
 from threestudio_rf.core.convert import noise, split
 from threestudio_rf.core.level import DiscreteVP, betas, rectified_flow
-from threestudio_rf.distill.noise import random_noise, rev_noise
+from threestudio_rf.distill.noise import Model, implied, inverted, random_noise, rev_noise, rising
 from threestudio_rf.priors.base import bind
 from threestudio_rf.priors.gaussian import GaussianPrior
 
@@ -95,3 +95,40 @@ def test_the_variance_of_the_renewed_noise_is_that_of_a_conditional_mean(t, vari
     renewed = rev_noise(x0, eps, times, predict, kind="flow", schedule=rectified_flow)
     assert renewed.dtype == torch.float64
     assert renewed.var() == pytest.approx(variance, rel=0.03)
+
+
+def test_the_fixed_point_of_the_rev_step_is_the_noise_that_explains_the_picture():
+    x0, eps, *_ = setting()
+    prior = GaussianPrior(torch.ones(1, *SHAPE[1:], dtype=torch.float64), 1.0)
+    predict = bind(prior, {"cond": prior.embed([""])})
+    eps = rev(x0, eps, prior, predict, step=0.5, steps=500)
+    u = predict(noise(x0, eps, rectified_flow(T)), T, ["cond"])["cond"]
+    torch.testing.assert_close(eps, x0 + u, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(rev(x0, eps, prior, predict, steps=3), eps, rtol=1e-8, atol=1e-8)
+
+
+def test_rising_times_take_each_sample_to_its_end_in_its_share_of_the_steps():
+    times = rising(torch.tensor([0.04, 0.3, 0.7, 1.0], dtype=torch.float64), 10)
+    assert times.shape == (11, 4) and times[0].eq(0).all()
+    assert times[-1].tolist() == [0.04, 0.3, 0.7, 1.0]
+    assert [(column.diff() > 0).sum().item() for column in times.T] == [1, 3, 7, 10]
+    for column, count in zip(times.T, (1, 3, 7, 10), strict=True):
+        torch.testing.assert_close(column[: count + 1], torch.linspace(0, column[-1], count + 1, dtype=torch.float64))
+
+
+def test_inversion_finds_the_noise_of_a_gaussian_up_to_its_steps_and_eta_adds_some():
+    x0 = setting()[0]
+    prior = GaussianPrior(torch.zeros(1, *SHAPE[1:], dtype=torch.float64), 1.0)
+    model = Model(bind(prior, {"cond": prior.embed([""])}), "flow", rectified_flow)
+    norm = (T**2 + (1 - T) ** 2).sqrt()[:, None, None, None]
+    errors = []
+    for steps in (20, 40, 80):
+        x_t = inverted(x0, T, model, steps=steps, scale=1.0, generator=torch.Generator())
+        errors.append((x_t - norm * x0).abs().max().item())
+    assert errors[0] < 0.2 and 1.7 < errors[0] / errors[1] < 2.3 and 1.7 < errors[1] / errors[2] < 2.3
+    noisy = [
+        inverted(x0, T, model, steps=20, scale=1.0, eta=0.3, generator=torch.Generator().manual_seed(1))
+        for _ in range(2)
+    ]
+    assert torch.equal(*noisy) and (noisy[0] - x_t).abs().max() > 0.1
+    torch.testing.assert_close(noise(x0, implied(x0, x_t, rectified_flow(T)), rectified_flow(T)), x_t)

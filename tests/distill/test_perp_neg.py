@@ -95,7 +95,7 @@ def test_any_combination_that_asks_for_the_prompt_has_its_perp_neg_form():
     for i, scale in enumerate(by_time.tolist()):
         torch.testing.assert_close(mixed[i], threestudio(p, NEGATIVES, scale)[i])
     core = perp_neg(p["cond"], p["uncond"], [p["one"], p["other"]], weights=list(NEGATIVES.values()), scale=7.5)
-    torch.testing.assert_close(Method(scale=7.5).guidance(NEGATIVES)(p), core)
+    torch.testing.assert_close(Method(scale=7.5).guidance(T, negatives=NEGATIVES)(p), core)
 
 
 @pytest.mark.parametrize("name", ["rfds", "rfds_rev", "sds"])
@@ -110,7 +110,7 @@ def test_zero_weights_are_plain_guidance_to_the_last_bit_and_cost_no_call(name):
 
 def test_a_sample_of_zero_weight_among_others_gets_plain_guidance():
     predictions = dict(zip(ROLES, torch.randn(4, *SHAPE, generator=generator(0, 0, "p")), strict=True))
-    plain, pushed = (Method(scale=7.5).guidance(n)(predictions) for n in (None, NEGATIVES))
+    plain, pushed = (Method(scale=7.5).guidance(T, negatives=n)(predictions) for n in (None, NEGATIVES))
     torch.testing.assert_close(pushed[1], plain[1], rtol=1e-6, atol=1e-5)
     assert (pushed - plain).abs().amax((1, 2, 3))[[0, 2]].min() > 1
 
@@ -154,7 +154,7 @@ def test_roles_that_the_network_is_asked_for(method, asked):
 def test_at_scale_one_the_push_alone_is_added_to_the_prompt():
     _, predict = mixture()
     p = predict(latents().detach(), T, ROLES)
-    push = Method(scale=1.0).guidance(NEGATIVES)(p) - p["cond"]
+    push = Method(scale=1.0).guidance(T, negatives=NEGATIVES)(p) - p["cond"]
     along = (push * (p["cond"] - p["uncond"])).flatten(1).sum(1)
     assert along.abs().max() < 1e-9 and push[[0, 2]].abs().amax((1, 2, 3)).min() > 0.01
 
@@ -163,7 +163,7 @@ def test_a_missing_negative_and_one_that_is_not_finite_are_not_hidden():
     prior, predict = mixture()
     p = predict(latents().detach(), T, ROLES[:3])
     with pytest.raises(ValueError, match="other"):
-        Method().guidance(NEGATIVES)(p)
+        Method().guidance(T, negatives=NEGATIVES)(p)
 
     def broken(x_t, t, roles):
         out = predict(x_t, t, roles)

@@ -182,7 +182,8 @@ def test_a_true_scene_gets_full_marks_and_a_false_one_does_not():
         )
 
     right, wrong = marks("chair", "red"), marks("ball", "blue")
-    assert list(right) == ["judged_accuracy", "silhouette_iou", "chamfer", "colour_error", "janus"]
+    assert list(right) == ["judged_accuracy", "silhouette_iou", "chamfer", "colour_error", "saturation", "janus"]
+    assert abs(right["saturation"]) < 2 < abs(wrong["saturation"])
     assert right["judged_accuracy"] == 1 and right["silhouette_iou"] == 1 and right["janus"] == 0
     assert right["chamfer"] < 0.01 and right["colour_error"] < 1.5
     assert wrong["judged_accuracy"] == 0 and wrong["silhouette_iou"] < 0.7 and wrong["chamfer"] is None

@@ -4,7 +4,10 @@ Seen to fail: the optimiser stepping on skipped steps; the counter of skipped st
 the noise of a rendering drawn from one generator that lives across steps (resume); `predict.calls` counting batches; a
 factor of 0 computed all the same; `counts[stage]` without its limit. With Perp-Neg: the view's own prompt instead of
 the mixture; the negatives taken by the camera's view word; the threshold of "overhead" left at its default; the
-weights of the two negatives exchanged.
+weights of the two negatives exchanged. With the rest: latents encoded; the gradient of a skipped step added, the sum
+not divided, or never emptied; a run that goes on in the middle of a window; the twin learning with the same numbers at
+every step, or from latents with their graph; half of the pose; `progress` not passed on; the prompts' norms left out;
+`extra` overruled by the negative prompt.
 """
 
 from __future__ import annotations
@@ -74,7 +77,7 @@ SETTINGS = LiftSettings(
 )
 
 
-def states(scene: Scene, settings: LiftSettings, source: GaussianPrior | None = None, **given: int) -> list[LiftState]:
+def states(scene: Scene, settings: LiftSettings, source: GaussianPrior | None = None, **given: Any) -> list[LiftState]:
     source = source or prior()
     optimiser = make_optimiser(scene, settings.rates, weight_decay=0.0)
     conditions = source.embed(["red"] * 4)
@@ -176,7 +179,7 @@ def test_a_step_without_a_finite_gradient_is_left_out_and_counted() -> None:
 
 
 def test_too_many_such_steps_in_a_row_stop_the_run_with_the_figures() -> None:
-    with pytest.raises(DivergedError, match=r"step 4.*5 steps in a row.*t 0"):
+    with pytest.raises(DivergedError, match=r"step 4.*5 steps in a row.*t 0.*cond modes 1\.732, uncond modes 1\.41"):
         states(Flat(), replace(SETTINGS, skip_limit=5), prior(Broken))
 
 
@@ -274,3 +277,149 @@ def test_gradients_are_clipped_to_the_given_norm() -> None:
         )
         moved = (scene.colour - before).norm().item()
         assert moved <= 1.01e-10 if clip else moved > 1e-6
+
+
+class Pictures(Scene):
+    """Latents of two particles as they are, whatever the camera."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.linspace(-1, 1, 96).reshape(2, 3, 4, 4).clone())
+
+    def render(self, camera: Camera, generator: Generator | None = None, *, normals: bool = False) -> Rendering:
+        return Rendering(self.values, torch.ones_like(self.values[:, :1]))
+
+
+IMAGE = replace(SETTINGS, latent=True, rates={"image": Constant(0.1), "networks": Constant(0.1)})
+
+
+def pictured(scene: Scene, settings: LiftSettings, source: Any = None, **given: Any) -> list[LiftState]:
+    """A run with one prompt for every camera."""
+    source = source or prior()
+    optimiser = make_optimiser(scene, settings.rates, weight_decay=0.0)
+    conditions, negative = source.embed(["red"]), source.embed([""])
+    return list(lift(scene, source, conditions, negative=negative, optimiser=optimiser, settings=settings, **given))
+
+
+def test_latents_are_distilled_as_they_are_in_the_batch_that_the_scene_decides() -> None:
+    class NoEncoder(GaussianPrior):
+        def encode(self, image: Tensor, generator: Generator | None = None) -> Tensor:
+            raise AssertionError("encoded")
+
+    scene = Pictures()
+    found = pictured(scene, replace(IMAGE, steps=150), prior(NoEncoder))
+    assert found[0].x0_hat.shape == (2, 3, 4, 4) and len(found[0].camera) == 3
+    wanted = (2 * torch.tensor(RED) - 1)[:, None, None].expand(3, 4, 4)
+    assert (scene.values - wanted).abs().max() < 0.5
+    with pytest.raises(AssertionError, match="encoded"):
+        pictured(Pictures(), replace(IMAGE, steps=1, latent=False), prior(NoEncoder))
+
+
+def test_one_prompt_serves_all_cameras_and_perp_neg_needs_one_per_view() -> None:
+    camera = cameras([0.0, 90.0, 180.0], [0.0, 0.0, 80.0])
+    word, nothing = (Condition({"word": torch.tensor([[value]])}) for value in (4.0, 0.0))
+    predict, weights = seen_from(prior(Labelled), word, nothing, camera=camera, settings=SETTINGS)
+    heard = predict(torch.zeros(5, 3, 4, 4), torch.full((5,), 0.5), ["cond", "uncond"])
+    assert heard["cond"][:, 0, 0, 0].tolist() == [4.0] * 5 and weights == {}
+    with pytest.raises(ValueError, match="got 1, expected 4 view prompts"):
+        seen_from(prior(Labelled), word, nothing, camera=camera, settings=replace(SETTINGS, perp_neg=Curves()))
+
+
+def test_further_roles_are_those_of_the_cameras_view_and_may_replace_uncond() -> None:
+    camera = cameras([0.0, 90.0], [0.0, 0.0])
+    rows = {"cond": [1.0, 10.0, 100.0, 1000.0], "target": [2.0, 20.0, 200.0, 2000.0], "uncond": [5.0], "old": [7.0]}
+    told = {role: Condition({"word": torch.tensor(row)[:, None]}) for role, row in rows.items()}
+    extra = {role: told[role] for role in ("target", "uncond")}
+    predict, _ = seen_from(prior(Labelled), told["cond"], told["old"], camera=camera, settings=SETTINGS, extra=extra)
+    heard = predict(torch.zeros(2, 3, 4, 4), torch.full((2,), 0.5), ["cond", "target", "uncond"])
+    assert {role: p[:, 0, 0, 0].tolist() for role, p in heard.items()} == {
+        "cond": [10.0, 1.0],
+        "target": [20.0, 2.0],
+        "uncond": [5.0, 5.0],
+    }
+
+
+def test_a_method_changes_its_stage_at_its_share_of_the_run() -> None:
+    method = Method(scale=5.0, stage_two=0.5, stage_two_noise="push_back", invert_steps=3, invert_scale=1.0)
+    calls = [state.metrics["network_calls"] for state in pictured(Pictures(), replace(IMAGE, steps=5, method=method))]
+    assert calls == [2, 2, 5, 5, 5]
+
+
+class Sgd:
+    """Gradient steps of a scene by the trainer's own loop, under plain SGD."""
+
+    def __init__(self, settings: LiftSettings, source: Any = None, first_step: int = 0) -> None:
+        self.scene, source = Pictures(), source or prior()
+        self.moves: list[Tensor] = []
+        groups = [{"name": "networks", "params": [self.scene.values], "lr": 0.1}]
+        optimiser = torch.optim.SGD(groups)
+        before = self.scene.values.detach().clone()
+        for state in lift(
+            self.scene,
+            source,
+            source.embed(["red"]),
+            negative=source.embed([""]),
+            optimiser=optimiser,
+            settings=settings,
+            first_step=first_step,
+        ):
+            self.last = state
+            self.moves.append(self.scene.values.detach() - before)
+            before = self.scene.values.detach().clone()
+
+
+def test_the_optimiser_steps_at_every_second_step_by_the_mean_of_both_gradients() -> None:
+    settings = replace(IMAGE, steps=5, rates={"networks": Constant(0.1)}, times=Times(t_max=Constant(0.3)))
+    held = replace(settings, rates={"networks": Constant(0.0)})
+    moves = Sgd(replace(settings, accumulate=2)).moves
+    assert [bool(move.any()) for move in moves] == [False, True, False, True, True]
+    one = Sgd(replace(settings, steps=1)).moves[0]
+    second = Sgd(replace(settings, steps=2, accumulate=1, rates={"networks": lambda step: 0.1 * step})).moves[1]
+    assert one.any() and second.any() and not Sgd(replace(held, steps=1)).moves[0].any()
+    source = prior(Broken)
+    source.bad = (1,)
+    kept = Sgd(replace(settings, steps=2, accumulate=2), source).moves[1]
+    # t is drawn by the step within the run, so runs of two steps are compared
+    torch.testing.assert_close(Sgd(replace(settings, steps=2, accumulate=2)).moves[1], (one + second) / 2)
+    torch.testing.assert_close(kept, one)
+    with pytest.raises(ValueError, match="accumulate: got 0"):
+        replace(settings, accumulate=0)
+
+
+def test_a_run_that_goes_on_between_two_steps_of_the_optimiser_takes_the_same_steps() -> None:
+    settings = replace(IMAGE, steps=6, rates={"networks": Constant(0.1)}, accumulate=3)
+    whole = Sgd(settings)
+    assert len(Sgd(settings, first_step=2).moves) == 6 and len(Sgd(settings, first_step=4).moves) == 3
+    assert torch.equal(whole.scene.values, Sgd(settings, first_step=2).scene.values)
+
+
+class Echo:
+    """A twin that predicts zeros and writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.poses: list[Tensor] = []
+        self.lessons: list[tuple[Tensor, Tensor, int]] = []
+
+    def predict(self, x_t: Tensor, t: Tensor, condition: Condition, *, pose: Tensor | None = None) -> Tensor:
+        assert pose is not None and not x_t.requires_grad
+        self.poses.append(pose)
+        return torch.zeros_like(x_t)
+
+    def learn(self, latents: Tensor, condition: Condition, *, pose: Tensor | None, generator: Generator) -> float:
+        assert pose is not None
+        self.lessons.append((latents, condition.tensors["modes"], generator.initial_seed()))
+        return 0.5
+
+
+def test_a_twin_answers_its_role_and_learns_every_rendering_after_the_step() -> None:
+    twin, scene = Echo(), Flat()
+    settings = replace(SETTINGS, steps=3, method=Method(combiner="vsd", scale=5.0))
+    found = states(scene, settings, twin=twin)  # type: ignore[arg-type]
+    assert [state.metrics["network_calls"] for state in found] == [5.0] * 3
+    assert [state.metrics["twin_loss"] for state in found] == [0.5] * 3
+    assert len(twin.lessons) == 3 and len({seed for *_, seed in twin.lessons}) == 3
+    for state, pose, (latents, modes, _) in zip(found, twin.poses, twin.lessons, strict=True):
+        assert torch.equal(pose[:, 9:], state.camera.position)
+        assert torch.equal(pose[:, :9].unflatten(1, (3, 3)), state.camera.c2w)
+        assert torch.equal(latents, prior().encode(state.rendering.rgb)) and not latents.requires_grad
+        assert torch.equal(modes, torch.tensor([[1.0, 0.0]]).expand(3, 2))

@@ -116,6 +116,13 @@ def build_image(config: ImageConfig, prior: Prior, seed: int, device: torch.devi
     ).to(device)
 
 
+def build_any(config: Config, prior: Prior, device: torch.device) -> HashGridNeRF | ImageScene:
+    """The fresh scene that `scene.name` says."""
+    if config.scene.name == "image":
+        return build_image(config.scene.image, prior, config.seed, device)
+    return build_scene(config.scene, config.seed, device)
+
+
 def embed_views(config: Config, prior: Prior) -> tuple[Condition, Condition]:
     """The four view prompts in the order of `views.VIEWS`, for an image its one prompt; and the negative prompt."""
     views = config.prior
@@ -149,7 +156,8 @@ def embed_views(config: Config, prior: Prior) -> tuple[Condition, Condition]:
 
 def with_view(config: Config, view: str) -> str:
     """The prompt with a view word, without one where `view` is empty."""
-    return config.prior.view_pattern.replace("{view}", view).replace("{prompt}", config.prompt) if view else config.prompt
+    pattern = config.prior.view_pattern if view else "{prompt}"
+    return pattern.replace("{view}", view).replace("{prompt}", config.prompt)
 
 
 def turntable(config: CameraConfig, views: int) -> Camera:

@@ -6,10 +6,13 @@ import math
 import re
 from typing import Any
 
+from threestudio_rf.app.check_edit import check_edit
 from threestudio_rf.app.check_loss import check_loss
 from threestudio_rf.app.config import Config, leaves
 from threestudio_rf.app.errors import UserError, suggestion
 from threestudio_rf.app.sample import check_sample
+from threestudio_rf.app.settings import PriorConfig
+from threestudio_rf.scenes.image import BOUNDS
 from threestudio_rf.trainer.ramp import ramp
 
 PICTURE_MULTIPLES = {"sd": 64, "instaflow": 64}
@@ -81,11 +84,14 @@ def check(config: Config) -> None:
     """Raises UserError for the first setting or combination that cannot work."""
     for key, leaf in leaves().items():
         _check_leaf(key, value_of(config, key), leaf.rule)
-    check_loss(config.loss)
+    check_loss(config)
     _check_camera(config)
+    _check_image(config)
     _check_prior(config)
     _check_text(config)
     _check_other(config)
+    if config.task in ("edit", "invert"):
+        check_edit(config)
     if config.task == "sample":
         negative, image, mask = (bool(x) for x in (config.negative_prompt, config.sample.image, config.sample.mask))
         check_sample(config.sample, negative_prompt=negative, image=image, mask=mask)
@@ -113,11 +119,39 @@ def _check_camera(config: Config) -> None:
     if len(camera.views) not in (1, len(camera.sizes)):
         raise UserError(f"camera.views={camera.views}: expected 1 or {len(camera.sizes)} numbers (as camera.sizes)")
     prior = config.prior
-    factor = prior.size if prior.name == "gaussian" else PICTURE_MULTIPLES.get(prior.name, VAE_TIMES_PATCH)
+    factor = _multiple(prior)
     shown = f"prior.image_size={prior.image_size}" if prior.image_size else f"camera.sizes={camera.sizes}"
     for size in [prior.image_size] if prior.image_size else camera.sizes:
         if size % factor:
             raise UserError(f"{shown}: expected multiples of {factor} pixels for prior {prior.name}, got {size}")
+
+
+def _multiple(prior: PriorConfig) -> int:
+    """What the sides of a picture are multiples of."""
+    return prior.size if prior.name == "gaussian" else PICTURE_MULTIPLES.get(prior.name, VAE_TIMES_PATCH)
+
+
+def _check_image(config: Config) -> None:
+    image, loss = config.scene.image, config.loss
+    if config.scene.name != "image":
+        return
+    if image.per_step > image.particles:
+        raise UserError(
+            f"scene.image.per_step={image.per_step}: expected at most scene.image.particles={image.particles}"
+        )
+    if image.bound not in ("auto", *BOUNDS[image.kind]):
+        raise UserError(
+            f"scene.image.bound={image.bound}: expected auto, {', '.join(BOUNDS[image.kind])} "
+            f"with scene.image.kind={image.kind}"
+        )
+    factor = _multiple(config.prior) if image.kind == "pixels" or config.prior.name == "gaussian" else 1
+    if image.size % factor:
+        raise UserError(f"scene.image.size={image.size}: expected a multiple of {factor} for prior {config.prior.name}")
+    given = {"loss.perp_neg": loss.perp_neg, "loss.lambda_orient": loss.lambda_orient}
+    given["loss.lambda_z_variance"] = loss.lambda_z_variance
+    for key, value in given.items():
+        if value:
+            raise UserError(f"{key}={value}: expected none with scene=image, which has no views and no depth")
 
 
 def _check_prior(config: Config) -> None:

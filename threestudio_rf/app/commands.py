@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from threestudio_rf.app import doctor, lift, look, sample
+from threestudio_rf.app import doctor, edit, grid, image, invert, lift, look, sample
 from threestudio_rf.app.config import Config
 from threestudio_rf.app.console import LOG, peak_memory_mb
 from threestudio_rf.app.errors import FAILED, GOOD, UserError
 from threestudio_rf.app.evaluate import evaluate_scene, show
+from threestudio_rf.app.finish import figures_of_image
 from threestudio_rf.app.run import Run
 from threestudio_rf.app.settings import TrainTinyConfig
 from threestudio_rf.export.mesh import EmptyGeometryError
@@ -21,6 +22,10 @@ from threestudio_rf.tiny.train_unet import OBJECTIVES
 
 def evaluate(run: Run) -> int:
     """The figures of a finished run, into its `metrics.json`."""
+    if run.config.scene.name == "image":
+        pictures, prior, _, figures = lift.stored_image(run)
+        show(run, figures_of_image(run, prior, pictures, figures))
+        return GOOD
     scene, _, figures = lift.stored_scene(run)
     try:
         mesh = look.mesh_of(run, scene)
@@ -33,6 +38,8 @@ def evaluate(run: Run) -> int:
 
 def export(run: Run) -> int:
     """The mesh of a finished run."""
+    if run.config.scene.name == "image":
+        raise UserError("scene=image has no surface, so there is no mesh to export; its pictures lie in the run folder")
     scene, step, _ = lift.stored_scene(run)
     try:
         look.export(run, scene, step)
@@ -44,13 +51,19 @@ def export(run: Run) -> int:
 
 def validate(run: Run) -> int:
     """A few views of a finished run."""
+    if run.config.scene.name == "image":
+        lift.watch(lift.prepare(run), None)
+        return GOOD
     scene, step, _ = lift.stored_scene(run)
     look.validation(run, scene, step)
     return GOOD
 
 
 def test(run: Run) -> int:
-    """The turntable of a finished run."""
+    """The turntable of a finished run, of an image all its pictures."""
+    if run.config.scene.name == "image":
+        pictures, prior, step, _ = lift.stored_image(run)
+        return image.finish(run, image.snapshot(run, prior, pictures, step), step)
     scene, step, _ = lift.stored_scene(run)
     try:
         for path in look.test(run, scene, step):
@@ -126,9 +139,12 @@ def tiny_folder(config: Config) -> Path:
 TASKS: dict[str, Callable[[Run], int]] = {
     "lift": lift.command,
     "sample": sample.command,
+    "edit": edit.command,
+    "invert": invert.command,
     "evaluate": evaluate,
     "export": export,
     "train_tiny": train_tiny,
+    "grid": grid.command,
     "doctor": doctor.command,
 }
 MODES: dict[str, Callable[[Run], int]] = {"train": lift.command, "validate": validate, "test": test, "export": export}

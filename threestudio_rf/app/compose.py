@@ -27,7 +27,7 @@ RUN_KEYS: tuple[str, ...] = (
     "tag",
 )
 RUN_KEYS += ("name", "prompt_file", "preset", "experiment", "allow_empty_prompt")
-RUN_GROUPS = ("export.", "sample.", "evaluate.", "train_tiny.", "checkpoint.")
+RUN_GROUPS = ("export.", "sample.", "edit.", "evaluate.", "train_tiny.", "grid.", "checkpoint.")
 FREE: tuple[str, ...] = ("scene.encoding.backend", "scene.background.random", "scene.renderer.samples_per_ray")
 FREE += ("scene.renderer.ray_chunk", "scene.renderer.marching")
 

@@ -15,6 +15,7 @@ from threestudio_rf.app.settings import (
     CheckpointConfig,
     EvaluateConfig,
     ExportConfig,
+    GridConfig,
     OptimConfig,
     PriorConfig,
     SampleConfig,
@@ -24,9 +25,11 @@ from threestudio_rf.app.settings import (
     group,
     opt,
 )
+from threestudio_rf.app.settings_edit import EditConfig
 from threestudio_rf.app.settings_loss import LossConfig
 
 VERSION = 1
+TASKS = ("lift", "sample", "edit", "invert", "evaluate", "export", "train_tiny", "grid", "doctor")
 
 
 @dataclass
@@ -34,7 +37,7 @@ class Config:
     """Everything."""
 
     version: int = opt(VERSION, "format of this file")
-    task: str = opt("lift", "what to do", choices=("lift", "sample", "evaluate", "export", "train_tiny", "doctor"))
+    task: str = opt("lift", "what to do", choices=TASKS)
     mode: str = opt("train", "for task=lift", choices=("train", "validate", "test", "export"))
     experiment: str = opt("tiny", "name of the experiment file")
     preset: str = opt("none", "name of the preset file")
@@ -60,8 +63,10 @@ class Config:
     checkpoint: CheckpointConfig = group(CheckpointConfig)
     export: ExportConfig = group(ExportConfig)
     sample: SampleConfig = group(SampleConfig)
+    edit: EditConfig = group(EditConfig)
     evaluate: EvaluateConfig = group(EvaluateConfig)
     train_tiny: TrainTinyConfig = group(TrainTinyConfig)
+    grid: GridConfig = group(GridConfig)
 
 
 class Leaf(NamedTuple):

@@ -25,6 +25,7 @@ KEYS = {
     "system.guidance.guidance_scale": "loss.scale",
     "system.guidance.pretrained_model_name_or_path": "prior.path",
     "system.weights": "weights",
+    "init": "weights",
     "system.renderer.num_samples_per_ray": "scene.renderer.samples_per_ray",
     "system.geometry.radius": "scene.radius",
     "system.geometry.isosurface_resolution": "export.resolution",
@@ -36,6 +37,8 @@ KEYS = {
 }
 KEYS |= {f"system.loss.lambda_{name}": f"loss.lambda_{name}" for name in ("sparsity", "opaque", "orient", "z_variance")}
 KEYS |= {f"system.prompt_processor.perp_neg_f_{name}": f"loss.perp_neg_f_{name}" for name in ("fs", "sf", "fsb", "sb")}
+IMAGE_EXPERIMENTS = {"sd3": "2d_rfds_sd3", "sd35": "2d_rfds_sd3"}
+IMAGE_EXPERIMENTS |= dict.fromkeys(("sd", "sd21", "instaflow"), "2d_rfds")
 IGNORED = ("system.geometry.isosurface_method", "system.exporter_type")
 WINDOW = re.compile(r"system\.guidance\.(min|max)_step_percent")
 FLAGS = ("--config", "--gpu", "--train", "--validate", "--test", "--export", "--verbose", "--typecheck", "--gradio")
@@ -102,10 +105,15 @@ def _first_below(key: str) -> str:
     return next(name for name in leaves() if name.startswith(key + "."))
 
 
+SHORT = {"task=sample": "sample", "task=edit": "edit", "task=invert": "edit"}
+"""Tasks whose own settings go without their group: with task=sample, `steps=20` is `sample.steps=20`."""
+
+
 def _short(items: list[str]) -> dict[str, str]:
-    """With task=sample its own settings go without their group: `steps=20` is `sample.steps=20`."""
-    names = [key.partition(".")[2] for key in leaves() if key.startswith("sample.")]
-    return {name: f"sample.{name}" for name in names if name not in leaves()} if "task=sample" in items else {}
+    """Those settings of the task among `items`, short and in full."""
+    group = next((group for task, group in SHORT.items() if task in items), None)
+    names = [key.partition(".")[2] for key in leaves() if key.startswith(f"{group}.")]
+    return {name: f"{group}.{name}" for name in names if name not in leaves()}
 
 
 def _override(item: str, short: dict[str, str], *, multirun: bool) -> str | None:
@@ -122,7 +130,8 @@ def _override(item: str, short: dict[str, str], *, multirun: bool) -> str | None
     if sign.startswith("~"):
         raise UserError(f"{item}: settings can be changed, not removed")
     if key in groups():
-        return f"{key}={value.replace('-', '_')}"
+        name = Path(value).stem if value.endswith(".yaml") else value
+        return f"{key}={name.replace('-', '_')}"
     text = _text_keys()
     if key in text:
         swept = multirun and value[:1] in "'\"" and value[-1:] == value[:1]
@@ -187,4 +196,13 @@ def translate(argv: list[str]) -> Launch:
     short = _short(items)
     done = (_override(item, short, multirun=launch.multirun) for item in items)
     launch.overrides += [item for item in done if item is not None]
+    launch.overrides += _implied(launch.overrides)
     return launch
+
+
+def _implied(overrides: list[str]) -> list[str]:
+    """The experiment that scene=image means where none is named, by the prior."""
+    chosen = dict(item.split("=", 1) for item in overrides if "=" in item)
+    if chosen.get("scene") != "image" or "experiment" in chosen:
+        return []
+    return [f"experiment={IMAGE_EXPERIMENTS.get(chosen.get('prior', ''), 'tiny_image')}"]

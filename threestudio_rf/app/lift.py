@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
-from threestudio_rf.app import look
-from threestudio_rf.app.build import EMBEDDED, build_prior, build_scene, embed_views, lift_settings, prior_id, rates
+from threestudio_rf.app import image, look
+from threestudio_rf.app.build import (
+    EMBEDDED,
+    build_any,
+    build_prior,
+    build_scene,
+    embed_views,
+    lift_settings,
+    prior_id,
+    rates,
+)
 from threestudio_rf.app.compose import to_text
-from threestudio_rf.app.console import LOG, Progress, memory, peak_memory_mb
-from threestudio_rf.app.errors import FAILED, GOOD, RunError, UserError
-from threestudio_rf.app.evaluate import evaluate_scene, show
+from threestudio_rf.app.console import LOG, Progress, memory
+from threestudio_rf.app.errors import RunError
+from threestudio_rf.app.evaluate import right_share
 from threestudio_rf.app.extras import open_wandb
-from threestudio_rf.app.report import write_report
+from threestudio_rf.app.finish import finish
+from threestudio_rf.app.method import build_twin, embed_roles
 from threestudio_rf.app.run import Run
 from threestudio_rf.app.signals import Stop
 from threestudio_rf.app.words import warn_unknown_words
-from threestudio_rf.export.mesh import EmptyGeometryError, Mesh
 from threestudio_rf.priors.base import Prior
+from threestudio_rf.priors.twin import Twin
+from threestudio_rf.scenes.image import ImageScene
 from threestudio_rf.scenes.nerf import HashGridNeRF
-from threestudio_rf.tiny.truth import subject
 from threestudio_rf.trainer import checkpoint
 from threestudio_rf.trainer.lift import LiftState, lift
 from threestudio_rf.trainer.log import Metrics
@@ -37,9 +48,10 @@ class Lift:
     """The objects of one lift and what it has spent."""
 
     run: Run
-    scene: HashGridNeRF
+    scene: HashGridNeRF | ImageScene
     prior: Prior
     optimiser: torch.optim.Optimizer
+    twin: Twin | None = None
     step: int = 0
     figures: dict[str, float] = field(default_factory=lambda: {"seconds": 0.0, "network_calls": 0.0})
 
@@ -57,6 +69,7 @@ class Lift:
             config=to_text(self.run.config),
             prior=prior_id(self.run.config.prior),
             figures=dict(self.figures),
+            extra={} if self.twin is None else {"twin": self.twin.state_dict()},
         )
         try:
             checkpoint.save(self.run.folder / "ckpts", state, keep=self.run.config.checkpoint.keep)
@@ -69,8 +82,8 @@ class Lift:
 def prepare(run: Run) -> Lift:
     """Prior, scene and optimiser, with the state of the checkpoint that is resumed."""
     config = run.config
-    scene = build_scene(config.scene, config.seed, run.device)
     prior = build_prior(config.prior, run.device)
+    scene = build_any(config, prior, run.device)
     optim = config.optim
     optimiser = make_optimiser(
         scene, rates(config), betas=(optim.betas[0], optim.betas[1]), eps=optim.eps, weight_decay=optim.weight_decay
@@ -85,6 +98,14 @@ def prepare(run: Run) -> Lift:
             made.figures = dict(run.resumed.state["figures"])
         LOG.info("scene of %s (step %d)", run.resumed.path, run.resumed.state["step"])
     return made
+
+
+def stored_image(run: Run) -> tuple[ImageScene, Prior, int, dict[str, float]]:
+    """Pictures, prior, step and figures of the checkpoint that is resumed."""
+    made = prepare(run)
+    if not isinstance(made.scene, ImageScene):
+        raise RunError(f"got {type(made.scene).__name__}, expected the pictures of scene=image")
+    return made.scene, made.prior, made.step, made.figures
 
 
 def stored_scene(run: Run) -> tuple[HashGridNeRF, int, dict[str, float]]:
@@ -109,6 +130,14 @@ def run_lift(made: Lift) -> Iterator[LiftState]:
     """The trainer's loop over these objects."""
     config = made.run.config
     conditions, negative = embed_views(config, made.prior)
+    extra = embed_roles(config, made.prior, views=len(conditions) > 1)
+    made.twin = build_twin(config, made.prior, conditions)
+    if made.twin is not None and config.resume and made.run.resumed is not None:
+        learned = made.run.resumed.state.get("extra", {}).get("twin")
+        if learned is None:
+            LOG.warning("the checkpoint holds no twin: a fresh one begins")
+        else:
+            made.twin.load_state_dict(learned)
     return lift(
         made.scene,
         made.prior,
@@ -118,6 +147,8 @@ def run_lift(made: Lift) -> Iterator[LiftState]:
         settings=lift_settings(config),
         first_step=made.step,
         device=made.run.device,
+        extra=extra,
+        twin=made.twin,
     )
 
 
@@ -127,33 +158,51 @@ def train(made: Lift, stop: Stop) -> None:
     metrics = Metrics(made.run.folder / "csv_logs" / "metrics.csv")
     metrics.resume(made.step)
     publish = open_wandb(made.run) if config.wandb else None
-    begun = time.perf_counter() - made.figures["seconds"]
-    first, bar = made.step, Progress(total, made.step)
+    judge, bar = right_share(made.run), Progress(total, made.step)
+    begun, first = time.perf_counter(), made.step
     try:
         for state in run_lift(made):
-            if made.step == first:
+            made.figures["seconds"] += time.perf_counter() - begun
+            if made.step == first and isinstance(made.scene, HashGridNeRF):
                 LOG.info("%s", made.scene.marching_reason)
             made.step = state.step + 1
             made.figures["network_calls"] += state.metrics["network_calls"]
-            made.figures["seconds"] = time.perf_counter() - begun
             if made.step % config.trainer.log_every == 0 or made.step == total:
                 row = {name: value for name, value in state.metrics.items() if name != "network_calls"}
-                metrics.add(made.step, row)
+                metrics.add(made.step, row | {"seconds": made.figures["seconds"]})
                 if publish is not None:
                     publish(made.step, row)
             bar.update(made.step, _shown(state.metrics))
             if _due(made.step, config.trainer.validate_every, total):
-                look.validation(made.run, made.scene, made.step)
+                watch(made, judge)
             if stop.asked or made.step == total or _due(made.step, config.checkpoint.every, total):
                 made.save()
             if stop.asked:
                 return
+            begun = time.perf_counter()
     finally:
         bar.close()
 
 
+def watch(made: Lift, judge: Callable[[Tensor], float] | None) -> None:
+    """Pictures of this step. Figures `..._to_right`: what was spent until half of them were judged right, and at every
+    later look; the judge has no word for noise, so a lucky guess at the start must not count."""
+    if isinstance(made.scene, ImageScene):
+        images = image.snapshot(made.run, made.prior, made.scene, made.step)
+    else:
+        images = look.validation(made.run, made.scene, made.step)
+    if judge is None:
+        return
+    right = judge(images) >= 0.5
+    for name in ("seconds", "network_calls"):
+        if right:
+            made.figures.setdefault(f"{name}_to_right", made.figures[name])
+        else:
+            made.figures.pop(f"{name}_to_right", None)
+
+
 def _due(step: int, every: int, total: int) -> bool:
-    return every > 0 and step % every == 0 and step != total
+    return every > 0 and (step % every == 0 or step == total)
 
 
 def _shown(metrics: dict[str, float]) -> dict[str, str]:
@@ -176,37 +225,4 @@ def command(run: Run) -> int:
         if stop.asked:
             LOG.info("stopped after step %d; go on with: python launch.py resume=%s", made.step, run.folder)
             return stop.code
-        return finish(run, made.scene, made.step, made.figures)
-
-
-def finish(run: Run, scene: HashGridNeRF, step: int, figures: dict[str, float]) -> int:
-    """Turntable, mesh and, where the truth is known, the figures. What fails is told and the rest still made."""
-    code, mesh = GOOD, None
-    try:
-        for path in look.test(run, scene, step):
-            LOG.info("wrote %s", path)
-    except OSError as error:
-        LOG.error("the final pictures could not be written: %s", error)
-        code = FAILED
-    try:
-        mesh = look.export(run, scene, step)
-    except (OSError, EmptyGeometryError) as error:
-        LOG.error("no mesh: %s", error)
-        code = FAILED
-    if run.config.evaluate.auto and run.config.prior.name in EMBEDDED:
-        _evaluate(run, scene, mesh, figures)
-    try:
-        LOG.info("wrote %s", write_report(run.folder, run.config.prompt or run.config.name))
-    except OSError as error:
-        LOG.warning("no report: %s", error.strerror or error)
-    return code
-
-
-def _evaluate(run: Run, scene: HashGridNeRF, mesh: Mesh | None, figures: dict[str, float]) -> None:
-    if subject(run.config.prompt) is None:
-        LOG.info("no figures: the prompt does not name one shape and one colour of the tiny world")
-        return
-    try:
-        show(run, evaluate_scene(run, scene, mesh, figures | {"peak_memory_mb": peak_memory_mb()}))
-    except (OSError, UserError) as error:
-        LOG.warning("no figures: %s", error)
+        return finish(run, made.prior, made.scene, step=made.step, figures=made.figures)

@@ -36,16 +36,19 @@ def _grey(picture: Tensor) -> Tensor:
     return picture.expand(3, -1, -1)
 
 
-def validation(run: Run, scene: HashGridNeRF, step: int) -> None:
-    """`save/it<step>-<i>.png`: colour and opacity of a few views. A full disk costs a picture, not the run."""
+def validation(run: Run, scene: HashGridNeRF, step: int) -> Tensor:
+    """`save/it<step>-<i>.png`: colour and opacity of a few views; the colours (N, 3, H, W). A full disk costs a
+    picture, not the run."""
     camera = turntable(run.config.camera, run.config.camera.validation_views)
-    for i, seen in enumerate(renderings(scene, camera, run.device)):
+    views = list(renderings(scene, camera, run.device))
+    for i, seen in enumerate(views):
         both = torch.stack([seen.rgb[0], _grey(seen.opacity[0])])
         try:
             png(run.save(f"it{step}-{i}.png"), row_of_pictures(both))
         except OSError as error:
             LOG.warning("no validation picture: %s", error.strerror or error)
-            return
+            break
+    return torch.cat([seen.rgb for seen in views])
 
 
 def test(run: Run, scene: HashGridNeRF, step: int) -> list[Path]:

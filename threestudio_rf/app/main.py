@@ -21,6 +21,7 @@ from threestudio_rf.app.console import LOG, close_log, open_log
 from threestudio_rf.app.errors import FAILED, GOOD, INTERRUPTED, USER_ERROR, RunError, UserError
 from threestudio_rf.app.flags import Launch
 from threestudio_rf.app.folder import Lock, create, probe, write_start, write_status
+from threestudio_rf.app.grid import folder_of as grid_folder
 from threestudio_rf.app.run import Run, find_checkpoint, home, merge_stored, open_checkpoint, run_text
 from threestudio_rf.priors.base import PriorError
 from threestudio_rf.trainer.checkpoint import CheckpointError, Loaded
@@ -31,6 +32,7 @@ MEMORY = (
     "a smaller scene.renderer.ray_chunk, camera.views=[1], prior.dtype=bf16, preset=low_vram; "
     "the last checkpoint is kept"
 )
+FIXED = {"train_tiny": tiny_folder, "grid": grid_folder}
 STATUS = {GOOD: "finished", FAILED: "failed", USER_ERROR: "refused"}
 
 
@@ -49,9 +51,9 @@ def settings_of(launch: Launch) -> tuple[Config, Loaded | None]:
 
 
 def folder_of(config: Config, loaded: Loaded | None, suffix: str) -> Path:
-    """The folder of a run: that of the resumed run, the fixed one of train_tiny, or a new one."""
-    if config.task == "train_tiny":
-        folder = tiny_folder(config)
+    """The folder of a run: that of the resumed run, the fixed one of train_tiny and grid, or a new one."""
+    if config.task in FIXED:
+        folder = FIXED[config.task](config)
         probe(folder)
         return folder
     if loaded is not None and config.resume:

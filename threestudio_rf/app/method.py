@@ -1,11 +1,17 @@
-"""The loop's settings from the config: method, times, factors, views, learning rates."""
+"""The loop's settings from the config: method, its roles and twin, times, factors, views, learning rates."""
 
 from __future__ import annotations
 
+from itertools import accumulate, chain, pairwise
+
 from threestudio_rf.app.config import Config
 from threestudio_rf.app.settings_loss import LossConfig
+from threestudio_rf.core.times import Bump
 from threestudio_rf.distill.method import Method
-from threestudio_rf.priors.views import Curves
+from threestudio_rf.priors.base import Condition, Prior
+from threestudio_rf.priors.twin import NAME as TWIN
+from threestudio_rf.priors.twin import Twin
+from threestudio_rf.priors.views import Curves, view_prompts
 from threestudio_rf.trainer.lift import LiftSettings, Times, Views
 from threestudio_rf.trainer.ramp import Value, ramp
 
@@ -39,14 +45,7 @@ def lift_settings(config: Config) -> LiftSettings:
     loss = config.loss
     return LiftSettings(
         steps=config.trainer.steps,
-        method=Method(
-            space=loss.space,  # type: ignore[arg-type]
-            weight=loss.weight,
-            noise=loss.noise,
-            scale=loss.scale,
-            rev_step=loss.rev_step,
-            rev_steps=loss.rev_steps,
-        ),
+        method=method_of(loss),
         rates=rates(config),
         lambdas=factors(loss),
         views=_views(config),
@@ -56,14 +55,42 @@ def lift_settings(config: Config) -> LiftSettings:
             law=loss.t_law,  # type: ignore[arg-type]
             shift=loss.t_shift,
             width=loss.t_width,
+            bump=_bump(loss.t_bump),
         ),
         encode_size=config.prior.image_size,
+        latent=config.scene.name == "image" and config.scene.image.kind == "latent",
         clip=config.optim.clip,
+        accumulate=config.optim.accumulate,
         perp_neg=_curves(loss) if loss.perp_neg else None,
         skip_limit=config.trainer.skip_limit,
         empty_limit=config.trainer.empty_limit,
         seed=config.seed,
     )
+
+
+def method_of(loss: LossConfig) -> Method:
+    """The method that the settings spell out; ValueError where they do not fit together."""
+    return Method(
+        space=loss.space,  # type: ignore[arg-type]
+        weight=loss.weight,
+        noise=loss.noise,
+        scale=loss.scale,
+        rev_step=loss.rev_step,
+        rev_steps=loss.rev_steps,
+        invert_steps=loss.invert_steps,
+        invert_scale=loss.invert_scale,
+        invert_eta=loss.invert_eta,
+        ism_delta=loss.ism_delta,
+        combiner=loss.combiner,
+        stage_two=loss.stage_two,
+        stage_two_noise=loss.stage_two_noise,
+        stage_two_combiner=loss.stage_two_combiner,
+    )
+
+
+def _bump(values: list[float]) -> Bump:
+    m1, m2, s1, s2 = values
+    return m1, m2, s1, s2
 
 
 def _curves(loss: LossConfig) -> Curves:
@@ -90,3 +117,38 @@ def factors(loss: LossConfig) -> dict[str, Value]:
     }
     found: dict[str, Value] = {"distill": ramp(loss.lambda_distill)}
     return found | {name: ramp(value) for name, value in given.items() if value != 0}
+
+
+def role_patterns(config: Config) -> dict[str, str]:
+    """What is said in the roles that a method has beside the prompt and the negative prompt, with {prompt} in it.
+
+    A method with a role "neg" says nothing at all in "uncond".
+    """
+    loss, roles = config.loss, method_of(config.loss).roles
+    given = {"target": loss.target_prompt, "artifact": loss.artifact_prompt}
+    if "neg" in roles:
+        given |= {"neg": loss.neg_prompt or config.negative_prompt, "uncond": ""}
+    return {role: text for role, text in given.items() if role in roles}
+
+
+def embed_roles(config: Config, prior: Prior, *, views: bool) -> dict[str, Condition]:
+    """`role_patterns` as conditions, those with the prompt in them once per view word where there are `views`."""
+    texts = {}
+    for role, pattern in role_patterns(config).items():
+        text = pattern.replace("{prompt}", config.prompt)
+        several = views and "{prompt}" in pattern
+        texts[role] = view_prompts(text, pattern=config.prior.view_pattern, fits=prior.fits) if several else [text]
+    if not texts:
+        return {}
+    embedded = prior.embed(list(chain.from_iterable(texts.values())))
+    ends = accumulate((len(prompts) for prompts in texts.values()), initial=0)
+    return {role: embedded.select(list(range(*part))) for role, part in zip(texts, pairwise(ends), strict=True)}
+
+
+def build_twin(config: Config, prior: Prior, like: Condition) -> Twin | None:
+    """The twin of a method that has one; it sees cameras unless the scene is an image. Loads the network."""
+    loss = config.loss
+    if TWIN not in method_of(loss).roles:
+        return None
+    posed = config.scene.name != "image"
+    return Twin(prior, like, rank=loss.twin_rank, rate=loss.twin_lr, posed=posed, seed=config.seed)  # type: ignore[arg-type]

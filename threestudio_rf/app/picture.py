@@ -72,3 +72,50 @@ def fitted(image: Tensor, size: tuple[int, int], key: str) -> Tensor:
     scaled = F.interpolate(image[None], size=large, mode="bilinear", antialias=True, align_corners=False)
     top, left = (large[0] - height) // 2, (large[1] - width) // 2
     return scaled[:, :, top : top + height, left : left + width]
+
+
+def spread(small: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, H, W) of size (H, W): `small` (B, C, h, w) scaled back to where `fitted` took it from, 0 around it."""
+    rows, columns = size
+    height, width = small.shape[-2:]
+    if (rows, columns) == (height, width):
+        return small
+    scale = max(height / rows, width / columns)
+    kept = (min(rows, max(1, round(height / scale))), min(columns, max(1, round(width / scale))))
+    middle = F.interpolate(small, size=kept, mode="bilinear", antialias=True, align_corners=False)
+    top, left = (rows - kept[0]) // 2, (columns - kept[1]) // 2
+    return F.pad(middle, (left, columns - kept[1] - left, top, rows - kept[0] - top))
+
+
+def check_mask(mask: Tensor, image: Tensor, group: str) -> None:
+    """UserError for a mask (C, H, W) of another size than `image` (C, H, W), or one without a white part; `group` is
+    the group of both settings."""
+    if mask.shape[-2:] != image.shape[-2:]:
+        shapes = [f"{x.shape[-1]} x {x.shape[-2]}" for x in (mask, image)]
+        raise UserError(f"{group}.mask is {shapes[0]}, expected the size of {group}.image, {shapes[1]}")
+    if not bool((mask.mean(0) >= 0.5).any()):
+        raise UserError(f"{group}.mask has no white part, so there is nothing to make anew")
+
+
+def hidden_part(mask: Tensor, image: Tensor, size: tuple[int, int], latent: Tensor, group: str) -> Tensor:
+    """(1, 1, h, w), 1 where a latent (1, C, h, w) may change, 0 elsewhere: the white part of `mask` (C, H, W), fitted
+    to pictures of `size`. UserError as `check_mask`, also where the fitted mask or the latent's has no white left."""
+    check_mask(mask, image, group)
+    white = fitted(mask.float(), size, f"{group}.mask").mean(1, keepdim=True) >= 0.5
+    hidden = F.interpolate(white.float(), size=latent.shape[-2:]).to(latent.device)
+    if not bool(hidden.any()):
+        raise UserError(f"{group}.mask has no white part at the prior's size, so there is nothing to make anew")
+    return hidden
+
+
+def kept_change(edited: Tensor, plain: Tensor, keep: float) -> Tensor:
+    """What an edit changed (B, C, H, W) without what it changed by the way: w (edited - plain).
+
+    `plain` is the first stage's own picture of the unedited latents. w rises smoothly from 0 where the change, the
+    largest of the channels, is `keep` of the picture's strongest (its 98th percentile), to 1 at twice that.
+    """
+    change = edited - plain
+    size = change.abs().amax(1, keepdim=True)
+    strongest = size.flatten(1).quantile(0.98, dim=1).clamp(min=1e-6)[:, None, None, None]
+    rise = ((size / strongest - keep) / keep).clamp(0, 1)
+    return rise * rise * (3 - 2 * rise) * change

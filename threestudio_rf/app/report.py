@@ -39,7 +39,8 @@ def _table(values: dict[str, object]) -> str:
 
 
 def _media(folder: Path) -> str:
-    parts = [f'<p><img src="save/{path.name}" alt="{path.stem}"></p>' for path in folder.glob("save/*-sheet.png")]
+    pictures = [path for kind in ("*-sheet.png", "*-strip.png", "curves.png") for path in folder.glob(f"save/{kind}")]
+    parts = [f'<p><img src="save/{path.name}" alt="{path.stem}"></p>' for path in pictures]
     parts += [f'<p><video src="save/{p.name}" controls loop muted></video></p>' for p in folder.glob("save/*-test.mp4")]
     meshes = sorted(folder.glob("save/*-export/model.*"))
     links = (f'<a href="{path.relative_to(folder).as_posix()}">{path.name}</a>' for path in meshes)

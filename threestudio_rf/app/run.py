@@ -67,13 +67,16 @@ def merge_stored(config: Config, overrides: list[str], loaded: Loaded) -> Config
     """The settings of a resumed run under the changes of this command line.
 
     An experiment that is named and differs from the stored one replaces its settings, and a run that only starts from
-    stored weights keeps none of them; then the prior may be another one too. Settings that the stored scene
+    stored weights (`weights=`, `init=`) keeps none of them but the scene's, unless others are named; then the prior may
+    be another one too. Settings that the stored scene
     or prior does not fit raise UserError with their keys; the others are allowed and logged.
     """
     stored = from_text(loaded.state["config"], str(loaded.path))
     named = any(item.startswith("experiment=") for item in overrides)
     same = bool(config.resume) and (not named or config.experiment == stored.experiment)
     merged = on_top(stored, overrides) if same else config
+    if config.weights and not any(item.startswith("scene") for item in overrides):
+        merged.scene = stored.scene
     structural, other = differences(stored, merged)
     if config.weights:
         structural, other = [line for line in structural if line.startswith("scene.")], []

@@ -13,7 +13,7 @@ from threestudio_rf.app.build import EMBEDDED, build_prior, with_view
 from threestudio_rf.app.config import Config
 from threestudio_rf.app.console import LOG, Progress
 from threestudio_rf.app.errors import GOOD, UserError
-from threestudio_rf.app.picture import fitted, read_picture
+from threestudio_rf.app.picture import fitted, hidden_part, read_picture
 from threestudio_rf.app.run import Run
 from threestudio_rf.app.settings import SampleConfig
 from threestudio_rf.app.words import warn_unknown_words
@@ -162,18 +162,16 @@ def plan(
 @torch.no_grad()
 def encoded(prior: Prior, image: Tensor, mask: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor | None]:
     """Latents (1, C, h, w) of an image fitted to the prior's size, and its mask there (1, 1, h, w), 0 or 1."""
+    size = picture_size(prior, device)
+    known = prior.encode(fitted(image.float(), size, "sample.image").to(device))
+    return known, None if mask is None else hidden_part(mask, image, size, known, "sample")
+
+
+@torch.no_grad()
+def picture_size(prior: Prior, device: torch.device | str) -> tuple[int, int]:
+    """Height and width of the prior's pictures at its native size."""
     height, width = prior.decode(torch.zeros(1, *prior.latent_shape, device=device)).shape[-2:]
-    if mask is not None and mask.shape[-2:] != image.shape[-2:]:
-        shapes = [f"{x.shape[-1]} x {x.shape[-2]}" for x in (mask, image)]
-        raise UserError(f"sample.mask is {shapes[0]}, expected the size of sample.image, {shapes[1]}")
-    known = prior.encode(fitted(image.float(), (height, width), "sample.image").to(device))
-    if mask is None:
-        return known, None
-    white = fitted(mask.float(), (height, width), "sample.mask").mean(1, keepdim=True) >= 0.5
-    hidden = torch.nn.functional.interpolate(white.float(), size=known.shape[-2:]).to(device)
-    if not bool(hidden.any()):
-        raise UserError("sample.mask has no white part, so there is nothing to make anew")
-    return known, hidden
+    return height, width
 
 
 @torch.no_grad()

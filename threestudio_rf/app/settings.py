@@ -168,6 +168,7 @@ class OptimConfig:
     eps: float = opt(1e-15, "added to the root of the second mean", above=0, high=1)
     weight_decay: float = opt(0.01, "pull of every weight to zero", low=0, high=10)
     clip: float = opt(0.0, "largest norm of the gradient; 0: no limit", low=0)
+    accumulate: int = opt(1, "steps whose mean gradient is one step of the optimiser", low=1, high=1000)
 
 
 @dataclass
@@ -232,6 +233,20 @@ class EvaluateConfig:
 
     auto: bool = opt(True, "with an embedded prior, evaluate at the end of lift")
     size: int = opt(64, "height and width of a held-out view", low=8, high=1024)
+
+
+@dataclass
+class GridConfig:
+    """task=grid: one run per method, prior, prompt and seed; see docs/grid.md."""
+
+    name: str = opt("grid_2d", "folder of the results below exp_root_dir/grid")
+    methods: list[str] = opt([], "`<label> [key=value ...]`; without loss= in it the label is the loss")
+    priors: list[str] = opt([], "`<label> [key=value ...]`; without prior= in it the label is the prior")
+    prompts: list[str] = opt([], "the texts")
+    seeds: list[int] = opt([0], "the seeds", low=0)
+    set: list[str] = opt([], "key=value of every run")
+    docs: str = opt("", "Markdown file that gets the tables between <!-- <name> --> and <!-- end of <name> -->")
+    jobs: int = opt(1, "runs at once, each a process of its own; 0: one by one in this process", low=0, high=64)
 
 
 @dataclass

@@ -6,17 +6,23 @@ Windows `t_min..t_max` are noise levels in [0, 1]. A shift moves the draw of t, 
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Generator, Tensor
 
+from threestudio_rf.core.level import Schedule, rectified_flow
 from threestudio_rf.core.random import uniform
 
-Law = Literal["uniform", "annealed", "logit_normal"]
+Law = Literal["uniform", "annealed", "logit_normal", "dreamtime"]
+LAWS: tuple[Law, ...] = get_args(Law)
 Spacing = Literal["uniform", "trailing", "quad"]
 Grid = Literal["leading", "trailing", "quad", "even", "flow_match"]
 Number = TypeVar("Number", float, Tensor)
+Bump = tuple[float, float, float, float]
+"""(m1, m2, s1, s2) of DreamTime's weight: flat from m2 to m1, falling as Gaussians of width s1 above, s2 below."""
+BUMP: Bump = (0.8, 0.5, 0.3, 0.1)
+CELLS = 1000
 
 
 def shift_time(b: Number, shift: float) -> Number:
@@ -46,12 +52,15 @@ def draw(
     shift: float = 1.0,
     progress: float = 0.0,
     width: float = 0.0,
+    schedule: Schedule = rectified_flow,
+    bump: Bump = BUMP,
 ) -> Tensor:
     """n times (n,) float32 within t_min..t_max, drawn on the CPU.
 
     uniform       the unshifted time is uniform; with shift = 1, t is
     annealed      as uniform, in a band of `width` whose centre falls linearly from t_max to t_min as `progress` goes
                   from 0 to 1; what leaves the window is cut off, width = 0 is the centre itself
+    dreamtime     as annealed, but the centre is `dreamtime_at(progress)` by `schedule` and `bump`
     logit_normal  the unshifted time is sigmoid(N(0, 1)) (Esser et al. 2024), conditioned on the window
 
     Raises ValueError for an unknown law, a window outside 0 <= t_min <= t_max <= 1, a progress outside [0, 1], a
@@ -61,11 +70,13 @@ def draw(
         raise ValueError(f"got window {t_min}..{t_max}, expected 0 <= t_min <= t_max <= 1")
     if not 0 <= progress <= 1 or width < 0:
         raise ValueError(f"got progress {progress} and width {width}, expected 0..1 and at least 0")
-    if law not in ("uniform", "annealed", "logit_normal"):
-        raise ValueError(f"got law {law!r}, expected uniform, annealed or logit_normal")
+    if law not in LAWS:
+        raise ValueError(f"got law {law!r}, expected one of {', '.join(LAWS)}")
     low, high = t_min, t_max
-    if law == "annealed":
+    if law in ("annealed", "dreamtime"):
         centre = t_max + progress * (t_min - t_max)
+        if law == "dreamtime":
+            centre = dreamtime_at(progress, t_min=t_min, t_max=t_max, schedule=schedule, bump=bump)
         low, high = max(t_min, centre - width / 2), min(t_max, centre + width / 2)
     ends = unshift_time(torch.tensor([low, high], dtype=torch.float64), shift).clamp(0, 1)
     u = uniform((n,), generator, dtype=torch.float64)
@@ -75,6 +86,32 @@ def draw(
     else:
         base = ends[0].lerp(ends[1], u)
     return shift_time(base, shift).clamp(low, high).float()
+
+
+def dreamtime_at(
+    progress: float, *, t_min: float, t_max: float, schedule: Schedule = rectified_flow, bump: Bump = BUMP
+) -> float:
+    """DreamTime's time (Huang et al. 2023, arXiv 2306.12422) at a share of the run, falling from t_max to t_min.
+
+    The integral of W from t to t_max is `progress` times that from t_min to t_max, so the run dwells where W is large.
+    W = W_d W_p with W_d = sigma / alpha and W_p = exp(-(t - m1)^2 / (2 s1^2)) above m1, exp(-(t - m2)^2 / (2 s2^2))
+    below m2, 1 between. Midpoint rule on `CELLS` cells. ValueError unless m2 <= m1, s1 > 0, s2 > 0.
+    """
+    m1, m2, s1, s2 = bump
+    if not (m2 <= m1 and s1 > 0 and s2 > 0):
+        raise ValueError(f"got bump {bump}, expected m2 at most m1 and widths above 0")
+    if t_min == t_max:
+        return t_max
+    edges = torch.linspace(t_max, t_min, CELLS + 1, dtype=torch.float64)
+    t = (edges[1:] + edges[:-1]) / 2
+    alpha, sigma = schedule(t)
+    exponent = ((t - m1).clamp(min=0) / s1) ** 2 + ((m2 - t).clamp(min=0) / s2) ** 2
+    mass = (sigma / alpha * torch.exp((exponent.min() - exponent) / 2)).cumsum(0)
+    wanted = progress * mass[-1]
+    cell = int(torch.searchsorted(mass, wanted).clamp(max=CELLS - 1))
+    before = mass[cell - 1] if cell else mass.new_zeros(())
+    inside = (wanted - before) / (mass[cell] - before)
+    return edges[cell].lerp(edges[cell + 1], inside).item()
 
 
 def spacing(steps: int, *, t_start: float = 1.0, t_end: float = 0.0, shift: float = 1.0) -> Tensor:

@@ -1,14 +1,47 @@
-"""Noise sources: which eps brings x0 to x_t = alpha x0 + sigma eps."""
+"""Noise sources: which x_t the prior is asked about, and the eps that its prediction is compared with.
+
+For all of them but "ism", x_t = alpha x0 + sigma eps. A source is a function of (x0, t, model), the options of a
+`Method` and a generator; `SOURCES` holds them by name.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+import torch
 from torch import Generator, Tensor
 
 from threestudio_rf.core.convert import Kind, noise, split
-from threestudio_rf.core.level import Schedule
+from threestudio_rf.core.level import Level, Schedule, column
 from threestudio_rf.core.random import normal
+from threestudio_rf.core.sample import Predict, guided
+from threestudio_rf.core.solve import Field, fresh_noise, solve
+
+if TYPE_CHECKING:
+    from threestudio_rf.distill.method import Method
+
+
+class Noised(NamedTuple):
+    """x_t and eps, both (B, C, h, w)."""
+
+    x_t: Tensor
+    eps: Tensor
+
+
+@dataclass(frozen=True)
+class Model:
+    """A prior as a noise source asks it: `predict(x_t, t, roles)` of `kind` on `schedule`."""
+
+    predict: Predict
+    kind: Kind
+    schedule: Schedule
+
+    def field(self, scale: float) -> Field:
+        """uncond + scale (cond - uncond): scale 1 asks for the prompt alone, scale 0 for "uncond" alone."""
+        return guided(self.predict, scale, schedule=self.schedule, kind=self.kind)
 
 
 def random_noise(x0: Tensor, *, generator: Generator) -> Tensor:
@@ -40,3 +73,87 @@ def rev_noise(
         x0_hat, eps_hat = split(kind, predict(x_t, t, ["cond"])["cond"].to(x0), x_t, level)
         eps = eps + k * (eps_hat - x0_hat + x0 - eps)
     return eps
+
+
+def rising(t: Tensor, steps: int) -> Tensor:
+    """(S + 1, B) times from 0 to t (B,): max(1, int(steps t)) even steps per sample, which then waits for the others.
+
+    `steps` is the number from 0 to 1. A sample's times do not depend on the batch.
+    """
+    counts = (steps * t.double() + 1e-6).floor().clamp(min=1)
+    order = torch.arange(int(counts.max()) + 1, device=t.device)[:, None]
+    return (order / counts).clamp(max=1).to(t) * t
+
+
+def inverted(
+    x0: Tensor, t: Tensor, model: Model, *, steps: int, scale: float, eta: float = 0.0, generator: Generator
+) -> Tensor:
+    """DDIM inversion of x0 (B, C, h, w) from 0 to t (B,) along `rising` times; Euler's rule on the straight path.
+
+    `eta` adds that share of DDIM's posterior deviation after every step, as threestudio's SDI (arXiv 2405.15891) does.
+    """
+    field, x = model.field(scale), x0
+    for now, after in pairwise(rising(t, steps)):
+        (x,) = solve(field, x, torch.stack([now, after]), schedule=model.schedule, kind=model.kind)
+        if eta > 0:
+            kick = fresh_noise(model.schedule(after), model.schedule(now), eta=eta)
+            x = x + column(kick, x) * normal(x.shape, generator, device=x.device, dtype=x.dtype)
+    return x
+
+
+def implied(x0: Tensor, x_t: Tensor, level: Level) -> Tensor:
+    """The eps that brings x0 to x_t: (x_t - alpha x0) / sigma."""
+    alpha, sigma = level.like(x0)
+    return (x_t - alpha * x0) / sigma
+
+
+class Source(Protocol):
+    """x0 (B, C, h, w), t (B,) -> x_t and eps."""
+
+    def __call__(self, x0: Tensor, t: Tensor, model: Model, *, method: Method, generator: Generator) -> Noised: ...
+
+
+def _random(x0: Tensor, t: Tensor, model: Model, *, method: Method, generator: Generator) -> Noised:
+    eps = random_noise(x0, generator=generator)
+    return Noised(noise(x0, eps, model.schedule(t)), eps)
+
+
+def _rev(x0: Tensor, t: Tensor, model: Model, *, method: Method, generator: Generator) -> Noised:
+    eps = random_noise(x0, generator=generator)
+    step, steps, schedule = method.rev_step, method.rev_steps, model.schedule
+    eps = rev_noise(x0, eps, t, model.predict, kind=model.kind, schedule=schedule, step=step, steps=steps)
+    return Noised(noise(x0, eps, schedule(t)), eps)
+
+
+def _inverted(x0: Tensor, t: Tensor, model: Model, *, method: Method, generator: Generator) -> Noised:
+    """SDI (arXiv 2405.15891): the noise of x0 is what DDIM inversion up to t finds."""
+    steps, scale, eta = method.invert_steps, method.invert_scale, method.invert_eta
+    x_t = inverted(x0, t, model, steps=steps, scale=scale, eta=eta, generator=generator)
+    return Noised(x_t, implied(x0, x_t, model.schedule(t)))
+
+
+def _push_back(x0: Tensor, t: Tensor, model: Model, *, method: Method, generator: Generator) -> Noised:
+    """UCM (FlowDreamer, arXiv 2408.05008): x0 pushed back to t = 1 is its noise, on the straight path as it is."""
+    steps, scale, eta, end = method.invert_steps, method.invert_scale, method.invert_eta, torch.ones_like(t)
+    x_1 = inverted(x0, end, model, steps=steps, scale=scale, eta=eta, generator=generator)
+    eps = implied(x0, x_1, model.schedule(end))
+    return Noised(noise(x0, eps, model.schedule(t)), eps)
+
+
+def _ism(x0: Tensor, t: Tensor, model: Model, *, method: Method, generator: Generator) -> Noised:
+    """ISM (LucidDreamer, arXiv 2311.11284): 0 -> s = t - delta -> t by inversion; eps is eps_uncond(x_s), and x_t is
+    not noise(x0, eps)."""
+    steps, scale, eta = method.invert_steps, method.invert_scale, method.invert_eta
+    s = (t - method.ism_delta).clamp(min=0)
+    x_s = inverted(x0, s, model, steps=steps, scale=scale, eta=eta, generator=generator)
+    x0_hat, eps_hat = split(model.kind, model.field(0.0)(x_s, s).to(x0), x_s, model.schedule(s))
+    return Noised(noise(x0_hat, eps_hat, model.schedule(t)), eps_hat)
+
+
+SOURCES: dict[str, Source] = {
+    "random": _random,
+    "rev": _rev,
+    "push_back": _push_back,
+    "inverted": _inverted,
+    "ism": _ism,
+}

@@ -99,9 +99,18 @@ class SDPrior:
             return (1000 * (1 - t if self.mirror_time else t)).to(torch.float32)
         return self.table.index(t)
 
+    @property
+    def network(self) -> Any:
+        """The UNet, on the device."""
+        return self.parts.network
+
     @torch.no_grad()
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """`kind`, as `Prior.predict`; ValueError unless the latents' sides are multiples of the UNet's factor."""
+        return self.answer(x_t, t, condition)
+
+    def answer(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """`predict` with a graph, for what learns inside the network."""
         self.shape.check_latents(x_t)
         device, dtype = self.text.device, self.text.dtype
         out = self.parts.network(

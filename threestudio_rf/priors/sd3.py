@@ -71,9 +71,18 @@ class SD3Prior:
         """What the network hears at t (B,): 1000 t, float32."""
         return (1000 * t).to(torch.float32)
 
+    @property
+    def network(self) -> Any:
+        """The transformer, on the device."""
+        return self.parts.network
+
     @torch.no_grad()
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """u, as `Prior.predict`; ValueError unless the latents' sides are multiples of the network's patch."""
+        return self.answer(x_t, t, condition)
+
+    def answer(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """`predict` with a graph, for what learns inside the network."""
         self.shape.check_latents(x_t)
         device, dtype, tensors = self.text.device, self.text.dtype, condition.tensors
         u = self.parts.network(

@@ -166,8 +166,18 @@ def albedos(rgb: Tensor, opacity: Tensor, truth: View) -> Tensor:
 
 def colour_error(rgb: Tensor, opacity: Tensor, truth: View, colour: Sequence[float]) -> float | None:
     """Mean over views of the CIE76 distance |Lab(albedo) - Lab(colour)|; None when no view shows anything."""
-    found = albedos(rgb, opacity, truth)
-    return float((lab(found) - lab(torch.tensor(colour))).norm(dim=-1).mean()) if len(found) else None
+    return colour_distance(albedos(rgb, opacity, truth), colour)
+
+
+def colour_distance(albedo: Tensor, colour: Sequence[float]) -> float | None:
+    """Mean CIE76 distance of albedos (N, 3) to a colour; None for none."""
+    return float((lab(albedo) - lab(torch.tensor(colour))).norm(dim=-1).mean()) if len(albedo) else None
+
+
+def oversaturation(albedo: Tensor, colour: Sequence[float]) -> float | None:
+    """Mean chroma (a*^2 + b*^2)^1/2 of albedos (N, 3) less that of a colour: above 0 too strong; None for none."""
+    found, named = (lab(x)[..., 1:].norm(dim=-1) for x in (albedo, torch.tensor(colour)))
+    return float((found - named).mean()) if len(albedo) else None
 
 
 def judged_accuracy(shape_logits: Tensor, colour_logits: Tensor, shape: int, colour: int) -> float:
@@ -218,7 +228,7 @@ def score_scene(
     device: torch.device | str = "cpu",
     batch: int = 4,
 ) -> dict[str, float | None]:
-    """The figures judged_accuracy, silhouette_iou, chamfer, colour_error and janus of a scene and its mesh.
+    """The figures judged_accuracy, silhouette_iou, chamfer, colour_error, saturation and janus of a scene and its mesh.
 
     `truth` is the true mesh, `mesh` the exported one (None: chamfer is None). The scene is rendered `batch` views at
     a time on `device`, by default from `held_out()`. Raises ValueError for a shape or colour the world does not have.
@@ -232,12 +242,14 @@ def score_scene(
         opacity = torch.cat([part.opacity.float().cpu() for part in parts])
         shape_logits, colour_logits, view_logits = judge(rgb)
     solid = SHAPES[shape]
+    found = albedos(rgb, opacity, render(solid, camera))
     return {
         "judged_accuracy": judged_accuracy(
             shape_logits, colour_logits, list(SHAPES).index(shape), list(COLOURS).index(colour)
         ),
         "silhouette_iou": silhouette_iou(opacity, masks_of(solid, camera)),
         "chamfer": None if mesh is None else chamfer(mesh, truth, generator=generator),
-        "colour_error": colour_error(rgb, opacity, render(solid, camera), COLOURS[colour]),
+        "colour_error": colour_distance(found, COLOURS[colour]),
+        "saturation": oversaturation(found, COLOURS[colour]),
         "janus": janus(view_logits, camera.azimuth, camera.elevation, front=solid.front),
     }

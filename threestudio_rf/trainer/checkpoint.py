@@ -59,9 +59,10 @@ def pack(
     config: str,
     prior: dict[str, str],
     figures: dict[str, float],
+    extra: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What a checkpoint holds: tensors, numbers and text only. `step` is the number of finished steps, `figures` what
-    the run has spent so far."""
+    the run has spent so far, `extra` the states of whatever else learns, by name."""
     return {
         "format": FORMAT,
         "step": step,
@@ -71,6 +72,7 @@ def pack(
         "prior": prior,
         "figures": figures,
         "rng": random_states(),
+        "extra": extra or {},
     }
 
 

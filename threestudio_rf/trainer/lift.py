@@ -7,116 +7,31 @@ at more often, take the same steps.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from threestudio_rf.core.random import generator
-from threestudio_rf.core.times import Law, draw
-from threestudio_rf.distill.method import Distilled, Method, distill
+from threestudio_rf.distill.method import Distilled, distill
 from threestudio_rf.priors.base import Bound, Condition, Prior, bind
-from threestudio_rf.priors.views import Curves, mix, perp_neg_weights, view_index
+from threestudio_rf.priors.twin import Twin, WithTwin
+from threestudio_rf.priors.views import VIEWS, mix, perp_neg_weights
 from threestudio_rf.scenes.base import Rendering, Scene
-from threestudio_rf.scenes.camera import Camera, random_views
+from threestudio_rf.scenes.camera import Camera
 from threestudio_rf.scenes.regularize import REGULARIZERS
+from threestudio_rf.trainer.accumulate import Accumulated
 from threestudio_rf.trainer.optim import gradient_norm, set_rates
-from threestudio_rf.trainer.ramp import Constant, Value
+from threestudio_rf.trainer.settings import LiftSettings as LiftSettings
+from threestudio_rf.trainer.settings import Times as Times
+from threestudio_rf.trainer.settings import Views as Views
+from threestudio_rf.trainer.settings import progress
 
 
 class DivergedError(RuntimeError):
     """The loss or its gradient was not finite for too many steps in a row."""
-
-
-@dataclass(frozen=True)
-class Views:
-    """Which cameras a step looks through: ranges in degrees and units, picture size and number of views by milestone,
-    and from where a view word holds."""
-
-    sizes: Sequence[int] = (64,)
-    milestones: Sequence[int] = ()
-    counts: Sequence[int] = (2,)
-    elevation: tuple[float, float] = (-10.0, 70.0)
-    azimuth: tuple[float, float] = (-180.0, 180.0)
-    distance: tuple[float, float] = (1.6, 2.0)
-    fovy: tuple[float, float] = (40.0, 52.0)
-    sphere: float = 0.5
-    stratified: bool = True
-    front: float = 45.0
-    back: float = 45.0
-    overhead: float = 60.0
-
-    def camera(self, step: int, seed: int) -> Camera:
-        """The cameras of a step."""
-        stage = sum(step >= milestone for milestone in self.milestones)
-        size = self.sizes[stage]
-        return random_views(
-            self.counts[min(stage, len(self.counts) - 1)],
-            generator(seed, step, "camera"),
-            elevation=self.elevation,
-            azimuth=self.azimuth,
-            distance=self.distance,
-            fovy=self.fovy,
-            sphere=self.sphere,
-            stratified=self.stratified,
-            height=size,
-            width=size,
-        )
-
-    def index(self, camera: Camera) -> Tensor:
-        """The view word of each camera (B,)."""
-        return view_index(camera.azimuth, camera.elevation, front=self.front, back=self.back, overhead=self.overhead)
-
-
-@dataclass(frozen=True)
-class Times:
-    """How t is drawn: a window whose ends may move, a law, and SD3's shift of the draw."""
-
-    t_min: Value = field(default=Constant(0.02))
-    t_max: Value = field(default=Constant(0.98))
-    law: Law = "uniform"
-    shift: float = 1.0
-    width: float = 0.0
-
-    def draw(self, n: int, step: int, steps: int, seed: int) -> Tensor:
-        """Times (n,) of a step."""
-        return draw(
-            n,
-            generator(seed, step, "t"),
-            t_min=self.t_min(step),
-            t_max=self.t_max(step),
-            law=self.law,
-            shift=self.shift,
-            progress=step / max(1, steps - 1),
-            width=self.width,
-        )
-
-
-@dataclass(frozen=True)
-class LiftSettings:
-    """One lift. `lambdas` are the factors of "distill" and of the regularizers; a factor of 0 is not computed.
-    `rates` are the learning rates of the optimiser's groups. `encode_size` resizes the rendering before the encoder
-    (0: as rendered). `clip` is the largest norm of the gradient (0: none). `perp_neg` weighs Perp-Neg's negative view
-    prompts (None: no Perp-Neg)."""
-
-    steps: int
-    method: Method
-    rates: Mapping[str, Value]
-    lambdas: Mapping[str, Value] = field(default_factory=dict)
-    views: Views = Views()
-    times: Times = Times()
-    encode_size: int = 0
-    clip: float = 0.0
-    perp_neg: Curves | None = None
-    skip_limit: int = 20
-    empty_limit: int = 100
-    seed: int = 0
-
-    def factor(self, name: str, step: int) -> float:
-        """The factor of a loss term at a step, 0 when it is not named."""
-        return self.lambdas[name](step) if name in self.lambdas else 0.0
 
 
 @dataclass(frozen=True)
@@ -140,82 +55,124 @@ def lift(
     settings: LiftSettings,
     first_step: int = 0,
     device: torch.device | str = "cpu",
+    extra: Mapping[str, Condition] | None = None,
+    twin: Twin | None = None,
 ) -> Iterator[LiftState]:
     """Optimise `scene` from `first_step` to `settings.steps`, yielding after every step.
 
-    `conditions` are the four view prompts in the order of `views.VIEWS`, `negative` one prompt or four. A step whose
-    gradient is not finite is left out and counted; `skip_limit` of them in a row raise DivergedError. A scene that
-    stays empty for `empty_limit` steps is warned about once.
+    `conditions` are the four view prompts in the order of `views.VIEWS`, or one prompt for every camera; `negative` one
+    prompt or four; `extra` further roles of the method, one prompt or four each, or another "uncond". A `twin` answers
+    the role "twin" and learns the scene's latents after every step. The rendering decides the batch.
+
+    A step whose gradient is not finite is left out and counted; `skip_limit` of them in a row raise DivergedError. A
+    scene that stays empty for `empty_limit` steps is warned about once. A `first_step` between two steps of the
+    optimiser goes back to the first whose gradient is missing.
     """
     skipped = empty = 0
-    for step in range(first_step, settings.steps):
+    gathered, every = Accumulated(optimiser, clip=settings.clip), settings.accumulate
+    for step in range(first_step - first_step % every, settings.steps):
         scene.update(step, generator(settings.seed, step, "update"))
         set_rates(optimiser, settings.rates, step)
         camera = settings.views.camera(step, settings.seed).to(device)
-        predict, negatives = seen_from(prior, conditions, negative, camera=camera, settings=settings)
+        bound, negatives = seen_from(prior, conditions, negative, camera=camera, settings=settings, extra=extra)
+        predict = WithTwin(bound, twin, pose(camera) if twin is not None else None)
         normals = settings.factor("orientation", step) > 0
         rendering = scene.render(camera, generator(settings.seed, step, "render"), normals=normals)
-        loss, result, metrics = objective(rendering, prior, predict, negatives=negatives, step=step, settings=settings)
+        latents = encoded(rendering, prior, settings)
+        loss, result, metrics = objective(
+            rendering, latents, prior, predict=predict, negatives=negatives, step=step, settings=settings
+        )
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = gradient_norm(optimiser)
         skip = result.skipped or not bool(norm.isfinite())
         if not skip:
-            _apply(optimiser, norm, settings.clip)
+            gathered.add()
+        if (step + 1) % every == 0 or step + 1 == settings.steps:
+            gathered.step()
+        if twin is not None:
+            metrics["twin_loss"] = predict.learn(latents.detach(), generator(settings.seed, step, "twin"))
         skipped = skipped + 1 if skip else 0
         empty = empty + 1 if metrics["opacity"] < 1e-3 else 0
         metrics |= {"grad_norm": norm.item(), "skipped": float(skip), "network_calls": float(predict.calls)}
         if skipped >= settings.skip_limit:
-            raise DivergedError(_diverged(step, skipped, metrics))
+            raise DivergedError(_diverged(step, skipped, metrics, bound))
         if empty == settings.empty_limit:
             warnings.warn(_empty(step, empty), stacklevel=2)
         yield LiftState(step, metrics, camera, _detached(rendering), result.x0_hat)
 
 
+def pose(camera: Camera) -> Tensor:
+    """What a twin sees of each camera: its rotation and position, (B, 12)."""
+    return torch.cat([camera.c2w.flatten(1), camera.position], 1)
+
+
 def seen_from(
-    prior: Prior, conditions: Condition, negative: Condition, *, camera: Camera, settings: LiftSettings
+    prior: Prior,
+    conditions: Condition,
+    negative: Condition,
+    *,
+    camera: Camera,
+    settings: LiftSettings,
+    extra: Mapping[str, Condition] | None = None,
 ) -> tuple[Bound, dict[str, Tensor]]:
-    """The prior with the view prompt of each camera; `negative` is one prompt for all or one per view word.
+    """The prior with the view prompt of each camera; a role has one prompt for all, or one per view word.
 
     With Perp-Neg the prompts of neighbouring views are mixed, and the weights (B,) of its negative roles come along.
+    ValueError for Perp-Neg without a prompt per view word.
     """
     index = settings.views.index(camera)
-    against = negative.select(index) if len(negative) > 1 else negative
+
+    def seen(prompts: Condition) -> Condition:
+        return prompts.select(index) if len(prompts) > 1 else prompts
+
+    roles = {"cond": conditions, "uncond": negative} | dict(extra or {})
     if settings.perp_neg is None:
-        return bind(prior, {"cond": conditions.select(index), "uncond": against}), {}
+        return bind(prior, {role: seen(prompts) for role, prompts in roles.items()}), {}
+    if len(conditions) != len(VIEWS):
+        raise ValueError(f"conditions: got {len(conditions)}, expected {len(VIEWS)} view prompts for Perp-Neg")
     overhead, curves = settings.views.overhead, settings.perp_neg
     shares = perp_neg_weights(camera.azimuth, camera.elevation, overhead=overhead, curves=curves)
-    roles = {"cond": mix(conditions, shares.positive), "uncond": against}
+    heard = {role: seen(prompts) for role, prompts in roles.items()} | {"cond": mix(conditions, shares.positive)}
     negatives = dict(zip(("negative 1", "negative 2"), shares.weights.unbind(1), strict=True))
-    roles |= {role: conditions.select(view) for role, view in zip(negatives, shares.negative.unbind(1), strict=True)}
-    return bind(prior, roles), negatives
+    heard |= {role: conditions.select(view) for role, view in zip(negatives, shares.negative.unbind(1), strict=True)}
+    return bind(prior, heard), negatives
+
+
+def encoded(rendering: Rendering, prior: Prior, settings: LiftSettings) -> Tensor:
+    """The latents (B, C, h, w) of a rendering, with its graph."""
+    image = rendering.rgb
+    if settings.latent:
+        return image
+    if settings.encode_size and image.shape[-1] != settings.encode_size:
+        size = (settings.encode_size, settings.encode_size)
+        image = F.interpolate(image, size, mode="bilinear", align_corners=False)
+    return prior.encode(image)
 
 
 def objective(
     rendering: Rendering,
+    latents: Tensor,
     prior: Prior,
-    predict: Bound,
     *,
+    predict: WithTwin,
     negatives: Mapping[str, Tensor],
     step: int,
     settings: LiftSettings,
 ) -> tuple[Tensor, Distilled, dict[str, float]]:
     """The loss of a step, what distillation found, and the figures of both."""
-    image = rendering.rgb
-    if settings.encode_size and image.shape[-1] != settings.encode_size:
-        size = (settings.encode_size, settings.encode_size)
-        image = F.interpolate(image, size, mode="bilinear", align_corners=False)
-    latents = prior.encode(image)
-    t = settings.times.draw(len(latents), step, settings.steps, settings.seed).to(latents.device)
+    times, schedule = settings.times, prior.schedule
+    t = times.draw(len(latents), step, settings.steps, settings.seed, schedule=schedule).to(latents.device)
     result = distill(
         latents,
         predict,
         t,
         prior_kind=prior.kind,
-        schedule=prior.schedule,
+        schedule=schedule,
         method=settings.method,
         generator=generator(settings.seed, step, "noise"),
         negatives=negatives,
+        progress=progress(step, settings.steps),
     )
     factors = {name: value(step) for name, value in settings.lambdas.items()}
     loss = factors.get("distill", 1.0) * result.loss
@@ -234,22 +191,21 @@ def objective(
     return loss, result, metrics
 
 
-def _apply(optimiser: torch.optim.Optimizer, norm: Tensor, clip: float) -> None:
-    if clip and norm > clip:
-        parameters = [p for group in optimiser.param_groups for p in group["params"]]
-        torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
-    optimiser.step()
-
-
 def _detached(rendering: Rendering) -> Rendering:
     rest = (None if x is None else x.detach() for x in rendering[2:])
     return Rendering(rendering.rgb.detach(), rendering.opacity.detach(), *rest)
 
 
-def _diverged(step: int, skipped: int, metrics: Mapping[str, float]) -> str:
+def _diverged(step: int, skipped: int, metrics: Mapping[str, float], bound: Bound) -> str:
     figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    norms = (
+        f"{role} {name} {tensor.float().norm().item():.4g}"
+        for role, condition in bound.conditions.items()
+        for name, tensor in condition.tensors.items()
+    )
     return (
         f"step {step}: the loss or its gradient was not finite for {skipped} steps in a row ({figures}); "
+        f"norms of what the prompts became: {', '.join(norms)}; "
         "the last good checkpoint is kept; a lower optim.lr_* or loss.scale, or fp32, may help"
     )
 

@@ -10,13 +10,13 @@ from torch import nn
 
 from threestudio_rf.trainer.ramp import Value
 
-GROUPS = ("encoding", "networks", "background")
+GROUPS = ("encoding", "networks", "background", "image")
+NAMES = {"background": "background", "encoding": "encoding", "values": "image"}
 
 
 def group_of(name: str) -> str:
-    """The group of a parameter by its dotted name: background, encoding, else networks."""
-    parts = name.split(".")
-    return next((group for group in ("background", "encoding") if group in parts), "networks")
+    """The group of a parameter by its dotted name: background, encoding, the values of an image, else networks."""
+    return next((NAMES[part] for part in name.split(".") if part in NAMES), "networks")
 
 
 def make_optimiser(

@@ -1,0 +1,95 @@
+"""The end of task=lift: final pictures, mesh, figures, the page of curves and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from threestudio_rf.app import image, look
+from threestudio_rf.app.build import EMBEDDED
+from threestudio_rf.app.console import LOG, peak_memory_mb
+from threestudio_rf.app.errors import FAILED, GOOD, UserError
+from threestudio_rf.app.evaluate import SPENT, evaluate_pictures, evaluate_scene, show
+from threestudio_rf.app.figure import write_curves
+from threestudio_rf.app.report import write_report
+from threestudio_rf.app.run import Run
+from threestudio_rf.export.mesh import EmptyGeometryError
+from threestudio_rf.priors.base import Prior
+from threestudio_rf.scenes.image import ImageScene
+from threestudio_rf.scenes.nerf import HashGridNeRF
+from threestudio_rf.tiny.score2d import diversity
+from threestudio_rf.tiny.truth import subject
+
+Figures = dict[str, float | None]
+
+
+def finish(run: Run, prior: Prior, scene: HashGridNeRF | ImageScene, *, step: int, figures: dict[str, float]) -> int:
+    """The final pictures and figures, with those of how right it is where the truth is known; then the page of curves
+    and the report. What fails is told and the rest still made."""
+    if isinstance(scene, ImageScene):
+        code = finish_image(run, prior, scene, step=step, figures=figures)
+    else:
+        code = finish_scene(run, scene, step, figures)
+    title = run.config.prompt or run.config.name
+    for write in (write_curves, write_report):
+        try:
+            LOG.info("wrote %s", write(run.folder, title))
+        except (OSError, UserError) as error:
+            LOG.warning("no curves or report: %s", error)
+    return code
+
+
+def finish_image(run: Run, prior: Prior, scene: ImageScene, *, step: int, figures: dict[str, float]) -> int:
+    """Every particle, all of them on one sheet, and their figures."""
+    images = image.snapshot(run, prior, scene, step)
+    code = image.finish(run, images, step)
+    known, spent = _known(run), figures | {"peak_memory_mb": peak_memory_mb()}
+    apart = {"diversity": diversity(images), "diversity_latent": diversity(scene.pictures.detach().cpu())}
+    _told(run, lambda: figures_of_image(run, prior, scene, figures) if known else apart | _only(spent))
+    return code
+
+
+def figures_of_image(run: Run, prior: Prior, scene: ImageScene, figures: dict[str, float]) -> Figures:
+    """How right and how different the particles are, and what they have cost."""
+    spent = figures | {"peak_memory_mb": peak_memory_mb()}
+    return evaluate_pictures(run, image.decoded(scene, prior), scene.pictures.detach().cpu(), spent)
+
+
+def finish_scene(run: Run, scene: HashGridNeRF, step: int, figures: dict[str, float]) -> int:
+    """Turntable, mesh and figures."""
+    code, mesh = GOOD, None
+    try:
+        for path in look.test(run, scene, step):
+            LOG.info("wrote %s", path)
+    except OSError as error:
+        LOG.error("the final pictures could not be written: %s", error)
+        code = FAILED
+    try:
+        mesh = look.export(run, scene, step)
+    except (OSError, EmptyGeometryError) as error:
+        LOG.error("no mesh: %s", error)
+        code = FAILED
+    known, spent = _known(run), figures | {"peak_memory_mb": peak_memory_mb()}
+    _told(run, lambda: evaluate_scene(run, scene, mesh, spent) if known else _only(spent))
+    return code
+
+
+def _only(spent: dict[str, float]) -> Figures:
+    """What a run has cost."""
+    return {name: spent.get(name) for name in SPENT}
+
+
+def _known(run: Run) -> bool:
+    """Whether the truth of this run is known and wanted."""
+    if not run.config.evaluate.auto or run.config.prior.name not in EMBEDDED:
+        return False
+    if subject(run.config.prompt) is None:
+        LOG.info("nothing is judged: the prompt does not name one shape and one colour of the tiny world")
+        return False
+    return True
+
+
+def _told(run: Run, figures: Callable[[], Figures]) -> None:
+    try:
+        show(run, figures())
+    except (OSError, UserError) as error:
+        LOG.warning("no figures: %s", error)

@@ -1,0 +1,86 @@
+"""Edits of the tiny world whose truth is known: a picture, what is asked, and the same view after the change."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from threestudio_rf.core.random import generator
+from threestudio_rf.scenes.camera import Camera, random_views
+from threestudio_rf.tiny.shapes import SHAPES
+from threestudio_rf.tiny.stage import palette
+from threestudio_rf.tiny.world import COLOURS, IMAGE_SIZE, VIEW_WORDS, View, compose, prompt_of, render, view_of
+
+EDITS = ("colour", "shape")
+CONTRAST = 0.3
+
+
+class Looks(NamedTuple):
+    """N objects by index: shape and colour, each (N,)."""
+
+    shape: Tensor
+    colour: Tensor
+
+    def prompts(self, view: Tensor) -> list[str]:
+        """Their captions, with the view word of `view` (N,)."""
+        names, colours = list(SHAPES), list(COLOURS)
+        rows = zip(self.shape.tolist(), self.colour.tolist(), view.tolist(), strict=True)
+        return [f"{prompt_of(names[s], colours[c])}, {VIEW_WORDS[v]} view" for s, c, v in rows]
+
+
+class Pairs(NamedTuple):
+    """N edits of one kind: pictures before and after (N, 3, H, W), prompts, what the result should be judged as, and
+    the pixels (N, 1, H, W) that neither object touches."""
+
+    before: Tensor
+    after: Tensor
+    source: list[str]
+    target: list[str]
+    wanted: Looks
+    outside: Tensor
+
+
+def _other(index: Tensor, count: int, draw: Generator) -> Tensor:
+    """Another index below `count` for each of (N,), uniformly."""
+    return (index + torch.randint(1, count, index.shape, generator=draw)) % count
+
+
+def _backgrounds(first: Tensor, second: Tensor, draw: Generator) -> Tensor:
+    """Flat backgrounds (N, 3) that differ from both colours (N, 3)."""
+    background = torch.rand(first.shape, generator=draw)
+    for _ in range(64):
+        gap = torch.minimum((background - first).norm(dim=-1), (background - second).norm(dim=-1))
+        background = torch.where((gap < CONTRAST)[:, None], torch.rand(first.shape, generator=draw), background)
+    return background
+
+
+def _views(shape: Tensor, camera: Camera) -> View:
+    """The true view of each object by its own camera."""
+    solids = list(SHAPES.values())
+    seen = [render(solids[s], camera.select([i])) for i, s in enumerate(shape.tolist())]
+    return View(*(torch.cat(maps) for maps in zip(*seen, strict=True)))
+
+
+def held_out_pairs(n: int, seed: int, *, size: int = IMAGE_SIZE) -> dict[str, Pairs]:
+    """n pictures, each with one edit of every kind in `EDITS`: another colour of the same shape, another shape in the
+    same colour, seen by the same camera before the same background. No training draws from this stream."""
+    draw = generator(seed, 0, "pairs")
+    camera = random_views(n, draw, height=size, width=size)
+    look = Looks(*(torch.randint(len(names), (n,), generator=draw) for names in (SHAPES, COLOURS)))
+    changed = {
+        "colour": look._replace(colour=_other(look.colour, len(COLOURS), draw)),
+        "shape": look._replace(shape=_other(look.shape, len(SHAPES), draw)),
+    }
+    rgb, view = palette(), view_of(camera.azimuth, camera.elevation)
+    background = _backgrounds(rgb[look.colour], rgb[changed["colour"].colour], draw)
+    seen = _views(look.shape, camera)
+    before = compose(seen, rgb[look.colour], background)
+    found = {}
+    for name, wanted in changed.items():
+        after = _views(wanted.shape, camera)
+        outside = (seen.mask <= 0) & (after.mask <= 0)
+        truth = compose(after, rgb[wanted.colour], background)
+        found[name] = Pairs(before, truth, look.prompts(view), wanted.prompts(view), wanted, outside)
+    return found

@@ -1,0 +1,121 @@
+"""What a lift is told: which cameras, which times, which method, which factors and rates over steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from threestudio_rf.core.level import Schedule, rectified_flow
+from threestudio_rf.core.random import generator
+from threestudio_rf.core.times import BUMP, Bump, Law, draw
+from threestudio_rf.distill.method import Method
+from threestudio_rf.priors.views import Curves, view_index
+from threestudio_rf.scenes.camera import Camera, random_views
+from threestudio_rf.trainer.ramp import Constant, Value
+
+
+def progress(step: int, steps: int) -> float:
+    """The share of a run that is over at a step: 0 at the first, 1 at the last."""
+    return step / max(1, steps - 1)
+
+
+@dataclass(frozen=True)
+class Views:
+    """Which cameras a step looks through: ranges in degrees and units, picture size and number of views by milestone,
+    and from where a view word holds."""
+
+    sizes: Sequence[int] = (64,)
+    milestones: Sequence[int] = ()
+    counts: Sequence[int] = (2,)
+    elevation: tuple[float, float] = (-10.0, 70.0)
+    azimuth: tuple[float, float] = (-180.0, 180.0)
+    distance: tuple[float, float] = (1.6, 2.0)
+    fovy: tuple[float, float] = (40.0, 52.0)
+    sphere: float = 0.5
+    stratified: bool = True
+    front: float = 45.0
+    back: float = 45.0
+    overhead: float = 60.0
+
+    def camera(self, step: int, seed: int) -> Camera:
+        """The cameras of a step."""
+        stage = sum(step >= milestone for milestone in self.milestones)
+        size = self.sizes[stage]
+        return random_views(
+            self.counts[min(stage, len(self.counts) - 1)],
+            generator(seed, step, "camera"),
+            elevation=self.elevation,
+            azimuth=self.azimuth,
+            distance=self.distance,
+            fovy=self.fovy,
+            sphere=self.sphere,
+            stratified=self.stratified,
+            height=size,
+            width=size,
+        )
+
+    def index(self, camera: Camera) -> Tensor:
+        """The view word of each camera (B,)."""
+        return view_index(camera.azimuth, camera.elevation, front=self.front, back=self.back, overhead=self.overhead)
+
+
+@dataclass(frozen=True)
+class Times:
+    """How t is drawn: a window whose ends may move, a law with its numbers, and SD3's shift of the draw."""
+
+    t_min: Value = field(default=Constant(0.02))
+    t_max: Value = field(default=Constant(0.98))
+    law: Law = "uniform"
+    shift: float = 1.0
+    width: float = 0.0
+    bump: Bump = BUMP
+
+    def draw(self, n: int, step: int, steps: int, seed: int, *, schedule: Schedule = rectified_flow) -> Tensor:
+        """Times (n,) of a step; `schedule` is the prior's, for the law that weighs levels."""
+        return draw(
+            n,
+            generator(seed, step, "t"),
+            t_min=self.t_min(step),
+            t_max=self.t_max(step),
+            law=self.law,
+            shift=self.shift,
+            progress=progress(step, steps),
+            width=self.width,
+            schedule=schedule,
+            bump=self.bump,
+        )
+
+
+@dataclass(frozen=True)
+class LiftSettings:
+    """One lift. `lambdas` are the factors of "distill" and of the regularizers; a factor of 0 is not computed.
+    `rates` are the learning rates of the optimiser's groups. `encode_size` resizes the rendering before the encoder
+    (0: as rendered); with `latent` the rendering's rgb are the prior's latents already, and there is no encoder.
+    `clip` is the largest norm of the gradient (0: none). `accumulate`: the optimiser steps at every k-th step, by the
+    mean of the gradients since the last time; the learning rate is that of the step. `perp_neg` weighs Perp-Neg's
+    negative view prompts (None: no Perp-Neg). ValueError for less than one step to accumulate."""
+
+    steps: int
+    method: Method
+    rates: Mapping[str, Value]
+    lambdas: Mapping[str, Value] = field(default_factory=dict)
+    views: Views = Views()
+    times: Times = Times()
+    encode_size: int = 0
+    latent: bool = False
+    clip: float = 0.0
+    accumulate: int = 1
+    perp_neg: Curves | None = None
+    skip_limit: int = 20
+    empty_limit: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate: got {self.accumulate}, expected at least 1")
+
+    def factor(self, name: str, step: int) -> float:
+        """The factor of a loss term at a step, 0 when it is not named."""
+        return self.lambdas[name](step) if name in self.lambdas else 0.0
