@@ -183,7 +183,7 @@ FORMULAS = {
     "ucm": (0.35, lambda s, t: rfds(s, t, 60.0), 2),
     "ucm 2": (0.36, ucm, 2 + 3),
     "vsd": (0.5, vsd, 3),
-    "ours": (0.5, lambda s, t: rev(s, t, 10.0), 3),
+    "ours": (0.5, lambda s, t: rfds(s, t, 4.0), 2),
 }
 """Name: share of the run, formula of the residual, network calls per sample at T."""
 

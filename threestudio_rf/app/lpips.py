@@ -31,9 +31,8 @@ class Fire(nn.Module):
 
 def alexnet() -> nn.Sequential:
     """The features of torchvision's AlexNet."""
-    pool = {"kernel_size": 3, "stride": 2}
-    layers: list[nn.Module] = [nn.Conv2d(3, 64, 11, stride=4, padding=2), nn.ReLU(), nn.MaxPool2d(**pool)]
-    layers += [nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(**pool)]
+    layers: list[nn.Module] = [nn.Conv2d(3, 64, 11, stride=4, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)]
+    layers += [nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)]
     for wide, wider in ((192, 384), (384, 256), (256, 256)):
         layers += [nn.Conv2d(wide, wider, 3, padding=1), nn.ReLU()]
     return nn.Sequential(*layers)

@@ -102,7 +102,7 @@ METHODS: dict[str, Method] = {
     "ism": Method(space="eps", weight="sigma_over_alpha", noise="ism", scale=7.5, invert_steps=5),
     "ucm": Method(scale=60.0, invert_steps=3, invert_scale=1.0, stage_two=0.36, stage_two_noise="push_back"),
     "vsd": Method(space="eps", weight="sigma2", combiner="vsd", scale=7.5),
-    "ours": Method(noise="rev", scale=10.0),
+    "ours": Method(scale=4.0),
 }
 
 

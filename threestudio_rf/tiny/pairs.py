@@ -11,7 +11,7 @@ from threestudio_rf.core.random import generator
 from threestudio_rf.scenes.camera import Camera, random_views
 from threestudio_rf.tiny.shapes import SHAPES
 from threestudio_rf.tiny.stage import palette
-from threestudio_rf.tiny.world import COLOURS, IMAGE_SIZE, VIEW_WORDS, View, compose, prompt_of, render, view_of
+from threestudio_rf.tiny.world import COLOURS, IMAGE_SIZE, View, compose, prompt_of, render
 
 EDITS = ("colour", "shape")
 CONTRAST = 0.3
@@ -23,11 +23,10 @@ class Looks(NamedTuple):
     shape: Tensor
     colour: Tensor
 
-    def prompts(self, view: Tensor) -> list[str]:
-        """Their captions, with the view word of `view` (N,)."""
+    def prompts(self) -> list[str]:
+        """Their captions without a view word."""
         names, colours = list(SHAPES), list(COLOURS)
-        rows = zip(self.shape.tolist(), self.colour.tolist(), view.tolist(), strict=True)
-        return [f"{prompt_of(names[s], colours[c])}, {VIEW_WORDS[v]} view" for s, c, v in rows]
+        return [prompt_of(names[s], colours[c]) for s, c in zip(self.shape.tolist(), self.colour.tolist(), strict=True)]
 
 
 class Pairs(NamedTuple):
@@ -40,6 +39,12 @@ class Pairs(NamedTuple):
     target: list[str]
     wanted: Looks
     outside: Tensor
+
+    def select(self, rows: slice) -> Pairs:
+        """The edits of `rows`."""
+        wanted = Looks(*(index[rows] for index in self.wanted))
+        prompts = (self.source[rows], self.target[rows])
+        return Pairs(self.before[rows], self.after[rows], *prompts, wanted, self.outside[rows])
 
 
 def _other(index: Tensor, count: int, draw: Generator) -> Tensor:
@@ -73,7 +78,7 @@ def held_out_pairs(n: int, seed: int, *, size: int = IMAGE_SIZE) -> dict[str, Pa
         "colour": look._replace(colour=_other(look.colour, len(COLOURS), draw)),
         "shape": look._replace(shape=_other(look.shape, len(SHAPES), draw)),
     }
-    rgb, view = palette(), view_of(camera.azimuth, camera.elevation)
+    rgb = palette()
     background = _backgrounds(rgb[look.colour], rgb[changed["colour"].colour], draw)
     seen = _views(look.shape, camera)
     before = compose(seen, rgb[look.colour], background)
@@ -82,5 +87,5 @@ def held_out_pairs(n: int, seed: int, *, size: int = IMAGE_SIZE) -> dict[str, Pa
         after = _views(wanted.shape, camera)
         outside = (seen.mask <= 0) & (after.mask <= 0)
         truth = compose(after, rgb[wanted.colour], background)
-        found[name] = Pairs(before, truth, look.prompts(view), wanted.prompts(view), wanted, outside)
+        found[name] = Pairs(before, truth, look.prompts(), wanted.prompts(), wanted, outside)
     return found

@@ -1,0 +1,254 @@
+"""Inversion and editing on held-out pictures of the tiny world, every method on every embedded prior.
+
+    python bench/edit.py [--images 64] [--methods all] [--priors tiny_sd3,tiny_instaflow,tiny_sd] [--docs docs]
+
+Each picture has two edits whose truth is known: another colour, another shape. Reconstruction is against the picture,
+beside the first stage's own, which is the bound; success is the judge's, shape and colour both right; "outside" is the
+PSNR over the pixels that neither the true source nor the true target touches. "kept" is what task=edit hands out:
+changes below a fifth of the strongest are dropped; "plain" is the decoded edit. Calls are network calls per edit, a
+guided one counts 2; seconds are per picture and edit. `flowchef+mask` is given the true outlines, the others nothing.
+
+A method's result is stored in --folder under a name that its settings decide, so a run that stops goes on. --docs
+writes table and contact sheet into docs/editing.md and docs/images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import Tensor
+from torch.nn.functional import max_pool2d
+
+from threestudio_rf.app.figures2d import psnr, ssim
+from threestudio_rf.app.picture import kept_change
+from threestudio_rf.app.settings_edit import EditConfig
+from threestudio_rf.app.tuned import method_of
+from threestudio_rf.core.random import generator
+from threestudio_rf.edit.delta import Delta
+from threestudio_rf.edit.method import METHODS, Settings
+from threestudio_rf.export.media import contact_sheet, png
+from threestudio_rf.priors.base import PriorError
+from threestudio_rf.priors.sd3 import SD3Prior
+from threestudio_rf.priors.tiny import load_tiny, weights_folder
+from threestudio_rf.tiny.judge import load_judge
+from threestudio_rf.tiny.pairs import EDITS, Pairs, held_out_pairs
+from threestudio_rf.trainer.edit import begin
+
+SEED, BATCH, SHOWN, KEEP = 1_000_003, 16, 6, 0.2
+ROWS = (*METHODS, "flowchef+mask")
+PRIORS = ("tiny_sd3", "tiny_instaflow", "tiny_sd")
+BEGIN, END = "<!-- bench/edit.py: begin -->", "<!-- bench/edit.py: end -->"
+Figures = dict[str, Any]
+
+
+class Case(NamedTuple):
+    """A batch of one edit, the latents of its pictures, and those decoded."""
+
+    pairs: Pairs
+    x0: Tensor
+    plain: Tensor
+
+
+@torch.no_grad()
+def cases(prior: Any, n: int, seed: int) -> dict[str, list[Case]]:
+    """The held-out edits in batches, by kind."""
+    found: dict[str, list[Case]] = {}
+    for kind, pairs in held_out_pairs(n, seed).items():
+        for first in range(0, n, BATCH):
+            some = pairs.select(slice(first, first + BATCH))
+            x0 = prior.encode(some.before)
+            found.setdefault(kind, []).append(Case(some, x0, prior.decode(x0)))
+    return found
+
+
+def settings_of(row: str, prior: str) -> Settings:
+    """The settings of a row: those that task=edit takes for the prior."""
+    return method_of(row.partition("+")[0], prior, EditConfig())
+
+
+def last(states: Any) -> Tensor:
+    *_, state = states
+    return state.x
+
+
+def edited(prior: Any, case: Case, settings: Settings, first: int, *, masked: bool, reconstruct: bool) -> Any:
+    """(edit, reconstruction or None, calls and seconds of the edit); the noise of a picture is searched for once."""
+    shift = prior.time_shift if isinstance(prior, SD3Prior) else 1.0
+    editing = begin(prior, settings, source=case.pairs.source, target=case.pairs.target, shift=shift)
+    draws = [generator(SEED, first + i, "edit") for i in range(len(case.x0))]
+    mask = max_pool2d((~case.pairs.outside).float(), case.plain.shape[-1] // case.x0.shape[-1]) if masked else None
+    started, again = time.perf_counter(), None
+    if isinstance(settings, Delta):
+        found = last(editing.edit(case.x0, generator=draws))
+    else:
+        eps = last(editing.find_noise(case.x0, generator=draws))
+        found = last(editing.resample(case.x0, eps, faithful=False, mask=mask))
+    seconds, calls = time.perf_counter() - started, editing.predict.calls
+    if reconstruct and isinstance(settings, Delta):
+        again = last(editing.reconstruct(case.x0, generator=draws))
+    elif reconstruct:
+        again = last(editing.resample(case.x0, eps, faithful=True, mask=mask))
+    with torch.no_grad():
+        return prior.decode(found), None if again is None else prior.decode(again), calls, seconds
+
+
+def measured(row: str, prior: Any, batches: dict[str, list[Case]], judge: Any) -> tuple[Figures, Tensor]:
+    """The figures of one method on one prior, and the first edits (SHOWN, 2, 3, H, W), colour and shape."""
+    settings, sums, shown = settings_of(row, prior.name), {}, []
+    for kind in EDITS:
+        parts: dict[str, list[Tensor]] = {}
+        for number, case in enumerate(batches[kind]):
+            new, again, calls, seconds = edited(
+                prior, case, settings, number * BATCH, masked="+mask" in row, reconstruct=kind == EDITS[0]
+            )
+            kept = (case.pairs.before + kept_change(new, case.plain, KEEP)).clamp(0, 1)
+            rows = score(case.pairs, new, judge, "plain") | score(case.pairs, kept, judge, "kept")
+            if again is not None:
+                rows |= {"rec_psnr": psnr(again, case.pairs.before), "rec_ssim": ssim(again, case.pairs.before)}
+            rows["seconds"] = torch.full((len(new),), seconds / len(new))
+            for name, values in rows.items():
+                parts.setdefault(name, []).append(values.double())
+            if number == 0:
+                shown.append(kept[:SHOWN])
+        sums |= {name if "rec" in name else f"{kind}_{name}": torch.cat(x).mean().item() for name, x in parts.items()}
+        sums["calls"] = calls
+    return sums, torch.stack(shown, 1)
+
+
+def score(pairs: Pairs, picture: Tensor, judge: Any, name: str) -> dict[str, Tensor]:
+    """Judged success, PSNR outside (at most 80 dB) and against the true edit, each (B,)."""
+    verdict, wanted = judge(picture), pairs.wanted
+    right = (verdict.shape.argmax(-1) == wanted.shape) & (verdict.colour.argmax(-1) == wanted.colour)
+    outside = psnr(picture, pairs.before, pairs.outside).clamp(max=80)
+    return {f"{name}_success": right, f"{name}_outside": outside, f"{name}_truth": psnr(picture, pairs.after)}
+
+
+def bound(batches: dict[str, list[Case]], judge: Any) -> Figures:
+    """What the first stage alone gives, and how often the judge is right about the true edit."""
+    found: Figures = {}
+    for kind in EDITS:
+        rows = [score(case.pairs, case.plain, judge, "plain")["plain_outside"] for case in batches[kind]]
+        found[f"{kind}_outside"] = torch.cat(rows).mean().item()
+        truth = [score(case.pairs, case.pairs.after, judge, "true")["true_success"] for case in batches[kind]]
+        found[f"{kind}_success"] = torch.cat(truth).double().mean().item()
+    both = [(case.plain, case.pairs.before) for case in batches[EDITS[0]]]
+    found["rec_psnr"] = torch.cat([psnr(*pair) for pair in both]).mean().item()
+    found["rec_ssim"] = torch.cat([ssim(*pair) for pair in both]).mean().item()
+    return found
+
+
+def stored(folder: Path, row: str, prior: Any, n: int, work: Any) -> tuple[Figures, Tensor]:
+    """`work()`, or what an earlier run with the same settings, pictures and weights stored."""
+    sums = (weights_folder() / "SHA256SUMS").read_text("utf-8")
+    key = repr((row, prior.name, n, SEED, KEEP, asdict(settings_of(row, prior.name)), sums))
+    stem = folder / f"{prior.name}-{row}-{hashlib.sha256(key.encode()).hexdigest()[:10]}"
+    if stem.with_suffix(".json").is_file():
+        return json.loads(stem.with_suffix(".json").read_text("utf-8")), torch.load(stem.with_suffix(".pt"))
+    figures, shown = work()
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save((255 * shown).round().byte(), stem.with_suffix(".pt"))
+    stem.with_suffix(".json").write_text(json.dumps(figures, indent=1), "utf-8")
+    return figures, (255 * shown).round().byte()
+
+
+HEAD = (
+    "| method | reconstruction PSNR | SSIM | colour: success plain / kept | PSNR outside | PSNR to the truth | "
+    "shape: success | PSNR outside | PSNR to the truth | calls | seconds |\n" + "|---" * 11 + "|"
+)
+
+
+def line(row: str, f: Figures) -> str:
+    """One method as a row of the table."""
+    cells = [row, f"{f['rec_psnr']:.2f}", f"{f['rec_ssim']:.3f}"]
+    for kind in EDITS:
+        for name, form in (("success", ".2f"), ("outside", ".1f"), ("truth", ".1f")):
+            cells.append(" / ".join(f"{f[f'{kind}_{way}_{name}']:{form}}" for way in ("plain", "kept")))
+    seconds = sum(f[f"{kind}_seconds"] for kind in EDITS) / len(EDITS)
+    return "| " + " | ".join([*cells, str(f["calls"]), f"{seconds:.2f}"]) + " |"
+
+
+def chosen(rows: list[str], prior: str) -> str:
+    """The settings behind the rows that differ from the published ones."""
+    found = []
+    for row in rows:
+        own, used = METHODS[row.partition("+")[0]], settings_of(row, prior)
+        changed = [f"{k}={v}" for k, v in asdict(used).items() if v != asdict(own)[k]]
+        if changed and "+" not in row:
+            found.append(f"{row} {' '.join(changed)}")
+    return f"Chosen for {prior}: {'; '.join(found) or 'nothing'}; the rest as published (`paper=true`)."
+
+
+def on_prior(name: str, rows: list[str], n: int, folder: Path) -> tuple[str, list[tuple[str, list[Tensor]]]]:
+    """The Markdown of one prior and the rows of its contact sheet."""
+    prior, judge = load_tiny(name), load_judge(weights_folder())
+    batches = cases(prior, n, SEED)
+    limit = bound(batches, judge)
+    text = [f"### {name}, {n} pictures", "", HEAD]
+    cells = [f"{limit['rec_psnr']:.2f}", f"{limit['rec_ssim']:.3f}"]
+    for kind in EDITS:
+        cells += [f"{limit[f'{kind}_success']:.2f} (true picture)", f"{limit[f'{kind}_outside']:.1f}", ""]
+    text.append("| " + " | ".join(["*bound: first stage, judge*", *cells, "", ""]) + " |")
+    sheets = [[x[:SHOWN] for x in batches[kind][0].pairs[:2]] for kind in EDITS]
+    sheet = [("picture", list(sheets[0][0])), *((f"true {k}", list(s[1])) for k, s in zip(EDITS, sheets, strict=True))]
+    print(f"{name}: bound " + json.dumps({key: round(value, 3) for key, value in limit.items()}), flush=True)
+    for row in rows:
+        try:
+            figures, shown = stored(folder, row, prior, n, lambda row=row: measured(row, prior, batches, judge))
+        except ValueError as error:
+            text.append(f"| {row} | does not fit: {error} |" + " |" * 9)
+            continue
+        text.append(line(row, figures))
+        print(text[-1], flush=True)
+        for i, kind in enumerate(EDITS):
+            sheet.append((f"{row}: {kind}", list(shown[:, i].float() / 255)))
+    return "\n".join([*text, "", chosen(rows, name)]), sheet
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--methods", default=",".join(ROWS))
+    parser.add_argument("--priors", default=",".join(PRIORS))
+    parser.add_argument("--folder", type=Path, default=Path("outputs/bench_edit"))
+    parser.add_argument("--docs", type=Path)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows = list(ROWS) if options.methods == "all" else options.methods.split(",")
+    unknown = [row for row in rows if row not in ROWS]
+    if unknown:
+        parser.error(f"unknown methods {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    texts = []
+    for name in options.priors.split(","):
+        try:
+            text, sheet = on_prior(name, rows, options.images, options.folder)
+        except PriorError as error:
+            print(f"{name} is left out: {error}", file=sys.stderr)
+            continue
+        texts.append(text)
+        place = options.docs / "images" if options.docs else options.folder
+        png(place / f"editing_{name}.png", contact_sheet(sheet, cell=64))
+        texts.append(f"![{name}](images/editing_{name}.png)")
+    if options.docs:
+        page = options.docs / "editing.md"
+        before, _, rest = page.read_text("utf-8").partition(BEGIN)
+        after = rest.partition(END)[2]
+        page.write_text(before + BEGIN + "\n\n" + "\n\n".join(texts) + "\n\n" + END + after, "utf-8")
+    else:
+        print("\n\n".join(texts))
+
+
+if __name__ == "__main__":
+    main()

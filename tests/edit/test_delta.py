@@ -1,0 +1,130 @@
+"""Methods of differences: FlowEdit, DDS and DRFS as one loop.
+
+Oracle: each method written down by itself, step by step.
+
+Seen to fail: branches exchanged, the drift's slope left out or with the other sign, |h| for h, c of t instead of t' ->
+the three formulas; one noise for all draws -> draws; the mask inverted -> mask; draws of law "uniform" in the prior's t
+-> the window.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from threestudio_rf.core.convert import noise, split
+from threestudio_rf.core.level import column
+from threestudio_rf.core.random import generator
+from threestudio_rf.edit.delta import Delta, change
+from threestudio_rf.edit.path import Path
+
+DOUBLE = torch.float64
+
+
+def draws(n: int) -> list[Tensor]:
+    """The noises of a run with seed 0."""
+    one = generator(0, 0, "e")
+    return [torch.randn(5, 1, 1, 2, generator=one).to(DOUBLE) for _ in range(n)]
+
+
+def falling(path: Path, steps: int = 12, top: float = 0.85) -> Tensor:
+    return torch.linspace(top, 0, steps + 1, dtype=DOUBLE)
+
+
+@pytest.mark.parametrize("name", ["flow", "eps", "v"])
+def test_a_linear_drift_is_flowedit(name: str, make_path: Any, reds: Any) -> None:
+    path, settings = make_path(name), Delta(steps=12, scale=3.0, scale_source=1.5)
+    times = falling(path)
+    source, target = path.velocity("source", 1.5), path.velocity("target", 3.0)
+    z = reds
+    states = list(change(path, reds, times, settings, generator=generator(0, 0, "e"), role="target"))
+    for (t, t_next), eps, state in zip(pairwise(times[:, None].expand(-1, 5)), draws(12), states, strict=True):
+        now, after = path.level(t).sigma, path.level(t_next).sigma
+        x_s = column(1 - now, z) * reds + column(now, z) * eps
+        z = z + column(after - now, z) * (target(z + x_s - reds, t) - source(x_s, t))
+        assert torch.allclose(state.x, z, atol=1e-11)
+    assert len(states) == 12 and path.predict.calls == 12 * 8, "4 calls a step, here and in the formula"
+
+
+@pytest.mark.parametrize("name", ["flow", "eps"])
+def test_no_drift_is_dds(name: str, make_path: Any, reds: Any) -> None:
+    """Its residual in eps, eps_hat_target - eps_hat_source, is that of the flow times 1 - t'."""
+    path, settings = make_path(name), Delta(steps=6, drift="none", rate=2.0, scale=1.0, scale_source=1.0)
+    times, x = falling(path, 6), reds
+    states = change(path, reds, times, settings, generator=generator(0, 0, "e"), role="target")
+    for (t, t_next), eps, state in zip(pairwise(times[:, None].expand(-1, 5)), draws(6), states, strict=True):
+        level = path.level(t)
+        guesses = []
+        for role, picture in (("target", x), ("source", reds)):
+            x_t = noise(picture, eps, level)
+            guesses.append(split("flow", path.velocity(role, 1.0)(x_t, t), x_t, level)[1])
+        h = path.level(t_next).sigma - level.sigma
+        x = x + column(2 * h / level.alpha, x) * (guesses[0] - guesses[1])
+        assert torch.allclose(state.x, x, atol=1e-11)
+
+
+def test_a_parabola_is_drfs(make_path: Any, reds: Any) -> None:
+    path, settings = make_path(), Delta(steps=6, drift="parabola", scale=1.0, scale_source=1.0)
+    times, x = falling(path, 6), reds
+    states = change(path, reds, times, settings, generator=generator(0, 0, "e"), role="target")
+    for (t, t_next), eps, state in zip(pairwise(times.tolist()), draws(6), states, strict=True):
+        at, c = torch.full((5,), t, dtype=DOUBLE), t * (1 - t)
+        x_g = (1 - t) * x + t * eps + c * (x - reds)
+        pair = path.velocity("target", 1.0)(x_g, at) - path.velocity("source", 1.0)((1 - t) * reds + t * eps, at)
+        x = x - (t - t_next) * (pair + (1 - (1 - 2 * t)) * (x - reds))
+        assert torch.allclose(state.x, x, atol=1e-11)
+
+
+def test_the_drift_has_the_slope_it_claims(reds: Any) -> None:
+    from threestudio_rf.edit.delta import DRIFTS
+
+    t = torch.linspace(0.05, 0.95, 7, dtype=DOUBLE)
+    for drift in DRIFTS.values():
+        numeric = (drift(t + 1e-6)[0] - drift(t - 1e-6)[0]) / 2e-6
+        assert torch.allclose(drift(t)[1], numeric, atol=1e-8)
+
+
+def test_more_draws_are_averaged_over_different_noises(make_path: Any, reds: Any, end: Any) -> None:
+    path, times = make_path(), torch.tensor([0.6, 0.0], dtype=DOUBLE)
+    one, two = (Delta(steps=1, scale=0.0, scale_source=1.0, draws=n) for n in (1, 2))
+    both = end(change(path, reds, times, two, generator=generator(0, 0, "e"), role="target"))
+    noises = generator(0, 0, "e")
+    singles = [end(change(path, reds, times, one, generator=noises, role="target")) for _ in range(2)]
+    assert torch.allclose(both, (singles[0] + singles[1]) / 2, atol=1e-12)
+    assert not torch.allclose(singles[0], singles[1], atol=1e-3)
+
+
+def test_an_edit_that_asks_for_the_source_changes_nothing(make_path: Any, reds: Any, end: Any) -> None:
+    for drift in ("none", "linear", "parabola"):
+        path, settings = make_path(), Delta(steps=5, drift=drift).faithful()
+        states = change(path, reds, falling(path, 5), settings, generator=generator(0, 0, "e"), role="source")
+        assert torch.allclose(end(states), reds, atol=1e-12)
+
+
+def test_only_the_white_part_of_a_mask_changes(make_path: Any, reds: Any, end: Any) -> None:
+    path, mask = make_path(), torch.tensor([[[[1.0, 0.0]]]])
+    settings = Delta(steps=8, scale=2.0, scale_source=1.0)
+    edited = end(
+        change(path, reds, falling(path, 8), settings, generator=generator(0, 0, "e"), role="target", mask=mask)
+    )
+    assert torch.equal(edited[..., 1], reds[..., 1]) and (edited[..., 0] - reds[..., 0]).min() > 0.5
+
+
+def test_uniform_times_are_noise_levels_in_the_window_and_fill_the_rate(make_path: Any, reds: Any) -> None:
+    path = make_path("v")
+    settings = Delta(steps=60, law="uniform", drift="none", t_min=0.3, rate=0.0)
+    times = torch.tensor([float(path.time(torch.tensor([0.5]))), 0.0])
+    states = list(change(path, reds, times, settings, generator=generator(0, 0, "e"), role="target"))
+    levels = torch.stack([path.level(state.t).sigma for state in states])
+    assert len(states) == 60 and 0.299 < levels.min() < 0.31 and 0.49 < levels.max() < 0.501
+    assert torch.equal(states[-1].x, reds), "at rate 0"
+
+
+def test_settings_of_no_use_raise() -> None:
+    for given in ({"law": "rising"}, {"drift": "cubic"}):
+        with pytest.raises(ValueError, match="expected one of falling, uniform; none, linear, parabola"):
+            Delta(**given)

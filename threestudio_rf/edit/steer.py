@@ -1,0 +1,94 @@
+"""Steering without a gradient through the network: RF-Inversion's controlled ODE, FlowChef, SDEdit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from threestudio_rf.core.ddpm import After
+from threestudio_rf.core.level import Schedule, column
+from threestudio_rf.core.sample import State, states
+from threestudio_rf.core.solve import Field
+from threestudio_rf.edit.path import Path
+
+
+def pulled_to_noise(field: Field, eps: Tensor, gamma: float, *, level: Schedule) -> Field:
+    """RF-Inversion up (Rout et al. 2024, arXiv 2410.10792): u + gamma ((eps - x) / (1 - t') - u), for t' < 1.
+
+    gamma = 0 is the plain ODE, gamma = 1 the straight line to eps (B, ...).
+    """
+
+    def controlled(x: Tensor, t: Tensor) -> Tensor:
+        u, (alpha, _) = field(x, t), level(t).like(x)
+        return u + gamma * ((eps - x) / alpha - u)
+
+    return controlled
+
+
+def pulled_to_picture(
+    field: Field, x_ref: Tensor, eta: float, *, level: Schedule, window: tuple[float, float]
+) -> Field:
+    """RF-Inversion down: u + eta ((x - x_ref) / t' - u) at times t in (low, high] of `window`, u outside of it.
+
+    eta = 1 in the last step returns x_ref (B, ...).
+    """
+    low, high = window
+
+    def controlled(x: Tensor, t: Tensor) -> Tensor:
+        u, (_, sigma) = field(x, t), level(t).like(x)
+        share = column(eta * ((t > low) & (t <= high)).to(x), x)
+        return u + share * ((x - x_ref) / sigma - u)
+
+    return controlled
+
+
+@dataclass(frozen=True)
+class Steered:
+    """Sample with the target prompt from the picture under random noise of the level `t_start` (None: the noisiest).
+
+    k  FlowChef: how far a step follows the gradient of 1/2 |kept (x0_hat - x_ref)|^2, in the share start..stop of the
+       steps; 0 is SDEdit (Meng et al. 2021)
+    """
+
+    steps: int = 28
+    t_start: float | None = None
+    shift: float | None = None
+    scale: float = 3.5
+    k: float = 0.0
+    start: float = 0.0
+    stop: float = 1.0
+
+    def faithful(self) -> Steered:
+        """The settings of a reconstruction: the same."""
+        return self
+
+
+def chef(
+    path: Path,
+    x: Tensor,
+    x_ref: Tensor,
+    times: Tensor,
+    settings: Steered,
+    *,
+    role: str,
+    mask: Tensor | None = None,
+    after: After | None = None,
+) -> Iterator[State]:
+    """FlowChef (Patel et al. 2024, arXiv 2412.00100) from noisy x (B, C, h, w) along falling `times` (S + 1,).
+
+    x += h u - k dL/dx0_hat with L = 1/2 |kept (x0_hat - x_ref)|^2; kept is 1 - mask, so `mask` (B or 1, 1, h, w) is 1
+    where the picture may change; without one it is 1 everywhere. k = 0 is plain sampling.
+    """
+    field = path.velocity(role, settings.scale)
+    kept = torch.ones_like(x_ref) if mask is None else (1 - mask).to(x_ref).expand_as(x_ref)
+    steps = len(times) - 1
+    first, last = round(settings.start * steps), round(settings.stop * steps)
+    for number in range(steps):
+        (state,) = states(field, x, times[number : number + 2], schedule=path.level, kind="flow")
+        k = settings.k if first <= number < last else 0.0
+        x = state.x - k * kept * (state.x0_hat - x_ref)
+        x = x if after is None else after(x, state.t)
+        yield State(steps - 1 - number, state.t, x, state.x0_hat)
