@@ -111,11 +111,14 @@ def test_the_black_part_of_a_mask_is_the_pictures_own(launcher: Any, tmp_path: P
     ImageDraw.Draw(mask).rectangle((16, 0, 31, 31), fill=255)
     mask.save(tmp_path / "mask.png")
     line = [*LINE, f"image={tmp_path}/p.png", f"mask={tmp_path}/mask.png", f"exp_root_dir={tmp_path}"]
-    for method in ("flowedit", "fireflow", "flowchef"):
+    for method in ("flowedit", "fireflow"):
         code, folder, _, _ = launcher(*line, f"method={method}")
         stored = np.asarray(Image.open(folder / "save/p.png")).astype(float)
         assert code == 0 and (stored[:, :16] == RED).all() and np.abs(stored[:, 20:] - RED).mean() > 10
         assert json.loads((folder / "metrics.json").read_text())["psnr_outside"] is None, "equal there"
+    _, folder, _, _ = launcher(*line, "method=flowchef", "k=1", "stop=1", "keep=0")
+    stored = np.asarray(Image.open(folder / "save/p.png")).astype(float)
+    assert np.abs(stored[:, 20:] - RED).mean() > 50, "the white part is not steered to the picture"
 
 
 @pytest.mark.parametrize(

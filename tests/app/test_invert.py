@@ -47,6 +47,14 @@ def test_the_stored_noise_leads_back_to_the_picture(launcher: Any, tmp_path: Pat
         assert np.abs(np.asarray(Image.open(folder / "save/p.png")).astype(float) - RED).mean() < 10
 
 
+def test_a_coarse_inversion_is_told_as_such(launcher: Any, tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16), (190, 60, 40)).save(tmp_path / "p.png")
+    line = [*LINE, f"image={tmp_path}/p.png", "method=euler", f"exp_root_dir={tmp_path}"]
+    fine, coarse = (json.loads((launcher(*line, f"steps={n}")[1] / "metrics.json").read_text()) for n in (60, 3))
+    assert coarse["psnr"] < fine["psnr"] - 3 and coarse["bound_psnr"] == fine["bound_psnr"] > fine["psnr"]
+    assert abs(coarse["psnr"] - coarse["to_bound_psnr"]) < 1
+
+
 def test_a_lower_level_is_stored_with_its_start(launcher: Any, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8), RED).save(tmp_path / "p.png")
     code, folder, _, _ = launcher(*LINE, f"image={tmp_path}/p.png", "t_start=0.6", f"exp_root_dir={tmp_path}")
@@ -83,7 +91,7 @@ def pair() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_psnr_and_ssim_are_those_of_skimage() -> None:
-    one, other = pair()
+    one, other = (torch.cat([x, 0.05 * x]) for x in pair())
     for i, (x, y) in enumerate(zip(one.permute(0, 2, 3, 1).numpy(), other.permute(0, 2, 3, 1).numpy(), strict=True)):
         assert psnr(one, other)[i].item() == pytest.approx(peak_signal_noise_ratio(x, y, data_range=1), abs=1e-5)
         gaussian = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0}
