@@ -44,13 +44,30 @@ from threestudio_rf.priors.sd3 import SD3Prior
 from threestudio_rf.priors.tiny import load_tiny, weights_folder
 from threestudio_rf.tiny.judge import load_judge
 from threestudio_rf.tiny.pairs import EDITS, Pairs, held_out_pairs
-from threestudio_rf.trainer.edit import begin
+from threestudio_rf.trainer.edit import Editing, begin
 
 SEED, BATCH, SHOWN, KEEP = 1_000_003, 16, 6, 0.2
 ROWS = (*METHODS, "flowchef+mask")
 PRIORS = ("tiny_sd3", "tiny_instaflow", "tiny_sd")
 BEGIN, END = "<!-- bench/edit.py: begin -->", "<!-- bench/edit.py: end -->"
 Figures = dict[str, Any]
+
+
+class Search(NamedTuple):
+    """The noise of a batch, its network calls per picture and seconds."""
+
+    eps: Tensor | None
+    calls: int
+    seconds: float
+
+
+class Edited(NamedTuple):
+    """Edits and reconstructions as pictures, network calls per edit and seconds of the batch."""
+
+    new: Tensor
+    again: Tensor
+    calls: int
+    seconds: float
 
 
 class Case(NamedTuple):
@@ -78,49 +95,65 @@ def settings_of(row: str, prior: str) -> Settings:
     return method_of(row.partition("+")[0], prior, EditConfig())
 
 
+def bound_to(prior: Any, case: Case, settings: Settings) -> Editing:
+    """The prior with the prompts of a batch."""
+    shift = prior.time_shift if isinstance(prior, SD3Prior) else 1.0
+    return begin(prior, settings, source=case.pairs.source, target=case.pairs.target, shift=shift)
+
+
+def draws_of(case: Case, first: int) -> list[torch.Generator]:
+    """The streams of a batch whose first picture is number `first`."""
+    return [generator(SEED, first + i, "edit") for i in range(len(case.x0))]
+
+
 def last(states: Any) -> Tensor:
     *_, state = states
     return state.x
 
 
-def edited(prior: Any, case: Case, settings: Settings, first: int, *, masked: bool, reconstruct: bool) -> Any:
-    """(edit, reconstruction or None, calls and seconds of the edit); the noise of a picture is searched for once."""
-    shift = prior.time_shift if isinstance(prior, SD3Prior) else 1.0
-    editing = begin(prior, settings, source=case.pairs.source, target=case.pairs.target, shift=shift)
-    draws = [generator(SEED, first + i, "edit") for i in range(len(case.x0))]
-    mask = max_pool2d((~case.pairs.outside).float(), case.plain.shape[-1] // case.x0.shape[-1]) if masked else None
-    started, again = time.perf_counter(), None
+def searched(prior: Any, case: Case, settings: Settings, first: int) -> Search:
+    """The noise of a batch of pictures, which both of their edits go through; nothing for a method of differences."""
     if isinstance(settings, Delta):
-        found = last(editing.edit(case.x0, generator=draws))
-    else:
-        eps = last(editing.find_noise(case.x0, generator=draws))
-        found = last(editing.resample(case.x0, eps, faithful=False, mask=mask))
+        return Search(None, 0, 0.0)
+    editing, started = bound_to(prior, case, settings), time.perf_counter()
+    eps = last(editing.find_noise(case.x0, generator=draws_of(case, first)))
+    return Search(eps, editing.predict.calls, time.perf_counter() - started)
+
+
+def edited(prior: Any, case: Case, settings: Settings, first: int, search: Search, *, masked: bool) -> Edited:
+    """The edit of a batch, what it cost with its search, and the reconstruction by the same method."""
+    editing, started = bound_to(prior, case, settings), time.perf_counter()
+    mask = max_pool2d((~case.pairs.outside).float(), case.plain.shape[-1] // case.x0.shape[-1]) if masked else None
+
+    def run(*, faithful: bool) -> Tensor:
+        if search.eps is not None:
+            return last(editing.resample(case.x0, search.eps, faithful=faithful, mask=mask))
+        go = editing.reconstruct if faithful else editing.edit
+        return last(go(case.x0, generator=draws_of(case, first)))
+
+    found = run(faithful=False)
     seconds, calls = time.perf_counter() - started, editing.predict.calls
-    if reconstruct and isinstance(settings, Delta):
-        again = last(editing.reconstruct(case.x0, generator=draws))
-    elif reconstruct:
-        again = last(editing.resample(case.x0, eps, faithful=True, mask=mask))
+    again = run(faithful=True)
     with torch.no_grad():
-        return prior.decode(found), None if again is None else prior.decode(again), calls, seconds
+        return Edited(prior.decode(found), prior.decode(again), search.calls + calls, search.seconds + seconds)
 
 
 def measured(row: str, prior: Any, batches: dict[str, list[Case]], judge: Any) -> tuple[Figures, Tensor]:
     """The figures of one method on one prior, and the first edits (SHOWN, 2, 3, H, W), colour and shape."""
     settings, sums, shown = settings_of(row, prior.name), {}, []
+    starts = range(0, BATCH * len(batches[EDITS[0]]), BATCH)
+    searches = [searched(prior, case, settings, i) for case, i in zip(batches[EDITS[0]], starts, strict=True)]
     for kind in EDITS:
         parts: dict[str, list[Tensor]] = {}
-        for number, case in enumerate(batches[kind]):
-            new, again, calls, seconds = edited(
-                prior, case, settings, number * BATCH, masked="+mask" in row, reconstruct=kind == EDITS[0]
-            )
+        for case, first, search in zip(batches[kind], starts, searches, strict=True):
+            new, again, calls, seconds = edited(prior, case, settings, first, search, masked="+mask" in row)
             kept = (case.pairs.before + kept_change(new, case.plain, KEEP)).clamp(0, 1)
             rows = score(case.pairs, new, judge, "plain") | score(case.pairs, kept, judge, "kept")
-            if again is not None:
-                rows |= {"rec_psnr": psnr(again, case.pairs.before), "rec_ssim": ssim(again, case.pairs.before)}
+            rows |= {"rec_psnr": psnr(again, case.pairs.before), "rec_ssim": ssim(again, case.pairs.before)}
             rows["seconds"] = torch.full((len(new),), seconds / len(new))
             for name, values in rows.items():
                 parts.setdefault(name, []).append(values.double())
-            if number == 0:
+            if first == 0:
                 shown.append(kept[:SHOWN])
         sums |= {name if "rec" in name else f"{kind}_{name}": torch.cat(x).mean().item() for name, x in parts.items()}
         sums["calls"] = calls

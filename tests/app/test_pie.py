@@ -1,10 +1,12 @@
 """The protocol of PIE-Bench on a synthetic sample in its format.
 
-Oracles: skimage, a run-length coder written the other way round, transformers' own cosine, autograd-free arithmetic.
+Oracles: skimage, a run-length coder written the other way round, transformers' own cosine, and both networks of LPIPS
+written as functions of torchvision's weight names.
 
 Seen to fail: runs over columns, lengths read as ends, no border; the edited part kept instead of blackened, means over
 the unedited pixels only; brackets left in a prompt; keys of the first layer, similarity without its norms; a missing
-folder that is not told; a picture of another size that is measured.
+folder that is not told; a picture of another size that is measured; LPIPS with a tap one layer off, without ceil_mode,
+with features that are not of unit length, without its shift.
 """
 
 from __future__ import annotations
@@ -12,17 +14,20 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
+from torch import Tensor
 
 from threestudio_rf.app.errors import UserError
-from threestudio_rf.app.lpips import LPIPS, load_lpips, nets
+from threestudio_rf.app.lpips import load_lpips, nets
 
 BENCH = str(Path(__file__).resolve().parents[2] / "bench")
 
@@ -32,6 +37,48 @@ def pie():
     sys.path.insert(0, BENCH)
     yield importlib.import_module("pie"), importlib.import_module("pie_metrics")
     sys.path.remove(BENCH)
+
+
+def alex_stages(w: dict[str, Tensor], x: Tensor) -> Iterator[Tensor]:
+    """AlexNet's five activations from torchvision's weights."""
+    x = F.conv2d(x, w["0.weight"], w["0.bias"], 4, 2).relu()
+    yield x
+    x = F.conv2d(F.max_pool2d(x, 3, 2), w["3.weight"], w["3.bias"], 1, 2).relu()
+    yield x
+    x = F.max_pool2d(x, 3, 2)
+    for layer in (6, 8, 10):
+        x = F.conv2d(x, w[f"{layer}.weight"], w[f"{layer}.bias"], 1, 1).relu()
+        yield x
+
+
+def squeeze_stages(w: dict[str, Tensor], x: Tensor) -> Iterator[Tensor]:
+    """SqueezeNet 1.1's activations at LPIPS's seven cuts: relu1, fire 3, 5, 6, 7, 8, 9 (1-based names of the paper)."""
+
+    def conv(x: Tensor, name: str, pad: int = 0, stride: int = 1) -> Tensor:
+        return F.conv2d(x, w[f"{name}.weight"], w[f"{name}.bias"], stride, pad).relu()
+
+    def fire(x: Tensor, layer: int) -> Tensor:
+        x = conv(x, f"{layer}.squeeze")
+        return torch.cat([conv(x, f"{layer}.expand1x1"), conv(x, f"{layer}.expand3x3", 1)], 1)
+
+    x = conv(x, "0", stride=2)
+    yield x
+    for pair in ((3, 4), (6, 7)):
+        x = F.max_pool2d(x, 3, 2, ceil_mode=True)
+        for layer in pair:
+            x = fire(x, layer)
+        yield x
+    x = F.max_pool2d(x, 3, 2, ceil_mode=True)
+    for layer in (9, 10, 11, 12):
+        x = fire(x, layer)
+        yield x
+
+
+Stages = Callable[[dict[str, Tensor], Tensor], Iterator[Tensor]]
+STAGES: dict[str, tuple[Stages, tuple[int, ...]]] = {
+    "alex": (alex_stages, (64, 192, 384, 256, 256)),
+    "squeeze": (squeeze_stages, (64, 128, 256, 384, 384, 512, 512)),
+}
 
 
 def encoded(mask: np.ndarray) -> list[int]:
@@ -157,27 +204,33 @@ def test_the_table_has_means_in_the_papers_units(pie: Any) -> None:
     assert lines[2:] == ["| a | 2 | 25.00 | 100.00 |", "| b | 0 | - | - |"]
 
 
+def by_hand(stages: Stages, weights: dict[str, Tensor], linear: list[Tensor], one: Tensor, other: Tensor) -> Tensor:
+    """LPIPS (B,) as its paper writes it: mean over places of w . (unit features' difference)^2, summed over layers."""
+    centre, spread = (torch.tensor(x).reshape(3, 1, 1) for x in ((-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)))
+    total = torch.zeros(len(one))
+    pairs = (stages(weights, (2 * x - 1 - centre) / spread) for x in (one, other))
+    for x, y, w in zip(*pairs, linear, strict=True):
+        gap = F.normalize(x, dim=1) - F.normalize(y, dim=1)
+        total = total + torch.einsum("bchw,c->b", gap.square(), w) / (x.shape[2] * x.shape[3])
+    return total
+
+
 @pytest.mark.parametrize("name", ["alex", "squeeze"])
 def test_lpips_is_the_weighted_distance_of_unit_features(name: str, tmp_path: Path) -> None:
-    net = nets()[name]
-    weights = {f"features.{key}": torch.randn(x.shape) * 0.1 for key, x in net.features.state_dict().items()}
-    widths = []
-    x = torch.rand(1, 3, 64, 64)
-    for number, layer in enumerate(net.features):
-        x = layer(x)
-        widths += [x.shape[1]] if number in net.taps else []
-    linear = {f"lin{i}.model.1.weight": torch.rand(1, width, 1, 1) for i, width in enumerate(widths)}
-    torch.save(weights, tmp_path / net.files[0].replace("*", "-1"))
-    torch.save(linear, tmp_path / net.files[1])
+    torch.manual_seed(0)
+    net, (stages, widths) = nets()[name], STAGES[name]
+    weights = {key: torch.randn(x.shape) * 0.1 for key, x in net.features.state_dict().items()}
+    linear = [torch.rand(width) for width in widths]
+    whole = {f"features.{key}": x for key, x in weights.items()} | {"classifier.1.weight": torch.zeros(2)}
+    torch.save(whole, tmp_path / net.files[0].replace("*", "-1"))
+    lines = {f"lin{i}.model.1.weight": w.reshape(1, -1, 1, 1) for i, w in enumerate(linear)}
+    torch.save(lines, tmp_path / net.files[1])
     distance = load_lpips(tmp_path)
-    one, other = torch.rand(2, 2, 3, 64, 64)
+    one, other = torch.rand(2, 2, 3, 60, 60)
     found = distance(one, other)
-    assert found.shape == (2,) and bool((found > 0).all()) and torch.equal(distance(one, one), torch.zeros(2))
-    assert torch.allclose(found, distance(other, one))
-    doubled = LPIPS(nets()[name], weights, {key: 2 * x for key, x in linear.items()})
-    assert torch.allclose(doubled(one, other), 2 * found)
-    louder = weights | {key: 3 * x for key, x in weights.items() if key.startswith(f"features.{net.taps[-1]}.")}
-    assert LPIPS(nets()[name], louder, linear)(one, other).isfinite().all()
+    assert found.shape == (2,) and bool((found > 0.01).all())
+    assert torch.allclose(found, by_hand(stages, weights, linear, one, other), rtol=1e-4)
+    assert torch.equal(distance(one, one), torch.zeros(2))
 
 
 def test_a_folder_without_weights_of_lpips_is_told(tmp_path: Path, launcher: Any) -> None:

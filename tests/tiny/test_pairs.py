@@ -19,7 +19,7 @@ from threestudio_rf.tiny.world import COLOURS
 
 
 def test_an_edit_changes_what_it_names_and_nothing_outside() -> None:
-    found = held_out_pairs(12, 7)
+    found = held_out_pairs(32, 7, size=24)
     assert tuple(found) == EDITS and torch.equal(found["colour"].before, found["shape"].before)
     for kind, pairs in found.items():
         before, after = ([subject(text) for text in texts] for texts in (pairs.source, pairs.target))
@@ -29,7 +29,7 @@ def test_an_edit_changes_what_it_names_and_nothing_outside() -> None:
             assert (old[0] == new[0], old[1] == new[1]) == (kind == "colour", kind == "shape")
         same = (pairs.before == pairs.after).all(1, keepdim=True)
         assert bool(same[pairs.outside].all()) and 0.2 < pairs.outside.float().mean() < 0.95
-        assert pairs.before.shape == pairs.after.shape == (12, 3, 64, 64)
+        assert pairs.before.shape == pairs.after.shape == (32, 3, 24, 24)
         gap = (pairs.before - pairs.after).abs().amax(1, keepdim=True)
         assert (gap[~pairs.outside] > 0.05).float().mean() > 0.3
 

@@ -6,7 +6,7 @@ factor of 0 computed all the same; `counts[stage]` without its limit. With Perp-
 the mixture; the negatives taken by the camera's view word; the threshold of "overhead" left at its default; the
 weights of the two negatives exchanged. With the rest: latents encoded; the gradient of a skipped step added, the sum
 not divided, or never emptied; a run that goes on in the middle of a window; the twin learning with the same numbers at
-every step, or from latents with their graph; half of the pose; `progress` not passed on; the prompts' norms left out;
+every step, or twice what it learnt before a stop, or from latents with their graph; half of the pose; `progress` not passed on; the prompts' norms left out;
 `extra` overruled by the negative prompt.
 """
 
@@ -423,3 +423,13 @@ def test_a_twin_answers_its_role_and_learns_every_rendering_after_the_step() -> 
         assert torch.equal(pose[:, :9].unflatten(1, (3, 3)), state.camera.c2w)
         assert torch.equal(latents, prior().encode(state.rendering.rgb)) and not latents.requires_grad
         assert torch.equal(modes, torch.tensor([[1.0, 0.0]]).expand(3, 2))
+
+
+def test_a_twin_does_not_learn_a_step_twice_when_a_run_goes_back_to_the_start_of_a_window() -> None:
+    settings = replace(SETTINGS, steps=8, accumulate=4, method=Method(combiner="vsd", scale=5.0))
+    whole, parted = Echo(), Echo()
+    states(Flat(), settings, twin=whole)  # type: ignore[arg-type]
+    found = states(Flat(), settings, twin=parted, first_step=6)  # type: ignore[arg-type]
+    assert [state.step for state in found] == [4, 5, 6, 7]
+    seeds = [[seed for *_, seed in twin.lessons] for twin in (whole, parted)]
+    assert seeds[1] == seeds[0][6:]

@@ -64,7 +64,7 @@ def series(rows: Sequence[Row], across: str, name: str) -> list[tuple[float, flo
 
 
 def write_curves(folder: Path, title: str) -> Path | None:
-    """Loss, residual norm by t, gradient norm, opacity, t and it/s over steps, and the snapshots along time. None when
+    """Loss and a twin's, residual norm by t, gradient norm, opacity, t and it/s over steps, and the snapshots along time. None when
     there is nothing to draw yet; OSError when the disk is full."""
     rows = Metrics(folder / "csv_logs" / "metrics.csv").rows()
     if not rows:
@@ -78,6 +78,10 @@ def write_curves(folder: Path, title: str) -> Path | None:
     axes = figure.subplots(3, 2)
     figure.subplots_adjust(left=0.08, right=0.97, top=0.94, bottom=0.44, hspace=0.4, wspace=0.2)
     _line(axes[0, 0], series(rows, "step", "loss"), "loss", log=True)
+    twin = series(rows, "step", "twin_loss")
+    if twin:
+        axes[0, 0].plot(*zip(*twin, strict=True), "-", color="grey", linewidth=1, label="twin")
+        axes[0, 0].legend(fontsize=7)
     _scatter(axes[0, 1], rows)
     _line(axes[1, 0], series(rows, "step", "grad_norm"), "norm of the gradient", log=True)
     _line(axes[1, 1], series(rows, "step", "opacity"), "opacity")

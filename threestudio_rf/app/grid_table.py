@@ -18,6 +18,7 @@ from threestudio_rf.app.figure import snapshots
 from threestudio_rf.app.picture import read_picture
 from threestudio_rf.export.files import write_files
 from threestudio_rf.export.media import contact_sheet, png
+from threestudio_rf.trainer.log import Metrics
 
 Figures = Mapping[str, float | None]
 TITLES = {
@@ -26,6 +27,8 @@ TITLES = {
     "colour_error": "colour error",
     "saturation": "saturation",
     "diversity": "diversity",
+    "twin_loss_first": "twin's loss, first",
+    "twin_loss_last": "last",
     "janus": "Janus",
     "seconds_per_step": "s / step",
     "calls_per_step": "calls / step",
@@ -58,7 +61,15 @@ class Result:
         seconds, calls = (self.figures.get(name) or 0.0 for name in ("seconds", "network_calls"))
         found = dict(self.figures) | {"steps": steps, "seconds_per_step": seconds / steps}
         found["calls_per_step"] = calls / steps
+        found |= twin_losses(self.run)
         return {name: found.get(name) for name in FIGURES}
+
+
+def twin_losses(run: Path) -> dict[str, float | None]:
+    """Means of a twin's loss over the first and the last fifth of a run; empty without a twin."""
+    values = [row["twin_loss"] for row in Metrics(run / "csv_logs/metrics.csv").rows() if "twin_loss" in row]
+    fifth = -(-len(values) // 5)
+    return {"twin_loss_first": fmean(values[:fifth]), "twin_loss_last": fmean(values[-fifth:])} if values else {}
 
 
 def csv_text(results: Sequence[Result]) -> str:

@@ -66,7 +66,7 @@ def lift(
 
     A step whose gradient is not finite is left out and counted; `skip_limit` of them in a row raise DivergedError. A
     scene that stays empty for `empty_limit` steps is warned about once. A `first_step` between two steps of the
-    optimiser goes back to the first whose gradient is missing.
+    optimiser goes back to the first whose gradient is missing; a twin has learnt those steps and skips them.
     """
     skipped = empty = 0
     gathered, every = Accumulated(optimiser, clip=settings.clip), settings.accumulate
@@ -90,7 +90,7 @@ def lift(
             gathered.add()
         if (step + 1) % every == 0 or step + 1 == settings.steps:
             gathered.step()
-        if twin is not None:
+        if twin is not None and step >= first_step:
             metrics["twin_loss"] = predict.learn(latents.detach(), generator(settings.seed, step, "twin"))
         skipped = skipped + 1 if skip else 0
         empty = empty + 1 if metrics["opacity"] < 1e-3 else 0
