@@ -4,9 +4,10 @@
 
 Each picture has two edits whose truth is known: another colour, another shape. Reconstruction is against the picture,
 beside the first stage's own, which is the bound; success is the judge's, shape and colour both right; "outside" is the
-PSNR over the pixels that neither the true source nor the true target touches. "kept" is what task=edit hands out:
-changes below a fifth of the strongest are dropped; "plain" is the decoded edit. Calls are network calls per edit, a
-guided one counts 2; seconds are per picture and edit. `flowchef+mask` is given the true outlines, the others nothing.
+PSNR over the pixels that neither the true source nor the true target touches. "kept" is what task=edit hands out: the
+picture stays where the edit changed little (`app/blend.py`); "plain" is the decoded edit. Calls are network calls per
+edit, a guided one counts 2; seconds are per picture and edit. `flowchef+mask` is given the true outlines, the others
+nothing.
 
 A method's result is stored in --folder under a name that its settings decide, so a run that stops goes on. --docs
 writes table and contact sheet into docs/editing.md and docs/images.
@@ -31,8 +32,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
+from threestudio_rf.app.blend import kept_edit
 from threestudio_rf.app.figures2d import psnr, ssim
-from threestudio_rf.app.picture import kept_change
 from threestudio_rf.app.settings_edit import EditConfig
 from threestudio_rf.app.tuned import method_of
 from threestudio_rf.core.random import generator
@@ -46,7 +47,7 @@ from threestudio_rf.tiny.judge import load_judge
 from threestudio_rf.tiny.pairs import EDITS, Pairs, held_out_pairs
 from threestudio_rf.trainer.edit import Editing, begin
 
-SEED, BATCH, SHOWN, KEEP = 1_000_003, 16, 6, 0.2
+SEED, BATCH, SHOWN, KEEP = 1_000_003, 16, 6, 0.15
 ROWS = (*METHODS, "flowchef+mask")
 PRIORS = ("tiny_sd3", "tiny_instaflow", "tiny_sd")
 BEGIN, END = "<!-- bench/edit.py: begin -->", "<!-- bench/edit.py: end -->"
@@ -147,7 +148,7 @@ def measured(row: str, prior: Any, batches: dict[str, list[Case]], judge: Any) -
         parts: dict[str, list[Tensor]] = {}
         for case, first, search in zip(batches[kind], starts, searches, strict=True):
             new, again, calls, seconds = edited(prior, case, settings, first, search, masked="+mask" in row)
-            kept = (case.pairs.before + kept_change(new, case.plain, KEEP)).clamp(0, 1)
+            kept = kept_edit(case.pairs.before, new, case.plain, KEEP)[0].clamp(0, 1)
             rows = score(case.pairs, new, judge, "plain") | score(case.pairs, kept, judge, "kept")
             rows |= {"rec_psnr": psnr(again, case.pairs.before), "rec_ssim": ssim(again, case.pairs.before)}
             rows["seconds"] = torch.full((len(new),), seconds / len(new))

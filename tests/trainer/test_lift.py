@@ -6,8 +6,8 @@ factor of 0 computed all the same; `counts[stage]` without its limit. With Perp-
 the mixture; the negatives taken by the camera's view word; the threshold of "overhead" left at its default; the
 weights of the two negatives exchanged. With the rest: latents encoded; the gradient of a skipped step added, the sum
 not divided, or never emptied; a run that goes on in the middle of a window; the twin learning with the same numbers at
-every step, or twice what it learnt before a stop, or from latents with their graph; half of the pose; `progress` not passed on; the prompts' norms left out;
-`extra` overruled by the negative prompt.
+every step, twice what it learnt before a stop, or from latents with their graph; half of the pose; `progress` not
+passed on; the prompts' norms left out; `extra` overruled by the negative prompt.
 """
 
 from __future__ import annotations

@@ -7,11 +7,12 @@ import time
 import torch
 from torch import Tensor
 
+from threestudio_rf.app.blend import kept_edit
 from threestudio_rf.app.build import EMBEDDED
 from threestudio_rf.app.check_edit import prompts_of
 from threestudio_rf.app.console import LOG
 from threestudio_rf.app.desk import Desk, Figures, Given, follow, over_pictures, report
-from threestudio_rf.app.picture import hidden_part, kept_change, spread
+from threestudio_rf.app.picture import hidden_part, spread
 from threestudio_rf.app.run import Run
 from threestudio_rf.core.random import generator
 from threestudio_rf.core.sample import State
@@ -23,12 +24,14 @@ SHOWN_ROWS, SHOWN_FRAMES = 16, 64
 def delivered(given: Given, edited: Tensor, keep: float) -> Tensor:
     """The edits (N, 3, H, W) at the picture's own size from those at the prior's (N, 3, h, w).
 
-    With `keep` above 0 what the edit changed is added to the picture (`kept_change`), else the edited part replaces
-    it; what the prior did not see, and the black part of a mask, stay as they are.
+    With `keep` above 0 the picture stays where the edit changed little (`kept_edit`), else the edited part replaces it;
+    what the prior did not see, and the black part of a mask, stay as they are.
     """
     size = (given.image.shape[-2], given.image.shape[-1])
     if keep > 0:
-        result = given.image + spread(kept_change(edited, given.plain, keep), size)
+        new, detail = kept_edit(given.small, edited, given.plain, keep)
+        scaled_away = given.image - spread(given.small, size)
+        result = given.image + spread(new - given.small, size) - spread(1 - detail, size) * scaled_away
     else:
         seen = spread(torch.ones_like(given.plain[:, :1]), size)
         result = given.image * (1 - seen) + spread(edited, size)

@@ -64,8 +64,8 @@ def series(rows: Sequence[Row], across: str, name: str) -> list[tuple[float, flo
 
 
 def write_curves(folder: Path, title: str) -> Path | None:
-    """Loss and a twin's, residual norm by t, gradient norm, opacity, t and it/s over steps, and the snapshots along time. None when
-    there is nothing to draw yet; OSError when the disk is full."""
+    """Loss and a twin's, residual norm by t, gradient norm, opacity, t and it/s over steps, and the snapshots along
+    time. None when there is nothing to draw yet; OSError when the disk is full."""
     rows = Metrics(folder / "csv_logs" / "metrics.csv").rows()
     if not rows:
         return None

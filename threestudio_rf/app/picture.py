@@ -106,16 +106,3 @@ def hidden_part(mask: Tensor, image: Tensor, size: tuple[int, int], latent: Tens
     if not bool(hidden.any()):
         raise UserError(f"{group}.mask has no white part at the prior's size, so there is nothing to make anew")
     return hidden
-
-
-def kept_change(edited: Tensor, plain: Tensor, keep: float) -> Tensor:
-    """What an edit changed (B, C, H, W) without what it changed by the way: w (edited - plain).
-
-    `plain` is the first stage's own picture of the unedited latents. w rises smoothly from 0 where the change, the
-    largest of the channels, is `keep` of the picture's strongest (its 98th percentile), to 1 at twice that.
-    """
-    change = edited - plain
-    size = change.abs().amax(1, keepdim=True)
-    strongest = size.flatten(1).quantile(0.98, dim=1).clamp(min=1e-6)[:, None, None, None]
-    rise = ((size / strongest - keep) / keep).clamp(0, 1)
-    return rise * rise * (3 - 2 * rise) * change

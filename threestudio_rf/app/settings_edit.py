@@ -25,7 +25,7 @@ class EditConfig:
     mask: str = opt("", "picture whose white part may change, the black part is kept")
     paper: bool = opt(False, "the method's published settings instead of those chosen for the embedded prior")
     keep: float = opt(
-        0.2, "changes below this share of the strongest are dropped; 0: the picture as decoded", low=0, high=1
+        0.15, "changes below this share of the strongest are dropped; 0: the picture as decoded", low=0, high=1
     )
     video: bool = opt(False, "task=edit: also write the way from picture to edit as trajectory.mp4")
     fps: float = opt(8.0, "pictures per second of the video", above=0, high=120)
