@@ -20,7 +20,7 @@ demo: .venv/installed
 	$(BIN)/python launch.py prompt="$(PROMPT)"
 
 test: .venv/tools
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: .venv/tools
 	$(BIN)/ruff check .

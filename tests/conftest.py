@@ -1,4 +1,5 @@
-"""What every test stands on: quiet offline libraries, an empty model cache, two threads, GPU tests where one is."""
+"""What every test stands on: quiet offline libraries, an empty model cache, two threads (one in each of two processes,
+`-n 2`), GPU tests where one is."""
 
 from __future__ import annotations
 
@@ -15,12 +16,14 @@ os.environ |= {
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "error",
 }
+THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+os.environ["OMP_NUM_THREADS"] = str(THREADS)
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-torch.set_num_threads(2)
+torch.set_num_threads(THREADS)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

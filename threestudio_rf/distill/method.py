@@ -161,12 +161,12 @@ def distill(
         r = gradient(
             x0, x_t, eps, predictions, level, kind=prior_kind, space=method.space, guidance=guide, target=target
         )
-        weight = column(WEIGHTS[method.weight](level), x0)
-        grad = weight * r / len(x0)
+        weighted = column(WEIGHTS[method.weight](level), x0) * r
+        grad = weighted / len(x0)
         skipped = not bool(grad.isfinite().all())
         grad = torch.zeros_like(grad) if skipped else grad
         x0_hat = _estimate(combiner, guide, predictions, x_t, level=level, kind=prior_kind)
-        norm = (weight * r).flatten(1).square().mean(1).sqrt() * x0[0].numel()
+        norm = weighted.flatten(1).square().mean(1).sqrt() * x0[0].numel()
         flat = eps.flatten(1)
     loss = surrogate(latents, grad)
     return Distilled(loss, grad, x0_hat, eps, norm, flat.mean(), flat.var(1, correction=0).mean(), skipped)

@@ -121,10 +121,9 @@ def seen_from(
     With Perp-Neg the prompts of neighbouring views are mixed, and the weights (B,) of its negative roles come along.
     ValueError for Perp-Neg without a prompt per view word.
     """
-    index = settings.views.index(camera)
 
     def seen(prompts: Condition) -> Condition:
-        return prompts.select(index) if len(prompts) > 1 else prompts
+        return prompts.select(settings.views.index(camera)) if len(prompts) > 1 else prompts
 
     roles = {"cond": conditions, "uncond": negative} | dict(extra or {})
     if settings.perp_neg is None:
