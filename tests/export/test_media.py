@@ -2,7 +2,7 @@
 
 Mutations seen to fail: truncation instead of rounding (rounded), size not padded and padding with zeros (padded to
 even), frames not counted (breaks silently), encoding under the final name (every frame), `duration` by fps instead of
-its inverse (speed), images placed by row (in its cell), normals over black (over white).
+its inverse (speed), images placed by row, a title over its neighbour (in its cell), normals over black (over white).
 """
 
 from __future__ import annotations
@@ -151,6 +151,8 @@ def test_a_contact_sheet_holds_each_image_in_its_cell_beside_its_label():
     assert sheet[:, gap : gap + 64, :left].amin() < 0.2 and sheet[:, gap + 66 :, left + 164 :].amin() == 1
     titled = media.contact_sheet([("", [images[0]])], titles=["front"], cell=96)
     assert titled[:, :12].amin() < 0.2
+    long = media.contact_sheet([("", [images[0][:, :, :32]] * 2)], titles=["a very long title", ""], cell=64)
+    assert long[:, :12, : long.shape[2] // 2].amin() < 0.5 and long[:, :12, long.shape[2] // 2 + 2 :].amin() == 1
     with pytest.raises(ValueError, match="at least one image"):
         media.contact_sheet([("rgb", [])])
 

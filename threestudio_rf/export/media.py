@@ -127,7 +127,7 @@ def contact_sheet(rows: Rows, *, titles: Sequence[str] = (), cell: int = 128) ->
     """One picture of labelled rows of images, (3, H, W) in [0, 1], on white.
 
     Images, see `to_bytes`, are scaled to the height `cell`: whole multiples repeat pixels, other sizes are resampled.
-    `titles` stand above the columns. Raises ValueError for no images.
+    `titles` stand above the columns, smaller where they are wider. Raises ValueError for no images.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -142,7 +142,8 @@ def contact_sheet(rows: Rows, *, titles: Sequence[str] = (), cell: int = 128) ->
     sheet = Image.new("RGB", (left + wide * max(map(len, pictures)), top + (cell + gap) * len(rows)), "white")
     draw = ImageDraw.Draw(sheet)
     for column, title in enumerate(titles):
-        draw.text((left + wide * column, gap), title, fill="black", font=font)
+        fits = min(1.0, (wide - gap) / max(1.0, font.getlength(title)))
+        draw.text((left + wide * column, gap), title, fill="black", font=ImageFont.load_default(max(6, size * fits)))
     for row, (label, _) in enumerate(rows):
         y = top + (cell + gap) * row
         draw.text((gap, y + (cell - size) // 2), label, fill="black", font=font)
