@@ -8,6 +8,8 @@ range, twin, roles and scale removed in turn; the later corners of t_max not loo
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -44,6 +46,16 @@ def test_the_file_of_a_preset_is_its_row_of_the_table_whatever_the_experiment(na
     made = lift_settings(config)
     assert config.loss.name == name and made.method == METHODS[name]
     assert (config.loss.t_law, config.loss.t_min, config.loss.t_max) == WINDOWS.get(name, UNIFORM)
+    assert len((CONFIGS / f"loss/{name}.yaml").read_text().splitlines()) <= 25
+
+
+@pytest.mark.parametrize(("name", "draws"), [("tiny_rfds", 1), ("tiny_rfds_rev", 1), ("tiny_ours", 4)])
+def test_the_presets_for_objects_of_the_embedded_priors_are_their_method_at_scale_seven(name: str, draws: int) -> None:
+    config = preset(name)
+    check(config)
+    made = lift_settings(config)
+    assert made.method == replace(METHODS[config.loss.name], scale=7.0) and name == f"tiny_{config.loss.name}"
+    assert config.loss.t_max == [400, 0.98, 0.7, 401] and made.times.draws == draws
     assert len((CONFIGS / f"loss/{name}.yaml").read_text().splitlines()) <= 25
 
 

@@ -6,7 +6,8 @@ smallest time only once or misses the closing 0, when the step numbers of DDIM a
 rounded the other way; the times of a sampler when the offset is left out or leaves the table, those from a picture when
 strength rounds the other way or the first steps are kept. The statistics of the draws fail when the window is cut in
 the unshifted time; those of DreamTime when sigma / alpha or a half of the exponent is left out, when its weights
-underflow, and when the schedule is not passed on.
+underflow, and when the schedule is not passed on; strata when their times
+are taken in turn or their law is not the whole one.
 """
 
 from __future__ import annotations
@@ -107,6 +108,15 @@ def test_a_logit_normal_draw_is_the_normal_one_conditioned_on_the_window(
     assert distance(t, torch.searchsorted(accepted, t) / len(accepted)) < 0.02
 
 
+@pytest.mark.parametrize("law", ["uniform", "logit_normal"])
+def test_strata_share_the_law_among_them(law: Any) -> None:
+    window: dict[str, Any] = {"t_min": 0.1, "t_max": 0.9, "law": law, "shift": 2.0}
+    parts = drawn(40000, **window, strata=4).unflatten(0, (4, -1))
+    assert bool((parts[:-1].amax(1) <= parts[1:].amin(1) + 1e-6).all())
+    whole, free = parts.flatten().sort().values, drawn(40000, **window).sort().values
+    assert distance(whole, torch.searchsorted(free, whole) / len(free)) < 0.015
+
+
 def test_an_annealed_draw_falls_linearly_from_the_noisy_to_the_clean_end() -> None:
     for progress, centre in [(0.0, 0.98), (0.5, 0.61), (1.0, 0.24)]:
         t = drawn(10, t_min=0.24, t_max=0.98, law="annealed", progress=progress)
@@ -162,6 +172,8 @@ def test_bad_settings_of_a_draw_raise() -> None:
         {"shift": 0.0},
         {"law": "dreamtime", "bump": (0.5, 0.8, 0.3, 0.1)},
         {"law": "dreamtime", "bump": (0.8, 0.5, 0.3, 0.0)},
+        {"strata": 3},
+        {"strata": 0},
     ]
     for change in bad:
         with pytest.raises(ValueError, match="expected"):

@@ -55,6 +55,7 @@ def lift_settings(config: Config) -> LiftSettings:
             law=loss.t_law,  # type: ignore[arg-type]
             shift=loss.t_shift,
             width=loss.t_width,
+            draws=loss.draws,
             bump=_bump(loss.t_bump),
         ),
         encode_size=config.prior.image_size,

@@ -49,6 +49,7 @@ class LossConfig:
     t_shift: float = opt(1.0, "resolution shift of the draw of t (SD3: 3)", above=0, high=100)
     t_width: float = opt(0.0, "width of the moving window of t_law=annealed, dreamtime", low=0, high=1)
     t_bump: list[float] = opt([0.8, 0.5, 0.3, 0.1], "m1, m2, s1, s2 of t_law=dreamtime", low=0, high=10, length=4)
+    draws: int = opt(1, "noises and stratified t per rendering, their gradients averaged", low=1, high=64)
     lambda_distill: Any = opt(1.0, "factor of the distillation loss", ramp=True, low=0)
     lambda_sparsity: Any = opt(0.0, "factor of mean sqrt(opacity^2 + 0.01)", ramp=True, low=0)
     lambda_opaque: Any = opt(0.0, "factor of the entropy of opacity", ramp=True, low=0)

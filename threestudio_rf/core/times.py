@@ -54,8 +54,10 @@ def draw(
     width: float = 0.0,
     schedule: Schedule = rectified_flow,
     bump: Bump = BUMP,
+    strata: int = 1,
 ) -> Tensor:
-    """n times (n,) float32 within t_min..t_max, drawn on the CPU.
+    """n times (n,) float32 within t_min..t_max, drawn on the CPU; with `strata` the first n / strata of them lie in the
+    lowest share of the law's probability, the next in the one above it, and so on.
 
     uniform       the unshifted time is uniform; with shift = 1, t is
     annealed      as uniform, in a band of `width` whose centre falls linearly from t_max to t_min as `progress` goes
@@ -64,7 +66,7 @@ def draw(
     logit_normal  the unshifted time is sigmoid(N(0, 1)) (Esser et al. 2024), conditioned on the window
 
     Raises ValueError for an unknown law, a window outside 0 <= t_min <= t_max <= 1, a progress outside [0, 1], a
-    negative width.
+    negative width, an n that is no multiple of `strata`.
     """
     if not 0 <= t_min <= t_max <= 1:
         raise ValueError(f"got window {t_min}..{t_max}, expected 0 <= t_min <= t_max <= 1")
@@ -72,6 +74,8 @@ def draw(
         raise ValueError(f"got progress {progress} and width {width}, expected 0..1 and at least 0")
     if law not in LAWS:
         raise ValueError(f"got law {law!r}, expected one of {', '.join(LAWS)}")
+    if strata < 1 or n % strata:
+        raise ValueError(f"got {strata} strata of {n} times, expected a divisor")
     low, high = t_min, t_max
     if law in ("annealed", "dreamtime"):
         centre = t_max + progress * (t_min - t_max)
@@ -80,6 +84,8 @@ def draw(
         low, high = max(t_min, centre - width / 2), min(t_max, centre + width / 2)
     ends = unshift_time(torch.tensor([low, high], dtype=torch.float64), shift).clamp(0, 1)
     u = uniform((n,), generator, dtype=torch.float64)
+    if strata > 1:
+        u = (torch.arange(strata).repeat_interleave(n // strata) + u) / strata
     if law == "logit_normal":
         share = torch.special.ndtr(ends.logit())
         base = torch.special.ndtri(share[0].lerp(share[1], u)).sigmoid()

@@ -69,13 +69,14 @@ def lift(
     optimiser goes back to the first whose gradient is missing; a twin has learnt those steps and skips them.
     """
     skipped = empty = 0
-    gathered, every = Accumulated(optimiser, clip=settings.clip), settings.accumulate
+    gathered, every, draws = Accumulated(optimiser, clip=settings.clip), settings.accumulate, settings.times.draws
     for step in range(first_step - first_step % every, settings.steps):
         scene.update(step, generator(settings.seed, step, "update"))
         set_rates(optimiser, settings.rates, step)
         camera = settings.views.camera(step, settings.seed).to(device)
-        bound, negatives = seen_from(prior, conditions, negative, camera=camera, settings=settings, extra=extra)
-        predict = WithTwin(bound, twin, pose(camera) if twin is not None else None)
+        asked = repeated(camera, draws)
+        bound, negatives = seen_from(prior, conditions, negative, camera=asked, settings=settings, extra=extra)
+        predict = WithTwin(bound, twin, pose(asked) if twin is not None else None)
         normals = settings.factor("orientation", step) > 0
         rendering = scene.render(camera, generator(settings.seed, step, "render"), normals=normals)
         latents = encoded(rendering, prior, settings)
@@ -94,12 +95,17 @@ def lift(
             metrics["twin_loss"] = predict.learn(latents.detach(), generator(settings.seed, step, "twin"))
         skipped = skipped + 1 if skip else 0
         empty = empty + 1 if metrics["opacity"] < 1e-3 else 0
-        metrics |= {"grad_norm": norm.item(), "skipped": float(skip), "network_calls": float(predict.calls)}
+        metrics |= {"grad_norm": norm.item(), "skipped": float(skip), "network_calls": float(draws * predict.calls)}
         if skipped >= settings.skip_limit:
             raise DivergedError(_diverged(step, skipped, metrics, bound))
         if empty == settings.empty_limit:
             warnings.warn(_empty(step, empty), stacklevel=2)
-        yield LiftState(step, metrics, camera, _detached(rendering), result.x0_hat)
+        yield LiftState(step, metrics, camera, _detached(rendering), result.x0_hat[: len(rendering.rgb)])
+
+
+def repeated(camera: Camera, times: int) -> Camera:
+    """The cameras `times` times over, in the order of the latents of `encoded`."""
+    return camera if times == 1 else camera.select(torch.arange(len(camera)).repeat(times))
 
 
 def pose(camera: Camera) -> Tensor:
@@ -139,8 +145,12 @@ def seen_from(
 
 
 def encoded(rendering: Rendering, prior: Prior, settings: LiftSettings) -> Tensor:
-    """The latents (B, C, h, w) of a rendering, with its graph."""
-    image = rendering.rgb
+    """The latents (draws B, C, h, w) of a rendering of B pictures, all of them once per draw, with its graph."""
+    latents = _latents(rendering.rgb, prior, settings)
+    return latents if settings.times.draws == 1 else latents.repeat(settings.times.draws, 1, 1, 1)
+
+
+def _latents(image: Tensor, prior: Prior, settings: LiftSettings) -> Tensor:
     if settings.latent:
         return image
     if settings.encode_size and image.shape[-1] != settings.encode_size:

@@ -63,7 +63,11 @@ class Views:
 
 @dataclass(frozen=True)
 class Times:
-    """How t is drawn: a window whose ends may move, a law with its numbers, and SD3's shift of the draw."""
+    """How t is drawn: a window whose ends may move, a law with its numbers, and SD3's shift of the draw.
+
+    `draws`: how many t and noises a rendering gets, whose gradients are averaged; each t lies in its own share of the
+    law (stratified), so their mean varies less than that of independent ones. ValueError for less than one.
+    """
 
     t_min: Value = field(default=Constant(0.02))
     t_max: Value = field(default=Constant(0.98))
@@ -71,9 +75,14 @@ class Times:
     shift: float = 1.0
     width: float = 0.0
     bump: Bump = BUMP
+    draws: int = 1
+
+    def __post_init__(self) -> None:
+        if self.draws < 1:
+            raise ValueError(f"draws: got {self.draws}, expected at least 1")
 
     def draw(self, n: int, step: int, steps: int, seed: int, *, schedule: Schedule = rectified_flow) -> Tensor:
-        """Times (n,) of a step; `schedule` is the prior's, for the law that weighs levels."""
+        """Times (n,) of a step, n a multiple of `draws`; `schedule` is the prior's, for the law that weighs levels."""
         return draw(
             n,
             generator(seed, step, "t"),
@@ -85,6 +94,7 @@ class Times:
             width=self.width,
             schedule=schedule,
             bump=self.bump,
+            strata=self.draws,
         )
 
 
