@@ -66,7 +66,7 @@ class Edited(NamedTuple):
     """Edits and reconstructions as pictures, network calls per edit and seconds of the batch."""
 
     new: Tensor
-    again: Tensor
+    again: Tensor | None
     calls: int
     seconds: float
 
@@ -121,8 +121,10 @@ def searched(prior: Any, case: Case, settings: Settings, first: int) -> Search:
     return Search(eps, editing.predict.calls, time.perf_counter() - started)
 
 
-def edited(prior: Any, case: Case, settings: Settings, first: int, search: Search, *, masked: bool) -> Edited:
-    """The edit of a batch, what it cost with its search, and the reconstruction by the same method."""
+def edited(
+    prior: Any, case: Case, settings: Settings, first: int, search: Search, *, masked: bool, rebuild: bool
+) -> Edited:
+    """The edit of a batch, what it cost with its search, and on request the reconstruction by the same method."""
     editing, started = bound_to(prior, case, settings), time.perf_counter()
     mask = max_pool2d((~case.pairs.outside).float(), case.plain.shape[-1] // case.x0.shape[-1]) if masked else None
 
@@ -134,9 +136,10 @@ def edited(prior: Any, case: Case, settings: Settings, first: int, search: Searc
 
     found = run(faithful=False)
     seconds, calls = time.perf_counter() - started, editing.predict.calls
-    again = run(faithful=True)
+    again = run(faithful=True) if rebuild else None
     with torch.no_grad():
-        return Edited(prior.decode(found), prior.decode(again), search.calls + calls, search.seconds + seconds)
+        pictures = prior.decode(found), None if again is None else prior.decode(again)
+    return Edited(*pictures, search.calls + calls, search.seconds + seconds)
 
 
 def measured(row: str, prior: Any, batches: dict[str, list[Case]], judge: Any) -> tuple[Figures, Tensor]:
@@ -147,10 +150,12 @@ def measured(row: str, prior: Any, batches: dict[str, list[Case]], judge: Any) -
     for kind in EDITS:
         parts: dict[str, list[Tensor]] = {}
         for case, first, search in zip(batches[kind], starts, searches, strict=True):
-            new, again, calls, seconds = edited(prior, case, settings, first, search, masked="+mask" in row)
+            given = {"masked": "+mask" in row, "rebuild": kind == EDITS[0]}
+            new, again, calls, seconds = edited(prior, case, settings, first, search, **given)
             kept = kept_edit(case.pairs.before, new, case.plain, KEEP)[0].clamp(0, 1)
             rows = score(case.pairs, new, judge, "plain") | score(case.pairs, kept, judge, "kept")
-            rows |= {"rec_psnr": psnr(again, case.pairs.before), "rec_ssim": ssim(again, case.pairs.before)}
+            if again is not None:
+                rows |= {"rec_psnr": psnr(again, case.pairs.before), "rec_ssim": ssim(again, case.pairs.before)}
             rows["seconds"] = torch.full((len(new),), seconds / len(new))
             for name, values in rows.items():
                 parts.setdefault(name, []).append(values.double())
