@@ -10,6 +10,7 @@ from collections.abc import MutableMapping
 from threestudio_rf import __version__
 from threestudio_rf.app.errors import FAILED, GOOD, INTERRUPTED, USER_ERROR, UserError
 from threestudio_rf.app.flags import Launch, translate
+from threestudio_rf.core.collector import uncollected
 
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -43,7 +44,8 @@ def _begin(argv: list[str]) -> int:
         print(__version__)
         return GOOD
     prepare(launch, os.environ)
-    from threestudio_rf.app.main import run
+    with uncollected():
+        from threestudio_rf.app.main import run
 
     return run(launch)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from threestudio_rf.core.collector import uncollected
 from threestudio_rf.priors.base import PriorError
 from threestudio_rf.priors.folder import load_part
 from threestudio_rf.priors.layout import Places
@@ -126,6 +127,7 @@ class FolderParts:
             self._present.add(name)
         return self.loaded[name]
 
+    @uncollected()
     def _load_network(self) -> Any:
         import diffusers
 
@@ -138,6 +140,7 @@ class FolderParts:
             options=self.options,
         )
 
+    @uncollected()
     def _load_vae(self) -> Any:
         from diffusers import AutoencoderKL, AutoencoderTiny
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from threestudio_rf.core.collector import uncollected
 from threestudio_rf.priors.folder import load_part
 from threestudio_rf.priors.sd_text import digest, load_tokenizer, tokenize, warn_cut, window
 
@@ -43,6 +44,7 @@ class SD3Text:
 
         return load_tokenizer(T5TokenizerFast if name == T5[0] else CLIPTokenizer, self.folder / name)
 
+    @uncollected()
     @torch.no_grad()
     def embed(self, texts: list[str]) -> list[dict[str, Tensor]]:
         """For each text `prompt` (T, width) and `pooled` (P,), on the CPU. Warns once of words CLIP does not read."""

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from threestudio_rf.core.collector import uncollected
 from threestudio_rf.priors.base import PriorError
 from threestudio_rf.priors.folder import load_part, quiet
 
@@ -88,6 +89,7 @@ class SDText:
 
         return load_tokenizer(CLIPTokenizer, self.folder / TOKENIZER)
 
+    @uncollected()
     @torch.no_grad()
     def embed(self, texts: list[str]) -> list[dict[str, Tensor]]:
         """For each text `prompt` (T, width), on the CPU. Warns once of words CLIP does not read."""
