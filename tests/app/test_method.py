@@ -49,12 +49,15 @@ def test_the_file_of_a_preset_is_its_row_of_the_table_whatever_the_experiment(na
     assert len((CONFIGS / f"loss/{name}.yaml").read_text().splitlines()) <= 25
 
 
-@pytest.mark.parametrize(("name", "draws"), [("tiny_rfds", 1), ("tiny_rfds_rev", 1), ("tiny_ours", 4)])
-def test_the_presets_for_objects_of_the_embedded_priors_are_their_method_at_scale_seven(name: str, draws: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "noise", "draws"), [("tiny_rfds", "random", 1), ("tiny_rfds_rev", "rev", 1), ("tiny_ours", "rev", 4)]
+)
+def test_the_presets_for_objects_of_the_embedded_priors_guide_at_seven(name: str, noise: str, draws: int) -> None:
     config = preset(name)
     check(config)
     made = lift_settings(config)
-    assert made.method == replace(METHODS[config.loss.name], scale=7.0) and name == f"tiny_{config.loss.name}"
+    assert made.method == replace(METHODS[config.loss.name], scale=7.0, noise=noise)
+    assert name == f"tiny_{config.loss.name}"
     assert config.loss.t_max == [400, 0.98, 0.7, 401] and made.times.draws == draws
     assert len((CONFIGS / f"loss/{name}.yaml").read_text().splitlines()) <= 25
 

@@ -21,6 +21,11 @@ class Accumulated:
         """What is optimised."""
         return [p for group in self.optimiser.param_groups for p in group["params"]]
 
+    def clear(self) -> None:
+        """Take the gradients from the parameters, without the profiler's hooks of `zero_grad`."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
     def add(self) -> None:
         """Take the gradients that the parameters hold now."""
         grads = [p.grad for p in self.parameters]

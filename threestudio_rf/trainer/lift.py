@@ -83,7 +83,7 @@ def lift(
         loss, result, metrics = objective(
             rendering, latents, prior, predict=predict, negatives=negatives, step=step, settings=settings
         )
-        optimiser.zero_grad(set_to_none=True)
+        gathered.clear()
         loss.backward()
         norm = gradient_norm(optimiser)
         skip = result.skipped or not bool(norm.isfinite())
