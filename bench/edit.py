@@ -41,7 +41,6 @@ from threestudio_rf.edit.delta import Delta
 from threestudio_rf.edit.method import METHODS, Settings
 from threestudio_rf.export.media import contact_sheet, png
 from threestudio_rf.priors.base import PriorError
-from threestudio_rf.priors.sd3 import SD3Prior
 from threestudio_rf.priors.tiny import load_tiny, weights_folder
 from threestudio_rf.tiny.judge import load_judge
 from threestudio_rf.tiny.pairs import EDITS, Pairs, held_out_pairs
@@ -98,8 +97,7 @@ def settings_of(row: str, prior: str) -> Settings:
 
 def bound_to(prior: Any, case: Case, settings: Settings) -> Editing:
     """The prior with the prompts of a batch."""
-    shift = prior.time_shift if isinstance(prior, SD3Prior) else 1.0
-    return begin(prior, settings, source=case.pairs.source, target=case.pairs.target, shift=shift)
+    return begin(prior, settings, source=case.pairs.source, target=case.pairs.target)
 
 
 def draws_of(case: Case, first: int) -> list[torch.Generator]:

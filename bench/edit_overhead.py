@@ -40,7 +40,7 @@ def works(prior: Any, name: str, pictures: int) -> tuple[Work, Work, int]:
     settings = method_of(name, prior.name, EditConfig())
     if isinstance(settings, IRFDS):
         settings = replace(settings, steps=min(20, settings.steps))
-    editing = begin(prior, settings, source=["a red ball"], target=["a blue ball"], shift=prior.time_shift)
+    editing = begin(prior, settings, source=["a red ball"], target=["a blue ball"])
     x0 = normal((pictures, *prior.latent_shape), generator(0, 0, "bench"))
 
     def edit() -> None:

@@ -40,8 +40,7 @@ OTHERS = (
 )
 SHOWN = ("a red mushroom", "a purple donut", "an orange snowman", "a green cone")
 SHOWN = (*SHOWN, "a blue cube", "a white house", "an orange star", "a green arrow")
-KEYS = ("judged_accuracy", "silhouette_iou", "chamfer", "colour_error", "janus", "seconds", "network_calls")
-KEYS = (*KEYS, "peak_memory_mb")
+KEYS = ("volume_iou", "silhouette_iou", "chamfer", "colour_error", "janus", "recognised", "seconds", "peak_memory_mb")
 
 
 def run(prompt: str, options: argparse.Namespace) -> dict[str, float | None] | None:
@@ -71,7 +70,7 @@ def mean(rows: list[dict[str, float | None] | None]) -> dict[str, float | None]:
     """Means over the runs; a failed run counts as 0 in accuracy and IoU."""
     result: dict[str, float | None] = {}
     for key in KEYS:
-        zero = key in ("judged_accuracy", "silhouette_iou")
+        zero = key in ("volume_iou", "silhouette_iou", "recognised")
         values = [(r or {}).get(key, 0.0 if zero else None) for r in rows]
         known = [value for value in values if value is not None]
         result[key] = sum(known) / len(known) if known else None

@@ -36,14 +36,15 @@ from threestudio_rf.priors.base import Bound, Condition, Prior, bind
 from threestudio_rf.priors.tiny import load_tiny, weights_folder
 from threestudio_rf.scenes.camera import orbit, random_views
 from threestudio_rf.scenes.image import ImageScene
+from threestudio_rf.tiny.colour import albedos
 from threestudio_rf.tiny.judge import Judge, load_judge
-from threestudio_rf.tiny.score import colour_error
-from threestudio_rf.tiny.score2d import border, standing_out
+from threestudio_rf.tiny.score2d import standing_out
+from threestudio_rf.tiny.strict import border
 from threestudio_rf.tiny.truth import subject
 from threestudio_rf.tiny.world import COLOURS, IMAGE_SIZE, SHAPES, View, compose, random_backgrounds, render
 
 PROMPTS = (*REVOLUTION, *OTHERS)
-SUBJECTS = [subject(prompt) for prompt in PROMPTS]
+SUBJECTS = [(found.solid.name, found.colours[0]) for prompt in PROMPTS if (found := subject(prompt))]
 FRONT = orbit(1, height=IMAGE_SIZE, width=IMAGE_SIZE)
 WINDOW = (0.02, 0.98)
 
@@ -123,7 +124,7 @@ def figures(latents: Tensor, prior: Prior, judge: Judge, norm: float) -> tuple[l
         judged = verdict.shape[i].argmax() == list(SHAPES).index(shape)
         right.append(float(judged and verdict.colour[i].argmax() == list(COLOURS).index(colour)))
         truth: View = render(SHAPES[shape], FRONT)
-        errors.append(colour_error(image[None], masks[i : i + 1], truth, COLOURS[colour]))
+        errors.append(albedos(image[None], masks[i : i + 1], truth, torch.tensor(COLOURS[colour])).error)
     known = [error for error in errors if error is not None]
     mean = sum(known) / len(known) if known else float("nan")
     relative = latents.flatten(1).norm(dim=1).mean().item() / norm

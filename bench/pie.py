@@ -37,7 +37,6 @@ from threestudio_rf.app.tuned import method_of
 from threestudio_rf.core.random import generator
 from threestudio_rf.export.media import png
 from threestudio_rf.priors.base import Prior
-from threestudio_rf.priors.sd3 import SD3Prior
 from threestudio_rf.trainer.edit import begin
 
 PICTURES = "annotation_images"
@@ -47,12 +46,11 @@ def edit(prior: Prior, method: str, item: Item, data: Path, *, keep: float, seed
     """The edited picture (3, H, W) at its own size."""
     image = read_picture(data / PICTURES / item.image, "image")
     small = fitted(image, picture_size(prior, device), "image")
-    shift = prior.time_shift if isinstance(prior, SD3Prior) else 1.0
     settings = method_of(method, prior.name, EditConfig())
     with torch.no_grad():
         x0 = prior.encode(small.to(device))
         given = Given(item.name, image, None, small, x0, prior.decode(x0).cpu())
-    editing = begin(prior, settings, source=[item.source], target=[item.target], shift=shift)
+    editing = begin(prior, settings, source=[item.source], target=[item.target])
     *_, state = editing.edit(x0, generator=generator(seed, 0, "edit"))
     with torch.no_grad():
         return delivered(given, prior.decode(state.x).cpu(), keep)[0]

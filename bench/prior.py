@@ -1,10 +1,12 @@
-"""How often an embedded prior's own samples are judged right: every prompt x 4 view words x seeds, 20 steps.
+"""How sharply a prior of the tiny world sees it: the strict figure of its own samples, and how many are recognised.
 
-    python bench/prior.py [--prior tiny_sd3] [--seeds 4] [--cfg 5] [--steps 20] [--shift 3] [--sheet sheet.png]
+    python bench/prior.py [--prior tiny_sd3] [--samples 24] [--views four|octants] [--cfg 5] [--steps 20] [--shift 3]
+                          [--sheet sheet.png] [--shapes all|twelve]
 
-Flows take Euler steps under `--shift`, noise models DDIM steps with eta 0 on Stable Diffusion's own times, where there
-is no shift. `--cfg` and `--shift` are those of `PRESETS` unless given. Prints the share of samples whose judged shape
-AND colour are the prompt's, by shape, colour and view word.
+Every shape, colours and view words in turn. Flows take Euler steps under `--shift`, noise models DDIM steps with eta 0
+on Stable Diffusion's own times, where there is no shift. `--cfg` and `--shift` are those of `PRESETS` unless given.
+Prints for every shape the nearest-view IoU of the samples, its bound (true views, of cameras that are not in the bank,
+through the prior's first stage) and the share of samples whose judged shape AND colour are the prompt's.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from torch import Tensor
 
+from threestudio_rf.app.prior import bank_cache
 from threestudio_rf.core.level import DiscreteVP
 from threestudio_rf.core.random import generator, normal
 from threestudio_rf.core.sample import guided
@@ -27,15 +31,24 @@ from threestudio_rf.core.solve import solve
 from threestudio_rf.core.times import ddim_times, spacing
 from threestudio_rf.export.media import png
 from threestudio_rf.priors.base import Prior, bind
-from threestudio_rf.priors.tiny import EMBEDDED, load_tiny, weights_folder
-from threestudio_rf.tiny.judge import load_judge
-from threestudio_rf.tiny.world import COLOURS, SHAPES, VIEW_WORDS, prompt_of
+from threestudio_rf.priors.tiny import EMBEDDED, known_words, load_tiny, weights_folder
+from threestudio_rf.priors.views import HEIGHTS, OCTANT_WORDS
+from threestudio_rf.scenes.camera import random_views
+from threestudio_rf.tiny.exact import ExactPrior
+from threestudio_rf.tiny.judge import Judge, load_judge
+from threestudio_rf.tiny.shapes import SHAPES, TWELVE
+from threestudio_rf.tiny.stage import palette
+from threestudio_rf.tiny.strict import nearest_view_iou
+from threestudio_rf.tiny.world import COLOURS, VIEW_WORDS, compose, prompt_of, random_backgrounds, render
 
 PRESETS = {"tiny_sd3": (3.5, 3.0), "tiny_sd": (4.0, 1.0), "tiny_sd_v": (4.0, 1.0), "tiny_instaflow": (1.5, 1.0)}
+PRESETS |= {"tiny_exact": (1.0, 1.0)}
 """Guidance scale and shift."""
+HELD_OUT = 1_000_000
+CACHE = bank_cache("")
 
 
-def times_of(prior: Prior, steps: int, shift: float) -> torch.Tensor:
+def times_of(prior: Prior, steps: int, shift: float) -> Tensor:
     """(steps + 1,) falling times; ValueError for a shift on a table."""
     if not isinstance(prior.schedule, DiscreteVP):
         return spacing(steps, shift=shift)
@@ -44,52 +57,90 @@ def times_of(prior: Prior, steps: int, shift: float) -> torch.Tensor:
     return ddim_times(steps, len(prior.schedule), offset=1)
 
 
+def prior_of(name: str) -> Prior:
+    """An embedded prior, or the exact one."""
+    return ExactPrior(cache=CACHE) if name == "tiny_exact" else load_tiny(name)
+
+
+def bound(prior: Prior, shape: str, size: int, n: int) -> float:
+    """The strict figure of true held-out views through the prior's first stage."""
+    solid, draw = SHAPES[shape], generator(HELD_OUT, 0, "bound")
+    named = palette()[torch.arange(n) % len(COLOURS)]
+    view = render(solid, random_views(n, draw, height=size, width=size))
+    image = compose(view, solid.palette(named), random_backgrounds(named, draw))
+    return float(nearest_view_iou(prior.decode(prior.encode(image)), solid, cache=CACHE).mean())
+
+
+def samples(prior: Prior, prompts: list[str], options: argparse.Namespace, *, number: int) -> Tensor:
+    """Pictures (N, 3, H, W) of the prompts."""
+    scale, shift = options.cfg, options.shift
+    predict = bind(prior, {"cond": prior.embed(prompts), "uncond": prior.embed([""])})
+    field = guided(predict, scale, schedule=prior.schedule, kind=prior.kind)
+    start = normal((len(prompts), *prior.latent_shape), generator(0, number, "bench/prior"))
+    times = times_of(prior, options.steps, shift)
+    *_, latents = solve(field, start, times, schedule=prior.schedule, kind=prior.kind)
+    return prior.decode(latents)
+
+
+def right(judge: Judge, image: Tensor, shape: str, colours: list[int]) -> Tensor:
+    """Which pictures (N,) the judge names rightly; NaN for a shape it does not know."""
+    verdict, number = judge(image), list(SHAPES).index(shape)
+    if number >= verdict.shape.shape[1]:
+        return torch.full((len(image),), torch.nan)
+    found = (verdict.shape.argmax(-1) == number) & (verdict.colour.argmax(-1) == torch.tensor(colours))
+    return found.float()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prior", choices=EMBEDDED, default="tiny_sd3")
-    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--prior", choices=(*EMBEDDED, "tiny_exact"), default="tiny_sd3")
+    parser.add_argument("--samples", type=int, default=24, help="of every shape")
+    parser.add_argument("--views", choices=("four", "octants"))
+    parser.add_argument("--shapes", choices=("all", "twelve"))
     parser.add_argument("--cfg", type=float)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--shift", type=float)
     parser.add_argument("--sheet", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(2)
-    prior, judge = load_tiny(options.prior), load_judge(weights_folder())
-    given = zip((options.cfg, options.shift), PRESETS[options.prior], strict=True)
-    scale, shift = (default if value is None else value for value, default in given)
-    index = torch.cartesian_prod(torch.arange(len(SHAPES)), torch.arange(len(COLOURS)), torch.arange(4))
-    shapes, colours = list(SHAPES), list(COLOURS)
-    texts = [f"{prompt_of(shapes[s], colours[c])}, {VIEW_WORDS[v]} view" for s, c, v in index.tolist()]
-    conditions, empty = prior.embed(texts), prior.embed([""])
-    times = times_of(prior, options.steps, shift)
-    started, right, pictures = time.perf_counter(), [], []
-    for seed in range(options.seeds):
-        for number, rows in enumerate(torch.arange(len(texts)).split(96)):
-            predict = bind(prior, {"cond": conditions.select(rows), "uncond": empty})
-            field = guided(predict, scale, schedule=prior.schedule, kind=prior.kind)
-            start = normal((len(rows), *prior.latent_shape), generator(seed, number, "bench/prior"))
-            *_, latents = solve(field, start, times, schedule=prior.schedule, kind=prior.kind)
-            image = prior.decode(latents)
-            verdict = judge(image)
-            hits = torch.stack(
-                (verdict.shape.argmax(-1) == index[rows, 0], verdict.colour.argmax(-1) == index[rows, 1])
-            )
-            right.append(torch.cat((index[rows], hits.T, torch.full((len(rows), 1), seed)), dim=1))
-            if seed == 0:
-                pictures.append(image)
-    table = torch.cat(right)
-    both = (table[:, 3] & table[:, 4]).float()
-    print(f"samples {len(both)}  both {both.mean():.4f}  shape {table[:, 3].float().mean():.4f}  ", end="")
-    print(f"colour {table[:, 4].float().mean():.4f}  seconds {time.perf_counter() - started:.0f}")
-    for title, column, names in (("shape", 0, shapes), ("colour", 1, colours), ("view", 2, VIEW_WORDS)):
-        shares = [f"{name} {both[table[:, column] == i].mean():.3f}" for i, name in enumerate(names)]
-        print(f"  by {title}: " + ", ".join(shares))
+    prior, judge, started = prior_of(options.prior), load_judge(weights_folder()), time.perf_counter()
+    own = (
+        set(SHAPES) if options.prior == "tiny_exact" else set(known_words(weights_folder() / folder_of(options.prior)))
+    )
+    octants = options.prior == "tiny_exact" or set(HEIGHTS) <= own
+    options.cfg, options.shift = (
+        given if given is not None else default
+        for given, default in zip((options.cfg, options.shift), PRESETS[options.prior], strict=True)
+    )
+    words = OCTANT_WORDS if options.views == "octants" or (options.views is None and octants) else VIEW_WORDS
+    shapes = [name for name in (TWELVE if options.shapes == "twelve" else SHAPES) if name in own]
+    rows, sheet, size = [], [], None
+    for number, shape in enumerate(shapes):
+        colours = [i % len(COLOURS) for i in range(options.samples)]
+        names = [words[(7 * i + number) % len(words)] for i in range(options.samples)]
+        prompts = [f"{prompt_of(shape, list(COLOURS)[c])}, {w} view" for c, w in zip(colours, names, strict=True)]
+        image = samples(prior, prompts, options, number=number)
+        size = image.shape[-1]
+        found = nearest_view_iou(image, SHAPES[shape], cache=CACHE).mean()
+        rows.append(
+            (float(found), bound(prior, shape, size, options.samples), right(judge, image, shape, colours).mean())
+        )
+        print(f"  {shape:<9} IoU {rows[-1][0]:.3f}  bound {rows[-1][1]:.3f}  recognised {rows[-1][2]:.3f}", flush=True)
+        sheet.append(image[:10].permute(1, 2, 0, 3).flatten(2))
+    table = torch.tensor(rows)
+    print(f"{options.prior}, scale {options.cfg:g}, {options.samples} samples of {len(shapes)} shapes: ", end="")
+    print(f"nearest-view IoU mean {table[:, 0].mean():.3f} worst {table[:, 0].min():.3f}, ", end="")
+    print(f"bound {table[:, 1].mean():.3f} / {table[:, 1].min():.3f}, largest gap ", end="")
+    print(f"{(table[:, 1] - table[:, 0]).max():.3f}, recognised {table[:, 2].nanmean():.3f}, ", end="")
+    print(f"{time.perf_counter() - started:.0f} s")
     if options.sheet:
-        grid = torch.cat(pictures).reshape(len(shapes), len(colours), 4, 3, 64, 64)
-        picked = grid[:, torch.arange(10), torch.arange(10) % 4]
-        sheet = picked.permute(2, 0, 3, 1, 4).reshape(3, len(shapes) * 64, 10 * 64)
         options.sheet.parent.mkdir(parents=True, exist_ok=True)
-        png(options.sheet, sheet)
+        png(options.sheet, torch.cat(sheet, dim=1))
+
+
+def folder_of(prior: str) -> str:
+    """The folder of an embedded prior's weights."""
+    return prior.replace("_", "-")
 
 
 if __name__ == "__main__":

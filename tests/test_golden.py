@@ -50,7 +50,7 @@ def test_evaluate_and_export_golden(lifted: Path) -> None:
     first = json.loads((lifted / "metrics.json").read_text())
     assert start(["task=evaluate", f"resume={lifted}"]) == 0
     again = json.loads((lifted / "metrics.json").read_text())
-    for key in ("judged_accuracy", "silhouette_iou", "colour_error"):
+    for key in ("recognised", "volume_iou", "silhouette_iou", "colour_error"):
         assert math.isclose(again[key], first[key], abs_tol=1e-9)
     assert start(["task=export", f"resume={lifted}", "export.resolution=24", "export.formats=[glb]"]) == 0
 
@@ -66,7 +66,7 @@ def test_sample_golden(tmp_path: Path) -> None:
 def test_train_tiny_golden(tmp_path: Path) -> None:
     sizes = ["train_tiny.steps=2", "train_tiny.per_shape=2", "train_tiny.batch=4", f"train_tiny.folder={tmp_path}/t"]
     patches = ["train_tiny.discriminator=hinge", "train_tiny.perceptual=0.1"]
-    for part in ("vae", "sd3", "sd", "sd_v", "judge"):
+    for part in ("vae", "instaflow", "sd3", "sd", "sd_v", "judge"):
         more = patches if part == "vae" else []
         assert start(["task=train_tiny", f"train_tiny.part={part}", *sizes, *more, f"exp_root_dir={tmp_path}"]) == 0
     assert (tmp_path / "t/vae_adversarial.pt").exists()

@@ -15,12 +15,13 @@ from threestudio_rf.app import console, evaluate, words
 from threestudio_rf.tiny.judge import Judge
 
 KEYS = [
-    "judged_accuracy",
+    "volume_iou",
     "silhouette_iou",
     "chamfer",
     "colour_error",
     "saturation",
     "janus",
+    "recognised",
     "seconds",
     "network_calls",
     "seconds_to_right",
@@ -49,7 +50,12 @@ def test_a_finished_run_gets_its_figures_as_a_table_and_as_json(judged, again, l
     assert code == 0 and folder == again
     found = json.loads((again / "metrics.json").read_text())
     assert list(found) == KEYS
-    assert 0 <= found["judged_accuracy"] <= 1 and 0 <= found["silhouette_iou"] <= 1 and found["chamfer"] > 0
+    assert (
+        0 <= found["recognised"] <= 1
+        and 0 <= found["volume_iou"] <= 1
+        and 0 <= found["silhouette_iou"] <= 1
+        and found["chamfer"] > 0
+    )
     assert found["janus"] is None and found["seconds"] > 0 and found["peak_memory_mb"] > 50
     assert found["network_calls"] == 6 * 3
     for key in KEYS:
@@ -66,16 +72,16 @@ def test_a_judge_that_is_not_whole_gives_no_figures(again, launcher, monkeypatch
     monkeypatch.setattr(evaluate, "verify_weights", lambda part: [f"{part} differs"])
     code, _, _, err = launcher("task=evaluate", f"resume={again}", f"exp_root_dir={again.parents[1]}")
     assert code == 2 and "the judge is not whole: judge.safetensors differs" in err
-    assert "judged_accuracy" not in json.loads((again / "metrics.json").read_text())
+    assert "recognised" not in json.loads((again / "metrics.json").read_text())
 
 
 def test_an_unknown_word_is_named_with_what_is_known_and_what_else_to_use(monkeypatch, capfd):
     console.open_log("info")
-    monkeypatch.setattr(words, "unknown_words", lambda prompt: ["hamburger"])
-    assert words.warn_unknown_words("a red hamburger") == ["hamburger"]
+    monkeypatch.setattr(words, "unknown_words", lambda prompt, folder: ["hamburger"])
+    assert words.warn_unknown_words("a red hamburger", "tiny_sd3") == ["hamburger"]
     text = capfd.readouterr().err
     for part in ("warning: ", "hamburger", "mushroom", "purple", "prior.path=", "experiment=rfds_sd3"):
         assert part in text
     assert len(text.splitlines()) == 1
-    monkeypatch.setattr(words, "unknown_words", lambda prompt: [])
-    assert words.warn_unknown_words("a red ball") == [] and capfd.readouterr().err == ""
+    monkeypatch.setattr(words, "unknown_words", lambda prompt, folder: [])
+    assert words.warn_unknown_words("a red ball", "tiny_sd3") == [] and capfd.readouterr().err == ""

@@ -152,16 +152,16 @@ def run_folder(tmp_path):
 def test_means_leave_out_what_is_not_known_and_count_a_failure_as_wrong(run_folder):
     given = {"run": run_folder, "colour_error": 10.0, "seconds": 5.0, "network_calls": 100.0}
     group = [
-        result(**given, judged_accuracy=1.0, seconds_to_right=2.0),
-        result(seed=1, **given, judged_accuracy=0.5, seconds_to_right=None),
+        result(**given, recognised=1.0, seconds_to_right=2.0),
+        result(seed=1, **given, recognised=0.5, seconds_to_right=None),
         result(seed=2),
     ]
     found = means(group)
-    assert found["judged_accuracy"] == pytest.approx(0.5) and found["colour_error"] == 10
+    assert found["recognised"] == pytest.approx(0.5) and found["colour_error"] == 10
     assert found["seconds_per_step"] == pytest.approx(0.1) and found["calls_per_step"] == 2
     assert found["seconds_to_right"] == 2 and found["janus"] is None
-    assert "| tiny_sd3 | rfds | 2/3 | 0.5 | 10 | 0.1 | 2 | 2 (1/3) |" in table(group)
-    assert means([result()])["judged_accuracy"] is None
+    assert "| tiny_sd3 | rfds | 2/3 | 10 | 0.5 | 0.1 | 2 | 2 (1/3) |" in table(group)
+    assert means([result()])["recognised"] is None
     assert failures(group) == "Without figures:\n\n- rfds, tiny_sd3, 'a', seed 2: boom" and failures(group[:2]) == ""
     assert csv_text(group).splitlines()[3].startswith("rfds,tiny_sd3,a,2,failed")
 
@@ -174,7 +174,7 @@ def test_a_twins_loss_is_its_mean_over_the_first_and_the_last_fifth(run_folder):
     assert twin_losses(run_folder) == pytest.approx(
         {"twin_loss_first": (1 / 2 + 1 / 3) / 2, "twin_loss_last": 0.19 / 1.8}
     )
-    group = [result(run=run_folder, judged_accuracy=1.0), result(seed=1)]
+    group = [result(run=run_folder, recognised=1.0), result(seed=1)]
     assert "twin's loss, first | last |" in table(group) and "| 0.417 | 0.106 |" in table(group)
 
 
@@ -196,7 +196,7 @@ def test_the_tables_are_put_between_two_lines_of_a_page(run_folder, tmp_path):
     page.parent.mkdir()
     page.write_text("# Grid\n\n<!-- g -->\nold\n<!-- end of g -->\n\nafter\n")
     for _ in range(2):
-        write_grid(tmp_path, [result(run=run_folder, judged_accuracy=1.0)], title="g", docs=str(page))
+        write_grid(tmp_path, [result(run=run_folder, recognised=1.0)], title="g", docs=str(page))
     text = page.read_text()
     assert text.startswith("# Grid\n\n<!-- g -->\n\n| prior |") and text.endswith("<!-- end of g -->\n\nafter\n")
     assert "old" not in text and text.count("| rfds |") == 1 and (tmp_path / "docs/images/g.png").exists()

@@ -13,7 +13,7 @@ import torch
 from threestudio_rf.priors.tiny import weights_folder
 from threestudio_rf.tiny.judge import load_judge
 from threestudio_rf.tiny.pairs import EDITS, held_out_pairs
-from threestudio_rf.tiny.shapes import SHAPES
+from threestudio_rf.tiny.shapes import SHAPES, TWELVE
 from threestudio_rf.tiny.truth import subject
 from threestudio_rf.tiny.world import COLOURS
 
@@ -25,8 +25,9 @@ def test_an_edit_changes_what_it_names_and_nothing_outside() -> None:
         before, after = ([subject(text) for text in texts] for texts in (pairs.source, pairs.target))
         names, colours = list(SHAPES), list(COLOURS)
         for old, new, shape, colour in zip(before, after, *pairs.wanted, strict=True):
-            assert new == (names[shape], colours[colour]) and old is not None
-            assert (old[0] == new[0], old[1] == new[1]) == (kind == "colour", kind == "shape")
+            assert new is not None and (new.solid.name, new.colours) == (names[shape], (colours[colour],))
+            assert old is not None and names[shape] in TWELVE
+            assert (old.solid == new.solid, old.colours == new.colours) == (kind == "colour", kind == "shape")
         same = (pairs.before == pairs.after).all(1, keepdim=True)
         assert bool(same[pairs.outside].all()) and 0.2 < pairs.outside.float().mean() < 0.95
         assert pairs.before.shape == pairs.after.shape == (32, 3, 24, 24)

@@ -19,8 +19,10 @@ from torch import Tensor
 
 from threestudio_rf.core.random import generator
 from threestudio_rf.scenes.camera import Camera, sphere_views
-from threestudio_rf.tiny import score
+from threestudio_rf.tiny import colour, score
+from threestudio_rf.tiny.fit import Fit, placed, true_volume
 from threestudio_rf.tiny.shapes import SHAPES
+from threestudio_rf.tiny.truth import TrueMesh, subject, true_mesh
 from threestudio_rf.tiny.world import COLOURS, compose, render, view_of
 
 
@@ -42,7 +44,7 @@ def box(x: float, y: float, z: float) -> Triangles:
 
 def plates(gap: float) -> Triangles:
     """Two unit squares at z = -gap / 2 and gap / 2."""
-    square = torch.tensor([[0.0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]])
+    square = torch.tensor([[0.0, 0, -gap / 2], [1, 0, -gap / 2], [1, 1, -gap / 2], [0, 1, -gap / 2]])
     corners = torch.cat((square, square + torch.tensor([0, 0, gap])))
     return Triangles(corners, torch.tensor([[0, 1, 2], [0, 2, 3], [4, 5, 6], [4, 6, 7]]))
 
@@ -50,11 +52,11 @@ def plates(gap: float) -> Triangles:
 @pytest.mark.parametrize("name", ["mushroom", "chair"])
 def test_the_true_silhouette_scores_one_wherever_it_was_moved(name: str):
     camera, shape = views(), SHAPES[name]
-    assert score.silhouette_iou(render(shape, camera).mask, score.masks_of(shape, camera)) == 1
-    moved = render(shape, camera, scale=1.2, shift=-0.15).mask
-    fit = score.fit_silhouette(moved, score.masks_of(shape, camera))
-    assert fit.iou > 0.97 and fit.iou > 0.2 + score.mean_iou(moved > 0.5, render(shape, camera).mask > 0.5)
-    assert fit.scale == pytest.approx(1.2, abs=0.03) and fit.shift == pytest.approx(-0.15, abs=0.02)
+    moved = render(shape, camera, scale=1.2, shift=-0.15, turn=30).mask
+    assert score.silhouette_iou(moved, shape, camera, Fit(0.0, 1.2, -0.15, 30.0)) == 1
+    assert score.silhouette_iou(moved, shape, camera, Fit(0.0)) < 0.8
+    turned = Camera(camera.azimuth - 30, camera.elevation, camera.distance, camera.fovy, 32, 32)
+    assert torch.equal(render(shape, camera, turn=30).mask, render(shape, turned).mask)
 
 
 def test_a_smaller_ball_overlaps_by_the_square_of_its_size_until_it_is_fitted():
@@ -62,13 +64,7 @@ def test_a_smaller_ball_overlaps_by_the_square_of_its_size_until_it_is_fitted():
     small = render(ball, camera, scale=0.8).mask
     apparent = 0.8**2 * (1.8**2 - 0.42**2) / (1.8**2 - (0.8 * 0.42) ** 2)
     assert score.mean_iou(small > 0.5, render(ball, camera).mask > 0.5) == pytest.approx(apparent, abs=0.02)
-    assert score.silhouette_iou(small, score.masks_of(ball, camera)) > 0.98
-
-
-def test_a_wrong_azimuth_is_not_searched_away():
-    camera, chair = views(), SHAPES["chair"]
-    turned = Camera(camera.azimuth + 90, camera.elevation, camera.distance, camera.fovy, 32, 32)
-    assert score.silhouette_iou(render(chair, turned).mask, score.masks_of(chair, camera)) < 0.85
+    assert score.silhouette_iou(small, ball, camera, Fit(0.0, 0.8)) == 1
 
 
 def test_each_view_counts_the_same_and_one_half_is_the_border():
@@ -77,13 +73,14 @@ def test_each_view_counts_the_same_and_one_half_is_the_border():
     opacity = torch.zeros_like(mask)
     opacity[0, :, :, :4], opacity[0, :, :, 4:], opacity[1, 0, 0, :4] = 0.51, 0.49, 0.9
     assert score.mean_iou(opacity > 0.5, mask > 0.5) == pytest.approx((1 / 2 + 1 / 4 + 1) / 3)
-    assert score.silhouette_iou(opacity, lambda scale, shift: mask) == pytest.approx((1 / 2 + 1 / 4 + 1) / 3)
-    assert score.silhouette_iou(torch.zeros_like(mask), lambda scale, shift: mask) == 0
+    assert score.mean_iou(torch.zeros_like(mask) > 0.5, mask > 0.5) == pytest.approx(1 / 3)
 
 
 def test_chamfer_of_parallel_plates_is_half_the_difference_of_their_gaps():
     found = score.chamfer(plates(0.1), plates(0.34), 4000, generator=generator(0, 0, "chamfer"))
     assert found == pytest.approx(0.12, abs=0.002)
+    twice = [Triangles(2 * mesh.vertices, mesh.faces) for mesh in (plates(0.1), plates(0.34))]
+    assert score.chamfer(*twice, 4000, generator=generator(0, 0, "chamfer")) == pytest.approx(found, rel=1e-6)
 
 
 def test_chamfer_agrees_with_brute_force():
@@ -96,18 +93,25 @@ def test_chamfer_agrees_with_brute_force():
     assert abs(float(gap.amin(0).mean() - gap.amin(1).mean())) > 1e-3
 
 
-def test_chamfer_of_a_mesh_with_itself_is_the_floor_at_any_place_and_size():
+def test_chamfer_of_a_mesh_with_itself_is_the_floor_and_it_is_not_searched_for_where_it_stands():
     cube = box(1.0, 1.0, 1.0)
-    moved = Triangles(cube.vertices * 3.7 + torch.tensor([5.0, -2.0, 1.0]), cube.faces)
+    moved = Triangles(cube.vertices + torch.tensor([5.0, 0.0, 0.0]), cube.faces)
     here = score.chamfer(cube, cube, 5000, generator=generator(0, 0, "a"))
-    there = score.chamfer(moved, cube, 5000, generator=generator(0, 0, "a"))
-    assert here == pytest.approx(0.5 * (6 / 5000) ** 0.5, rel=0.1) and there == pytest.approx(here, rel=1e-6)
+    assert here == pytest.approx(0.5 * (6 / 5000) ** 0.5, rel=0.1)
+    assert score.chamfer(moved, cube, 5000, generator=generator(0, 0, "a")) > 4
+
+
+def test_the_true_mesh_stands_as_the_fit_says():
+    mesh = TrueMesh(torch.tensor([[0.2, 0.0, 0.1]]), torch.zeros(0, 3, dtype=torch.long))
+    stood = score.standing(mesh, Fit(0.0, 1.5, -0.2, 90.0)).vertices[0]
+    assert torch.allclose(stood.float(), torch.tensor([0.0, 0.3, -0.05]), atol=1e-6)
+    assert torch.allclose(placed(stood, Fit(0.0, 1.5, -0.2, 90.0)).float(), mesh.vertices[0], atol=1e-6)
 
 
 def test_points_are_uniform_over_the_used_surface():
     vertices = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [-3, 0, 0], [9, 9, 9]])
     mesh = Triangles(vertices, torch.tensor([[0, 1, 2], [0, 2, 3]]))
-    points = score.surface_points(mesh, 40_000, generator(0, 0, "points")) * 4 - torch.tensor([1.0, -0.5, 0.0])
+    points = score.surface_points(mesh, 40_000, generator(0, 0, "points"))
     assert torch.allclose(points.amin(0), torch.tensor([-3.0, 0, 0]).double(), atol=0.05)
     assert float((points[:, 0] > 0).double().mean()) == pytest.approx(0.25, abs=0.01)
     right = points[points[:, 0] > 0].mean(0)
@@ -119,10 +123,10 @@ def test_points_are_uniform_over_the_used_surface():
 def test_lab_is_that_of_skimage():
     rgb = torch.rand(7, 5, 3, generator=generator(0, 0, "lab"), dtype=torch.float64)
     rgb[0, 0], rgb[0, 1], rgb[0, 2] = 0.0, 0.03, 0.0405
-    assert np.allclose(score.lab(rgb).numpy(), color.rgb2lab(rgb.numpy()), atol=2e-3)
+    assert np.allclose(colour.lab(rgb).numpy(), color.rgb2lab(rgb.numpy()), atol=2e-3)
     a, b = (torch.tensor(COLOURS[name]) for name in ("red", "orange"))
     expected = color.deltaE_cie76(color.rgb2lab(a.numpy()), color.rgb2lab(b.numpy()))
-    assert float((score.lab(a) - score.lab(b)).norm()) == pytest.approx(float(expected), abs=1e-2)
+    assert float((colour.lab(a) - colour.lab(b)).norm()) == pytest.approx(float(expected), abs=1e-2)
 
 
 @pytest.mark.parametrize("name", ["table", "snowman"])
@@ -131,15 +135,27 @@ def test_the_true_albedo_is_found_before_any_background_and_its_changes_are_seen
     truth, red = render(SHAPES[name], camera), torch.tensor([COLOURS["red"]])
     for background in ([[0.0, 0.0, 0.0]], [[0.2, 1.0, 0.9]]):
         image = compose(truth, red, torch.tensor(background))
-        assert score.colour_error(image, truth.mask, truth, COLOURS["red"]) < 1.5
-        found = score.albedos(image, truth.mask, truth)
-        assert found.shape == (4, 3) and torch.allclose(found, red.expand(4, 3), atol=0.03)
+        seen = colour.albedos(image, truth.mask, truth, red[0])
+        assert seen.error is not None and seen.error < 1.5
+        assert seen.found.shape == (4, 3) and torch.allclose(seen.found, red.expand(4, 3), atol=0.03)
+        assert torch.allclose(seen.true, red.expand(4, 3))
     dark, vivid = 0.6 * red, red * torch.tensor([1.1, 0.0, 0.0])
     for other in (dark, vivid):
         image = compose(truth, other, torch.zeros(1, 3))
-        expected = float((score.lab(other) - score.lab(red)).norm())
-        assert score.colour_error(image, truth.mask, truth, COLOURS["red"]) == pytest.approx(expected, abs=1.5)
-    assert score.colour_error(image, torch.zeros_like(truth.mask), truth, COLOURS["red"]) is None
+        expected = float((colour.lab(other) - colour.lab(red)).norm())
+        assert colour.albedos(image, truth.mask, truth, red[0]).error == pytest.approx(expected, abs=1.5)
+    assert colour.albedos(image, torch.zeros_like(truth.mask), truth, red[0]).error is None
+
+
+def test_parts_in_colours_of_their_own_count_with_the_area_that_they_show():
+    camera, car = views(4, 64), SHAPES["car"]
+    truth, palette = render(car, camera), car.palette(torch.tensor([COLOURS["red"]]))
+    image = compose(truth, palette, torch.full((1, 3), 0.5))
+    seen = colour.albedos(image, truth.mask, truth, palette[0])
+    assert seen.error < 2.5 and abs(seen.saturation) < 2.5
+    assert (seen.true - torch.tensor(COLOURS["red"])).abs().max() > 0.1
+    plain = compose(truth, torch.tensor([COLOURS["red"]]), torch.full((1, 3), 0.5))
+    assert colour.albedos(plain, truth.mask, truth, palette[0]).error > 10
 
 
 def test_a_picture_is_judged_right_only_when_shape_and_colour_are():
@@ -160,7 +176,7 @@ def test_janus_is_the_share_of_wrong_words_among_views_that_have_one():
 
 
 def test_a_true_scene_gets_full_marks_and_a_false_one_does_not():
-    camera, mesh = views(5), box(0.6, 0.5, 0.9)
+    camera, mesh = views(5), true_mesh(SHAPES["chair"], resolution=64)
     truth = view_of(camera.azimuth, camera.elevation)
 
     def says_red_chair(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -168,13 +184,14 @@ def test_a_true_scene_gets_full_marks_and_a_false_one_does_not():
         rows = [list(SHAPES).index("chair")], [list(COLOURS).index("red")]
         return *(torch.eye(n)[row].expand(5, -1) for n, row in zip((12, 10), rows, strict=True)), torch.eye(4)[truth]
 
-    def marks(scene_shape: str, colour: str) -> dict[str, float | None]:
+    def marks(scene_shape: str, name: str) -> dict[str, float | None]:
+        about = subject(f"a {name} chair")
+        assert about is not None
         return score.score_scene(
-            score.TrueScene(SHAPES[scene_shape], COLOURS[colour]),
+            score.TrueScene(SHAPES[scene_shape], torch.tensor(COLOURS[name])),
+            true_volume(SHAPES[scene_shape], 0.62),
             mesh if scene_shape == "chair" else None,
-            shape="chair",
-            colour=colour,
-            truth=mesh,
+            subject=about,
             judge=says_red_chair,
             generator=generator(0, 0, "score"),
             camera=camera,
@@ -182,21 +199,20 @@ def test_a_true_scene_gets_full_marks_and_a_false_one_does_not():
         )
 
     right, wrong = marks("chair", "red"), marks("ball", "blue")
-    assert list(right) == ["judged_accuracy", "silhouette_iou", "chamfer", "colour_error", "saturation", "janus"]
+    keys = ["volume_iou", "silhouette_iou", "chamfer", "colour_error", "saturation", "janus", "recognised"]
+    assert list(right) == keys and right["volume_iou"] == 1 and wrong["volume_iou"] < 0.4
     assert abs(right["saturation"]) < 2 < abs(wrong["saturation"])
-    assert right["judged_accuracy"] == 1 and right["silhouette_iou"] == 1 and right["janus"] == 0
+    assert right["recognised"] == 1 and right["silhouette_iou"] == 1 and right["janus"] == 0
     assert right["chamfer"] < 0.01 and right["colour_error"] < 1.5
-    assert wrong["judged_accuracy"] == 0 and wrong["silhouette_iou"] < 0.7 and wrong["chamfer"] is None
-    with pytest.raises(ValueError, match="red hamburger"):
-        score.score_scene(
-            score.TrueScene(SHAPES["ball"], (1, 0, 0)),
-            None,
-            shape="hamburger",
-            colour="red",
-            truth=mesh,
-            judge=says_red_chair,
-            generator=generator(0, 0, "score"),
-        )
+    assert wrong["recognised"] == 0 and wrong["silhouette_iou"] < 0.7 and wrong["chamfer"] is None
+
+
+def test_a_judge_has_no_say_about_a_shape_that_it_does_not_know():
+    camera, verdict = views(5), (torch.rand(5, 12), torch.rand(5, 10), torch.rand(5, 4))
+    for prompt in ("a red duck", "a red ball on a blue cube"):
+        about = subject(prompt)
+        assert about is not None
+        assert score.recognised(about, verdict, camera) == {"janus": None, "recognised": None}
 
 
 def test_the_default_views_are_24_held_out_ones():

@@ -15,6 +15,7 @@ import torch
 from threestudio_rf.scenes.camera import sphere_views
 from threestudio_rf.tiny import score2d
 from threestudio_rf.tiny.shapes import SHAPES
+from threestudio_rf.tiny.truth import subject
 from threestudio_rf.tiny.world import COLOURS, compose, random_backgrounds, render
 
 
@@ -23,6 +24,12 @@ def pictures(shape="cube", colour="blue", n=6):
     view = render(SHAPES[shape], sphere_views(n, height=32, width=32))
     named = torch.tensor([COLOURS[colour]]).expand(n, -1)
     return compose(view, named, random_backgrounds(named, torch.Generator().manual_seed(3))), view.mask
+
+
+def about(shape, colour):
+    found = subject(f"a {colour} {shape}")
+    assert found is not None
+    return found
 
 
 def judge(answers):
@@ -52,10 +59,10 @@ def test_what_stands_out_is_the_object_even_where_it_touches_the_border():
 @pytest.mark.parametrize(("shape", "colour"), [("cube", "blue"), ("mushroom", "red"), ("table", "white")])
 def test_the_albedo_of_true_pictures_is_the_named_colour_whatever_view_and_background(shape, colour):
     images, _ = pictures(shape, colour)
-    found = score2d.found_albedo(images, shape)
+    found = score2d.found_albedo(images, about(shape, colour)).found
     assert found.shape == (6, 3)
     assert (found.mean(0) - torch.tensor(COLOURS[colour])).abs().max() < 0.06
-    assert len(score2d.found_albedo(torch.full((2, 3, 32, 32), 0.5), shape)) == 0
+    assert len(score2d.found_albedo(torch.full((2, 3, 32, 32), 0.5), about(shape, colour)).found) == 0
 
 
 def test_diversity_is_the_mean_distance_of_all_pairs():
@@ -74,22 +81,28 @@ def test_true_pictures_get_full_marks_and_wrong_colours_show_in_their_own_figure
     answers = [("cube", "blue"), ("cube", "red"), ("ball", "blue"), ("cube", "blue")]
 
     def marks(seen):
-        return score2d.score_pictures(seen, 2 * seen, shape="cube", colour="blue", judge=judge(answers))
+        return score2d.score_pictures(seen, 2 * seen, subject=about("cube", "blue"), judge=judge(answers))
 
     right, grey = marks(images), marks(images.mean(1, keepdim=True).expand(-1, 3, -1, -1))
-    assert right["judged_accuracy"] == 0.5 and right["colour_error"] < 6 and abs(right["saturation"]) < 6
+    assert (
+        right["recognised"] == 0.5
+        and right["nearest_view_iou"] > 0.85
+        and right["colour_error"] < 6
+        and abs(right["saturation"]) < 6
+    )
     assert right["diversity_latent"] == pytest.approx(2 * right["diversity"], rel=1e-5)
     assert grey["colour_error"] > 50 and grey["saturation"] < -50
     red = torch.tensor([1.0, 0.0, 0.0])[:, None, None]
     mask = score2d.standing_out(pictures("cube", "red", 4)[0])
     strong = score2d.score_pictures(
-        mask * red + (1 - mask) * 0.5, images, shape="cube", colour="red", judge=judge(answers)
+        mask * red + (1 - mask) * 0.5, images, subject=about("cube", "red"), judge=judge(answers)
     )
     assert strong["saturation"] > 10
     empty = marks(torch.full((4, 3, 32, 32), 0.5))
     assert empty["colour_error"] is None and empty["saturation"] is None and empty["diversity"] == 0
-    with pytest.raises(ValueError, match="red hamburger"):
-        score2d.score_pictures(images, images, shape="hamburger", colour="red", judge=judge(answers))
+    assert empty["nearest_view_iou"] == 0
+    pair = score2d.score_pictures(images, images, subject=subject("a red cube on a blue ball"), judge=judge(answers))
+    assert pair["recognised"] is None and pair["nearest_view_iou"] < 0.9
 
 
 def test_a_stained_background_does_not_count_as_the_object():

@@ -165,7 +165,7 @@ def flow_part(n: int) -> FlowPart:
     transformer = architecture.make_transformer(encoders, layers=1, heads=2, head_dim=16, latent_channels=4)
     draw = generator(0, 0, "latents")
     label = torch.zeros(n, dtype=torch.long)
-    data = Latents(torch.randn(n, 4, 8, 8, generator=draw).half(), label, label, label)
+    data = Latents(torch.randn(n, 4, 8, 8, generator=draw).half(), label, label, label, label)
     return FlowPart(transformer, encoders, CaptionedLatents(data, tokenizers), batch=16, autocast=False)
 
 
@@ -221,9 +221,9 @@ def test_the_view_word_is_known_from_above_and_for_shapes_with_a_front() -> None
 def test_unknown_parts_are_refused_and_shipping_writes_sums_that_match(tmp_path: Path) -> None:
     from threestudio_rf.priors.tiny import verify_weights
 
-    with pytest.raises(ValueError, match="vae, sd3, sd, sd_v, instaflow, reflow, judge"):
+    with pytest.raises(ValueError, match="vae, instaflow, sd3, sd, sd_v, reflow, judge"):
         run_part("vqgan", tmp_path)
-    with pytest.raises(ValueError, match="expected one of sd3"):
+    with pytest.raises(ValueError, match="expected one of instaflow, sd3"):
         run_part("judge", tmp_path, start=tmp_path)
     with pytest.raises(ValueError, match="expected one of vae"):
         run_part("sd3", tmp_path, sharpening=Sharpening())
@@ -256,7 +256,7 @@ def test_views_from_above_are_drawn_more_often_than_they_were_seen() -> None:
     n = 4000
     view = (torch.arange(n) % 10 == 0).long() * 3
     label = torch.zeros(n, dtype=torch.long)
-    data = CaptionedLatents(Latents(torch.zeros(n, 1, 1, 1), label, label, view), [], offset=0.5)
+    data = CaptionedLatents(Latents(torch.zeros(n, 1, 1, 1), label, label, view, label), [], offset=0.5)
     drawn = data.draw(20_000, generator(0, 0, "above"))
     assert (view[drawn.rows] == 3).float().mean().item() == pytest.approx(2.5 / 11.5, abs=0.02)
     assert (drawn.x0 == 0.5).all()

@@ -13,7 +13,7 @@ import torch
 
 from threestudio_rf.core.random import generator
 from threestudio_rf.scenes.camera import Camera, orbit, random_views
-from threestudio_rf.tiny.shapes import SHAPES
+from threestudio_rf.tiny.shapes import SHAPES, TWELVE
 from threestudio_rf.tiny.truth import subject, true_mesh
 from threestudio_rf.tiny.world import (
     BOUND,
@@ -34,10 +34,10 @@ def views(*azimuths: float, elevation: float = 0.0, size: int = 32) -> Camera:
     return Camera(torch.tensor(azimuths), full * elevation, full * 1.8, full * 46.0, size, size)
 
 
-def test_there_are_twelve_shapes_half_of_them_of_revolution_and_ten_colours() -> None:
-    assert len(SHAPES) >= 12 and len(COLOURS) == 10
-    assert sum(shape.revolution for shape in SHAPES.values()) * 2 == len(SHAPES)
-    assert any(shape.front for shape in SHAPES.values())
+def test_there_are_twenty_shapes_eight_of_them_of_revolution_and_ten_colours() -> None:
+    assert len(SHAPES) == 20 and len(COLOURS) == 10 and len(TWELVE) == 12
+    assert sum(shape.revolution for shape in SHAPES.values()) == 8
+    assert sum(shape.front for shape in SHAPES.values()) == 7
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -133,8 +133,11 @@ def test_the_mesh_of_the_ball_has_the_volume_of_a_ball() -> None:
 
 
 def test_a_prompt_has_a_subject_when_it_names_one_shape_and_one_colour() -> None:
-    assert subject("a photo of an Orange snowman, front view.") == ("snowman", "orange")
-    assert subject("a red hamburger") is None and subject("a red ball on a blue cube") is None
+    found = subject("a photo of an Orange snowman, front view.")
+    assert found is not None and (found.solid.name, found.colours) == ("snowman", ("orange",))
+    assert torch.equal(found.palette, torch.tensor([COLOURS["orange"]]))
+    assert subject("a red hamburger") is None and subject("a snowman") is None
+    assert subject("a red ball and a blue cube") is None and subject("a red green ball") is None
     assert prompt_of("ball", "orange") == "an orange ball"
 
 

@@ -11,13 +11,14 @@ from threestudio_rf.app.config import Config
 from threestudio_rf.app.console import LOG
 from threestudio_rf.app.errors import UserError
 from threestudio_rf.app.method import lift_settings as lift_settings
-from threestudio_rf.app.method import pair
+from threestudio_rf.app.method import names_of, pair
 from threestudio_rf.app.method import rates as rates
 from threestudio_rf.app.prior import EMBEDDED as EMBEDDED
 from threestudio_rf.app.prior import build_prior as build_prior
 from threestudio_rf.app.prior import pick_dtype as pick_dtype
 from threestudio_rf.app.prior import prior_id as prior_id
 from threestudio_rf.app.prior import text_cache as text_cache
+from threestudio_rf.app.prior import wording
 from threestudio_rf.app.settings import BackgroundConfig, CameraConfig, ImageConfig, SceneConfig
 from threestudio_rf.core.random import generator
 from threestudio_rf.priors.base import Condition, Prior
@@ -124,8 +125,12 @@ def build_any(config: Config, prior: Prior, device: torch.device) -> HashGridNeR
 
 
 def embed_views(config: Config, prior: Prior) -> tuple[Condition, Condition]:
-    """The four view prompts in the order of `views.VIEWS`, for an image its one prompt; and the negative prompt."""
+    """The prompts of all views in the order of `names_of`, the one prompt for an image or a prior that hears the
+    camera; and the negative prompt."""
     views = config.prior
+    if wording(views) == "camera" and config.scene.name != "image":
+        both = prior.embed([config.prompt, config.negative_prompt])
+        return both.select([0]), both.select([1])
     if config.scene.name == "image":
         both = prior.embed([with_view(config, config.scene.image.view), config.negative_prompt])
         return both.select([0]), both.select([1])
@@ -140,6 +145,7 @@ def embed_views(config: Config, prior: Prior) -> tuple[Condition, Condition]:
         pattern=views.view_pattern,
         overrides={view: text for view, text in given.items() if text is not None},
         fits=prior.fits,
+        views=names_of(views),
     )
     unseen = unreachable_views(
         pair(config.camera.azimuth),
@@ -148,10 +154,10 @@ def embed_views(config: Config, prior: Prior) -> tuple[Condition, Condition]:
         back=views.back,
         overhead=views.overhead,
     )
-    if unseen:
+    if unseen and wording(views) == "four":
         LOG.info("no camera of these ranges asks for the view: %s", ", ".join(unseen))
     both = prior.embed([*prompts, config.negative_prompt])
-    return both.select([0, 1, 2, 3]), both.select([4])
+    return both.select(list(range(len(prompts)))), both.select([len(prompts)])
 
 
 def with_view(config: Config, view: str) -> str:

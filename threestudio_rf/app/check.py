@@ -10,14 +10,16 @@ from threestudio_rf.app.check_edit import check_edit
 from threestudio_rf.app.check_loss import check_loss
 from threestudio_rf.app.config import Config, leaves
 from threestudio_rf.app.errors import UserError, suggestion
+from threestudio_rf.app.prior import GAUSSIAN_SIZE, knows_octants, wording
 from threestudio_rf.app.sample import check_sample
 from threestudio_rf.app.settings import PriorConfig
 from threestudio_rf.scenes.image import BOUNDS
 from threestudio_rf.trainer.ramp import ramp
 
-PICTURE_MULTIPLES = {"sd": 64, "instaflow": 64}
+PICTURE_MULTIPLES = {"sd": 64, "instaflow": 64, "tiny_exact": 1}
 """Pixels that a picture's sides are multiples of: VAE's factor times network's (SD's UNet halves latents thrice)."""
 VAE_TIMES_PATCH = 16
+FORMULAS = ("gaussian", "tiny_exact")
 FROM_THE_HUB = ("sd3", "sd", "instaflow")
 FLOWS_OF_SD = ("instaflow", "tiny_instaflow")
 
@@ -128,7 +130,9 @@ def _check_camera(config: Config) -> None:
 
 def _multiple(prior: PriorConfig) -> int:
     """What the sides of a picture are multiples of."""
-    return prior.size if prior.name == "gaussian" else PICTURE_MULTIPLES.get(prior.name, VAE_TIMES_PATCH)
+    if prior.name == "gaussian":
+        return prior.size or GAUSSIAN_SIZE
+    return PICTURE_MULTIPLES.get(prior.name, VAE_TIMES_PATCH)
 
 
 def _check_image(config: Config) -> None:
@@ -173,8 +177,26 @@ def _check_prior(config: Config) -> None:
         raise UserError(f"prior.storage={prior.storage}, prior.quantization={prior.quantization}: expected only one")
     if prior.quantization == "nf4" and (prior.offload or config.device == "cpu"):
         raise UserError("prior.quantization=nf4: expected prior.offload=false and a CUDA device, as nf4 stays on it")
-    if prior.name == "gaussian" and (prior.vae or {prior.storage, prior.quantization} != {"none"}):
-        raise UserError("prior.vae, prior.storage, prior.quantization: expected none with prior gaussian, a formula")
+    if prior.name in FORMULAS and (prior.vae or {prior.storage, prior.quantization} != {"none"}):
+        raise UserError(
+            f"prior.vae, prior.storage, prior.quantization: expected none with prior {prior.name}, a formula"
+        )
+    _check_views(prior)
+
+
+def _check_views(prior: PriorConfig) -> None:
+    if prior.views == "camera" and prior.name != "tiny_exact":
+        raise UserError(
+            f"prior.views=camera: expected auto, four or octants; {prior.name} hears words, tiny_exact alone"
+        )
+    if prior.views == "octants" and not knows_octants(prior):
+        raise UserError(
+            f"prior.views=octants: expected auto or four; the captions of {prior.name} name four views only"
+        )
+    own = {view: getattr(prior, f"prompt_{view}") for view in ("side", "front", "back", "overhead")}
+    given = [f"prior.prompt_{view}" for view, text in own.items() if text is not None]
+    if given and wording(prior) != "four":
+        raise UserError(f"{given[0]}: expected prior.views=four, a prompt of its own is for one of SD's four views")
 
 
 def _check_text(config: Config) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threestudio_rf.app.check_loss import TABLE_ENTRIES, on_table
 from threestudio_rf.app.config import Config
 from threestudio_rf.app.errors import UserError
 from threestudio_rf.app.settings_edit import EditConfig
@@ -49,10 +50,11 @@ def _check_prompts(config: Config) -> None:
 
 
 def fits(method: Settings, config: Config) -> None:
-    """UserError for a method whose noise levels or shift the path of the prior, as far as its name tells, lacks."""
+    """UserError for a method whose noise levels or shift the path of the prior, as far as its settings tell, lacks."""
     prior = config.prior
-    noisy = prior.name in ("tiny_sd", "tiny_sd_v") or (prior.name == "sd" and prior.kind != "flow")
-    schedule: Schedule = DiscreteVP(betas("scaled_linear", 1000)) if noisy else rectified_flow
+    schedule: Schedule = rectified_flow
+    if on_table(prior):
+        schedule = DiscreteVP(betas("scaled_linear", TABLE_ENTRIES))
     try:
         settled(method, schedule, 1.0)
     except ValueError as error:

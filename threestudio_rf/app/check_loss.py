@@ -7,6 +7,7 @@ import math
 from threestudio_rf.app.config import Config
 from threestudio_rf.app.errors import UserError
 from threestudio_rf.app.method import method_of, role_patterns
+from threestudio_rf.app.settings import PriorConfig
 from threestudio_rf.app.settings_loss import LossConfig
 from threestudio_rf.priors.twin import NAME as TWIN
 from threestudio_rf.trainer.ramp import ramp
@@ -14,6 +15,11 @@ from threestudio_rf.trainer.ramp import ramp
 TABLE_ENTRIES = 1000
 TABLES = ("sd", "tiny_sd", "tiny_sd_v")
 """Priors on a table of levels, whose first entry is the least noise they know; sd is none with prior.kind=flow."""
+
+
+def on_table(prior: PriorConfig) -> bool:
+    """Whether the prior's noise levels are those of a table, as far as its settings tell."""
+    return prior.name in TABLES and prior.kind != "flow"
 
 
 def check_loss(config: Config) -> None:
@@ -81,7 +87,7 @@ def _check_method(loss: LossConfig) -> None:
 
 def _check_range(config: Config) -> None:
     prior, low = config.prior, ramp(config.loss.t_min)
-    if prior.name not in TABLES or prior.kind == "flow":
+    if not on_table(prior):
         return
     lowest = min(value for _, value in low.corners)
     if lowest < 1 / TABLE_ENTRIES:

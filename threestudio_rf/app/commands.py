@@ -10,7 +10,7 @@ from threestudio_rf.app import doctor, edit, grid, image, invert, lift, look, sa
 from threestudio_rf.app.config import Config
 from threestudio_rf.app.console import LOG, peak_memory_mb
 from threestudio_rf.app.errors import FAILED, GOOD, UserError
-from threestudio_rf.app.evaluate import evaluate_scene, show
+from threestudio_rf.app.evaluate import evaluate_scene, show, volume_of
 from threestudio_rf.app.finish import figures_of_image
 from threestudio_rf.app.run import Run
 from threestudio_rf.app.settings import TrainTinyConfig
@@ -32,7 +32,8 @@ def evaluate(run: Run) -> int:
     except EmptyGeometryError as error:
         LOG.warning("no mesh: %s", error)
         mesh = None
-    show(run, evaluate_scene(run, scene, mesh, figures | {"peak_memory_mb": peak_memory_mb()}))
+    volume = volume_of(scene, run.config.scene.radius, run.device)
+    show(run, evaluate_scene(run, scene, volume, mesh, figures | {"peak_memory_mb": peak_memory_mb()}))
     return GOOD
 
 

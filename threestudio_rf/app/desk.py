@@ -26,7 +26,6 @@ from threestudio_rf.app.words import warn_unknown_words
 from threestudio_rf.core.sample import State
 from threestudio_rf.edit.method import Settings, states_of
 from threestudio_rf.priors.base import Prior
-from threestudio_rf.priors.sd3 import SD3Prior
 from threestudio_rf.trainer.edit import Editing, begin
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -74,7 +73,7 @@ class Desk:
     def prior(self) -> Prior:
         config = self.run.config
         if config.prior.name in EMBEDDED:
-            warn_unknown_words(" ".join([config.edit.source, *prompts_of(config)]))
+            warn_unknown_words(" ".join([config.edit.source, *prompts_of(config)]), config.prior.name)
         return build_prior(config.prior, self.run.device)
 
     @cached_property
@@ -88,9 +87,8 @@ class Desk:
 
     def begin(self, prompts: list[str]) -> Editing:
         """The prior bound to the source and to `prompts`; UserError for what its path does not have."""
-        shift = self.prior.time_shift if isinstance(self.prior, SD3Prior) else 1.0
         try:
-            return begin(self.prior, self.method, source=[self.run.config.edit.source], target=prompts, shift=shift)
+            return begin(self.prior, self.method, source=[self.run.config.edit.source], target=prompts)
         except ValueError as error:
             raise UserError(f"edit.method={name_of(self.run.config)}, prior {self.prior.name}: {error}") from None
 

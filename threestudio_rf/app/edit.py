@@ -8,15 +8,19 @@ import torch
 from torch import Tensor
 
 from threestudio_rf.app.blend import kept_edit
-from threestudio_rf.app.build import EMBEDDED
 from threestudio_rf.app.check_edit import prompts_of
 from threestudio_rf.app.console import LOG
 from threestudio_rf.app.desk import Desk, Figures, Given, follow, over_pictures, report
+from threestudio_rf.app.errors import UserError
+from threestudio_rf.app.evaluate import known, tellable
 from threestudio_rf.app.picture import hidden_part, spread
 from threestudio_rf.app.run import Run
 from threestudio_rf.core.random import generator
 from threestudio_rf.core.sample import State
 from threestudio_rf.export.media import contact_sheet, png, video
+from threestudio_rf.tiny.judge import NONE
+from threestudio_rf.tiny.shapes import SHAPES
+from threestudio_rf.tiny.world import COLOURS
 
 SHOWN_ROWS, SHOWN_FRAMES = 16, 64
 
@@ -78,22 +82,19 @@ def _figures(desk: Desk, given: Given, results: Tensor) -> Figures:
 
 
 def _judged(desk: Desk, prompt: str, result: Tensor) -> Figures:
-    """Whether the judge sees the prompt's shape and colour; nothing where the truth is unknown."""
-    from threestudio_rf.priors.tiny import verify_weights, weights_folder
-    from threestudio_rf.tiny.judge import load_judge
-    from threestudio_rf.tiny.shapes import SHAPES
-    from threestudio_rf.tiny.truth import subject
-    from threestudio_rf.tiny.world import COLOURS
-
-    found = subject(prompt)
-    if desk.run.config.prior.name not in EMBEDDED or found is None:
+    """Whether the judge sees the prompt's shape and colour; nothing where that cannot be told."""
+    if not tellable(desk.run.config, prompt):
         return {}
-    if verify_weights("judge.safetensors"):
-        LOG.warning("the judge is not whole: no judged success")
+    try:
+        found, judge = known(prompt)
+    except UserError as error:
+        LOG.warning("nothing is judged: %s", error)
         return {}
-    verdict = load_judge(weights_folder())(result[None])
-    seen = list(SHAPES)[int(verdict.shape.argmax())], list(COLOURS)[int(verdict.colour.argmax())]
-    return {"judged_success": seen == found, "judged_shape": seen[0], "judged_colour": seen[1]}
+    verdict = judge(result[None])
+    shape = [*SHAPES, NONE][int(verdict.shape.argmax())]
+    colour = list(COLOURS)[int(verdict.colour.argmax())]
+    right = (shape, (colour,)) == (found.solid.name, found.colours)
+    return {"judged_success": right, "judged_shape": shape, "judged_colour": colour}
 
 
 def _write(desk: Desk, given: Given, results: list[Tensor], frames: list[Tensor]) -> None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from threestudio_rf.app import image, look
-from threestudio_rf.app.build import EMBEDDED
 from threestudio_rf.app.console import LOG, peak_memory_mb
 from threestudio_rf.app.errors import FAILED, GOOD, UserError
-from threestudio_rf.app.evaluate import SPENT, evaluate_pictures, evaluate_scene, show
+from threestudio_rf.app.evaluate import SPENT, evaluate_pictures, evaluate_scene, show, tellable, volume_of
 from threestudio_rf.app.figure import write_curves
+from threestudio_rf.app.prior import TINY_WORLD
 from threestudio_rf.app.report import write_report
 from threestudio_rf.app.run import Run
 from threestudio_rf.export.mesh import EmptyGeometryError
 from threestudio_rf.priors.base import Prior
 from threestudio_rf.scenes.image import ImageScene
 from threestudio_rf.scenes.nerf import HashGridNeRF
+from threestudio_rf.tiny.fit import Volume, borders
 from threestudio_rf.tiny.score2d import diversity
 from threestudio_rf.tiny.truth import subject
 
@@ -42,16 +43,15 @@ def finish_image(run: Run, prior: Prior, scene: ImageScene, *, step: int, figure
     """Every particle, all of them on one sheet, and their figures."""
     images = image.snapshot(run, prior, scene, step)
     code = image.finish(run, images, step)
-    known, spent = _known(run), figures | {"peak_memory_mb": peak_memory_mb()}
-    apart = {"diversity": diversity(images), "diversity_latent": diversity(scene.pictures.detach().cpu())}
-    _told(run, lambda: figures_of_image(run, prior, scene, figures) if known else apart | _only(spent))
+    known, spent, latents = _known(run), _spent(figures), scene.pictures.detach().cpu()
+    apart = {"diversity": diversity(images), "diversity_latent": diversity(latents)}
+    _told(run, lambda: evaluate_pictures(run, images, latents, spent) if known else apart | _only(spent))
     return code
 
 
 def figures_of_image(run: Run, prior: Prior, scene: ImageScene, figures: dict[str, float]) -> Figures:
     """How right and how different the particles are, and what they have cost."""
-    spent = figures | {"peak_memory_mb": peak_memory_mb()}
-    return evaluate_pictures(run, image.decoded(scene, prior), scene.pictures.detach().cpu(), spent)
+    return evaluate_pictures(run, image.decoded(scene, prior), scene.pictures.detach().cpu(), _spent(figures))
 
 
 def finish_scene(run: Run, scene: HashGridNeRF, step: int, figures: dict[str, float]) -> int:
@@ -68,24 +68,41 @@ def finish_scene(run: Run, scene: HashGridNeRF, step: int, figures: dict[str, fl
     except (OSError, EmptyGeometryError) as error:
         LOG.error("no mesh: %s", error)
         code = FAILED
-    known, spent = _known(run), figures | {"peak_memory_mb": peak_memory_mb()}
-    _told(run, lambda: evaluate_scene(run, scene, mesh, spent) if known else _only(spent))
+    known, spent = _known(run), _spent(figures)
+    volume = _whole(run, scene)
+    _told(run, lambda: evaluate_scene(run, scene, volume, mesh, spent) if known else _only(spent))
     return code
 
 
+def _whole(run: Run, scene: HashGridNeRF) -> Volume | None:
+    """Where the object is solid; a warning where the cube of the scene cuts it."""
+    volume = volume_of(scene, run.config.scene.radius, run.device)
+    sides = [] if volume is None else borders(volume)
+    if sides:
+        LOG.warning(
+            "the object touches the border of its scene (%s) and may be cut flat there: a larger scene.radius or "
+            "camera.distance, or a larger loss.lambda_sparsity, keeps it inside",
+            ", ".join(sides),
+        )
+    return volume
+
+
+def _spent(figures: dict[str, float]) -> dict[str, float]:
+    """What a run has cost, its memory up to now included."""
+    return figures | {"peak_memory_mb": peak_memory_mb()}
+
+
 def _only(spent: dict[str, float]) -> Figures:
-    """What a run has cost."""
+    """The figures of cost alone."""
     return {name: spent.get(name) for name in SPENT}
 
 
 def _known(run: Run) -> bool:
-    """Whether the truth of this run is known and wanted."""
-    if not run.config.evaluate.auto or run.config.prior.name not in EMBEDDED:
-        return False
-    if subject(run.config.prompt) is None:
+    """Whether the run is judged; where only the prompt is in the way, that is told."""
+    config = run.config
+    if config.evaluate.auto and config.prior.name in TINY_WORLD and subject(config.prompt) is None:
         LOG.info("nothing is judged: the prompt does not name one shape and one colour of the tiny world")
-        return False
-    return True
+    return tellable(config, config.prompt)
 
 
 def _told(run: Run, figures: Callable[[], Figures]) -> None:

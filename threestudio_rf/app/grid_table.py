@@ -22,14 +22,16 @@ from threestudio_rf.trainer.log import Metrics
 
 Figures = Mapping[str, float | None]
 TITLES = {
-    "judged_accuracy": "judged accuracy",
-    "silhouette_iou": "IoU",
+    "volume_iou": "volume IoU",
+    "silhouette_iou": "outline IoU",
+    "nearest_view_iou": "nearest view IoU",
     "colour_error": "colour error",
     "saturation": "saturation",
     "diversity": "diversity",
     "twin_loss_first": "twin's loss, first",
     "twin_loss_last": "last",
     "janus": "Janus",
+    "recognised": "recognised",
     "seconds_per_step": "s / step",
     "calls_per_step": "calls / step",
     "seconds_to_right": "s to right",
@@ -37,7 +39,7 @@ TITLES = {
     "peak_memory_mb": "MB",
 }
 FIGURES = (*TITLES, "chamfer", "diversity_latent", "seconds", "network_calls", "steps")
-MISSING_IS_ZERO = ("judged_accuracy", "silhouette_iou")
+MISSING_IS_ZERO = ("volume_iou", "silhouette_iou", "nearest_view_iou", "recognised")
 CELL = 128
 
 

@@ -22,6 +22,7 @@ from threestudio_rf.app.build import (
     rates,
 )
 from threestudio_rf.app.compose import to_text
+from threestudio_rf.app.config import Config
 from threestudio_rf.app.console import LOG, Progress, memory
 from threestudio_rf.app.errors import RunError
 from threestudio_rf.app.evaluate import right_share
@@ -35,6 +36,7 @@ from threestudio_rf.priors.base import Prior
 from threestudio_rf.priors.twin import Twin
 from threestudio_rf.scenes.image import ImageScene
 from threestudio_rf.scenes.nerf import HashGridNeRF
+from threestudio_rf.tiny.bank import HIGH, LOW, NARROW
 from threestudio_rf.trainer import checkpoint
 from threestudio_rf.trainer.lift import LiftState, lift
 from threestudio_rf.trainer.log import Metrics
@@ -115,6 +117,24 @@ def stored_scene(run: Run) -> tuple[HashGridNeRF, int, dict[str, float]]:
     scene = build_scene(run.config.scene, run.config.seed, run.device)
     scene.load_state_dict(run.resumed.state["scene"])
     return scene, run.resumed.state["step"], dict(run.resumed.state["figures"])
+
+
+def warn_bank(config: Config) -> None:
+    """Warn when cameras stand where tiny_exact has no true views: one distance and field of view, given elevations."""
+    if config.prior.name != "tiny_exact" or config.scene.name == "image":
+        return
+    camera, known = config.camera, NARROW
+    where = {"camera.distance": (camera.distance, known.distance), "camera.fovy": (camera.fovy, known.fovy)}
+    where["camera.elevation"] = (camera.elevation, (LOW, HIGH))
+    for key, (got, expected) in where.items():
+        if got[0] < expected[0] or got[1] > expected[1]:
+            LOG.warning(
+                "%s=%s: the true views that tiny_exact knows are seen from %s, so others look wrong to it; "
+                "experiment=tiny_exact sets cameras that fit",
+                key,
+                list(got),
+                list(expected),
+            )
 
 
 def warn_space(made: Lift) -> None:
@@ -215,8 +235,9 @@ def command(run: Run) -> int:
     LOG.info("experiment %s, preset %s, loss %s: %r", config.experiment, config.preset, config.loss.name, config.prompt)
     made = prepare(run)
     if config.prior.name in EMBEDDED:
-        warn_unknown_words(config.prompt)
+        warn_unknown_words(config.prompt, config.prior.name)
     warn_space(made)
+    warn_bank(config)
     with Stop() as stop:
         if made.step < run.config.trainer.steps:
             train(made, stop)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from itertools import accumulate, chain, pairwise
 
 from threestudio_rf.app.config import Config
+from threestudio_rf.app.prior import wording
+from threestudio_rf.app.settings import PriorConfig
 from threestudio_rf.app.settings_loss import LossConfig
 from threestudio_rf.core.times import Bump
 from threestudio_rf.distill.method import Method
 from threestudio_rf.priors.base import Condition, Prior
 from threestudio_rf.priors.twin import NAME as TWIN
 from threestudio_rf.priors.twin import Twin
-from threestudio_rf.priors.views import Curves, view_prompts
+from threestudio_rf.priors.views import OCTANT_WORDS, VIEWS, Curves, view_prompts
 from threestudio_rf.trainer.lift import LiftSettings, Times, Views
 from threestudio_rf.trainer.ramp import Value, ramp
 
@@ -37,6 +39,7 @@ def _views(config: Config) -> Views:
         front=prior.front,
         back=prior.back,
         overhead=prior.overhead,
+        wording=wording(prior),  # type: ignore[arg-type]
     )
 
 
@@ -132,13 +135,19 @@ def role_patterns(config: Config) -> dict[str, str]:
     return {role: text for role, text in given.items() if role in roles}
 
 
+def names_of(config: PriorConfig) -> tuple[str, ...]:
+    """The names of views that the prior is asked with, one prompt each."""
+    return OCTANT_WORDS if wording(config) == "octants" else VIEWS
+
+
 def embed_roles(config: Config, prior: Prior, *, views: bool) -> dict[str, Condition]:
     """`role_patterns` as conditions, those with the prompt in them once per view word where there are `views`."""
     texts = {}
     for role, pattern in role_patterns(config).items():
         text = pattern.replace("{prompt}", config.prompt)
         several = views and "{prompt}" in pattern
-        texts[role] = view_prompts(text, pattern=config.prior.view_pattern, fits=prior.fits) if several else [text]
+        prompts = view_prompts(text, pattern=config.prior.view_pattern, fits=prior.fits, views=names_of(config.prior))
+        texts[role] = prompts if several else [text]
     if not texts:
         return {}
     embedded = prior.embed(list(chain.from_iterable(texts.values())))

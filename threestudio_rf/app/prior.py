@@ -15,9 +15,16 @@ from threestudio_rf.priors.gaussian import GaussianPrior
 from threestudio_rf.priors.parts import PartOptions
 from threestudio_rf.priors.sd import load_sd
 from threestudio_rf.priors.sd3 import load_sd3
-from threestudio_rf.priors.tiny import EMBEDDED, load_tiny
+from threestudio_rf.priors.tiny import EMBEDDED, known_words, load_tiny, weights_folder
+from threestudio_rf.priors.views import HEIGHTS
+from threestudio_rf.tiny.bank import BankCameras
+from threestudio_rf.tiny.exact import ExactPrior
 from threestudio_rf.tiny.world import COLOURS
 
+TINY_WORLD = (*EMBEDDED, "tiny_exact")
+"""Priors whose prompts have a known truth."""
+GAUSSIAN_SIZE, EXACT_SIZE = 8, 64
+"""Height and width of a formula's pictures where prior.size is 0."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -34,10 +41,33 @@ def pick_dtype(prior: PriorConfig, device: torch.device) -> torch.dtype:
 
 def text_cache(folder: str) -> Path:
     """Where embedded texts are kept."""
-    if folder:
-        return Path(folder).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "threestudio_rf" / "texts"
+    return Path(folder).expanduser() if folder else _caches() / "texts"
+
+
+def bank_cache(folder: str) -> Path:
+    """Where the true views of the tiny world are kept; `folder` is that of the embedded texts."""
+    return (Path(folder).expanduser() if folder else _caches()) / "banks"
+
+
+def _caches() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "threestudio_rf"
+
+
+def knows_octants(config: PriorConfig) -> bool:
+    """Whether the prior's captions named octant and height of the camera."""
+    if config.name not in EMBEDDED:
+        return config.name == "tiny_exact"
+    folder = weights_folder() / config.name.replace("_", "-")
+    return folder.is_dir() and set(HEIGHTS) <= set(known_words(folder))
+
+
+def wording(config: PriorConfig) -> str:
+    """How the prior is asked for a view: four, octants or camera; auto is octants where it knows them and no view has
+    a prompt of its own."""
+    if config.views != "auto":
+        return config.views
+    own = (config.prompt_side, config.prompt_front, config.prompt_back, config.prompt_overhead)
+    return "octants" if knows_octants(config) and own == (None,) * 4 else "four"
 
 
 def part_options(config: PriorConfig) -> PartOptions:
@@ -94,8 +124,14 @@ def _sd(config: PriorConfig, device: torch.device) -> Prior:
 
 def _gaussian(config: PriorConfig, device: torch.device) -> Prior:
     colours = 2 * torch.tensor(list(COLOURS.values())) - 1
-    means = colours[:, :, None, None].expand(-1, -1, config.size, config.size).to(device)
+    size = config.size or GAUSSIAN_SIZE
+    means = colours[:, :, None, None].expand(-1, -1, size, size).to(device)
     return GaussianPrior(means, config.std, names=list(COLOURS))
+
+
+def _exact(config: PriorConfig, device: torch.device) -> Prior:
+    size, cameras = config.size or EXACT_SIZE, BankCameras(config.bank_views, (1.8, 1.8), (46.0, 46.0))
+    return ExactPrior(size=size, cameras=cameras, q=config.bank_std, cache=bank_cache(config.cache), device=device)
 
 
 PRIORS: dict[str, Callable[[PriorConfig, torch.device], Prior]] = {
@@ -103,6 +139,7 @@ PRIORS: dict[str, Callable[[PriorConfig, torch.device], Prior]] = {
     "tiny_sd": _tiny,
     "tiny_sd_v": _tiny,
     "tiny_instaflow": _tiny,
+    "tiny_exact": _exact,
     "sd3": _sd3,
     "sd": _sd,
     "instaflow": _sd,

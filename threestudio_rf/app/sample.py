@@ -97,8 +97,7 @@ def times_of(prior: Prior, settings: SampleConfig) -> Tensor:
         raise UserError(f"{given}: {prior.name} has a table of betas, expected leading, trailing or quad and no shift")
     if law == "auto":
         law = "leading" if table is not None else "flow_match" if isinstance(prior, SD3Prior) else "even"
-    own = prior.time_shift if isinstance(prior, SD3Prior) else 1.0
-    shift, n = own if settings.shift is None else settings.shift, 1000 if table is None else len(table)
+    shift, n = prior.time_shift if settings.shift is None else settings.shift, 1000 if table is None else len(table)
     try:
         return sampling_times(settings.steps, law=cast(Grid, law), shift=shift, n=n, offset=settings.offset)
     except ValueError as error:
@@ -244,7 +243,7 @@ def command(run_: Run) -> int:
 def _text(config: Config) -> str:
     """The prompt with its view word; words that an embedded prior has never seen are told."""
     if config.prior.name in EMBEDDED:
-        warn_unknown_words(config.prompt)
+        warn_unknown_words(config.prompt, config.prior.name)
     return with_view(config, config.sample.view)
 
 

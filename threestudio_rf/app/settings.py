@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-PRIORS = ("tiny_sd3", "tiny_sd", "tiny_sd_v", "tiny_instaflow", "sd3", "sd", "instaflow", "gaussian")
+PRIORS = ("tiny_sd3", "tiny_sd", "tiny_sd_v", "tiny_instaflow", "tiny_exact", "sd3", "sd", "instaflow", "gaussian")
 KINDS = ("auto", "eps", "v", "flow")
 STORAGES = ("none", "fp8")
 QUANTIZATIONS = ("none", "int8", "nf4")
 BOUNDS = ("auto", "none", "sigmoid", "tanh", "clip")
 VIEW_WORDS = ("", "side", "front", "back", "overhead")
+VIEWS = ("auto", "four", "octants", "camera")
 SPACINGS = ("auto", "leading", "trailing", "quad", "even", "flow_match")
 
 
@@ -53,6 +54,7 @@ class PriorConfig:
     quantization: str = opt("none", "quantise the network's weights", choices=QUANTIZATIONS)
     offload: bool = opt(False, "keep on the GPU only the one of network and VAE that is in use")
     image_size: int = opt(0, "resize renders to this before the encoder; 0: as rendered", low=0, high=4096)
+    views: str = opt("auto", "how a view is named: SD's four words, octant and height, or the camera", choices=VIEWS)
     view_pattern: str = opt("{prompt}, {view} view", "how a view word is joined to the prompt")
     front: float = opt(45.0, "'front view' within this many degrees of azimuth 0", low=0, high=180)
     back: float = opt(45.0, "'back view' within this many degrees of azimuth 180", low=0, high=180)
@@ -62,7 +64,9 @@ class PriorConfig:
     prompt_back: str | None = opt(None, "the prompt to use from behind instead")
     prompt_overhead: str | None = opt(None, "the prompt to use from above instead")
     std: float = opt(0.1, "gaussian prior: standard deviation of each mode", above=0)
-    size: int = opt(8, "gaussian prior: height and width of its latent", low=1, high=512)
+    size: int = opt(0, "gaussian, tiny_exact: height and width of its pictures; 0: 8, 64", low=0, high=512)
+    bank_views: int = opt(1500, "tiny_exact: true views per shape", low=1, high=20000)
+    bank_std: float = opt(0.02, "tiny_exact: deviation of what its views do not resolve", above=0, high=1)
 
 
 @dataclass

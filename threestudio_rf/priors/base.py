@@ -13,6 +13,8 @@ from threestudio_rf.core.convert import Kind
 from threestudio_rf.core.level import Schedule
 
 Predict = Callable[[Tensor, Tensor, Sequence[str]], dict[str, Tensor]]
+POSE = "pose"
+"""The key under which a condition holds azimuth and elevation (N, 2) in degrees, for priors that hear the camera."""
 
 
 class PriorError(ValueError):
@@ -46,6 +48,13 @@ class Condition:
             raise ValueError(f"condition: got {len(self)} prompts, expected 1 or {n}")
         return Condition({name: tensor.expand(n, *tensor.shape[1:]) for name, tensor in self.tensors.items()})
 
+    def posed(self, azimuth: Tensor, elevation: Tensor) -> Condition:
+        """This condition, of one prompt or B, seen by cameras (B,). ValueError for a prior that hears no camera."""
+        if POSE not in self.tensors:
+            raise ValueError(f"condition: got {sorted(self.tensors)}, expected one that hears the camera ({POSE})")
+        pose = torch.stack((azimuth, elevation), dim=1).to(self.tensors[POSE])
+        return Condition(self.expand(len(azimuth)).tensors | {POSE: pose})
+
     def to(self, device: torch.device | str) -> Condition:
         return Condition({name: tensor.to(device) for name, tensor in self.tensors.items()})
 
@@ -66,6 +75,8 @@ class Prior(Protocol):
     latent_shape: tuple[int, int, int]
     name: str
     licence: str
+    time_shift: float
+    """The shift of its own sampler's times, 1 for none."""
 
     def embed(self, prompts: list[str]) -> Condition: ...
 

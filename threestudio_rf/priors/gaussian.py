@@ -26,6 +26,7 @@ class GaussianPrior:
 
     name = "gaussian"
     licence = "none (a formula, no weights)"
+    time_shift = 1.0
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ overhead; the later rule wins (threestudio).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,11 @@ from threestudio_rf.priors.base import Condition
 
 VIEWS = ("side", "front", "back", "overhead")
 SIDE, FRONT, BACK, OVERHEAD = range(4)
+OCTANTS = ("front", "front right", "right", "back right", "back", "back left", "left", "front left")
+"""Sectors of 45 degrees around azimuth 0, 45, ..., named as the one who stands in front sees them."""
+HEIGHTS = ("low", "raised", "high")
+RAISED, HIGH = 15.0, 45.0
+OCTANT_WORDS = tuple(f"{height} {octant}" for octant in OCTANTS for height in HEIGHTS)
 
 
 def wrap(azimuth: Tensor) -> Tensor:
@@ -40,27 +45,36 @@ def view_index(
     return index
 
 
+def octant_index(azimuth: Tensor, elevation: Tensor) -> Tensor:
+    """(B,), (B,) -> long (B,) into OCTANT_WORDS: the nearest multiple of 45 degrees; low up to 15 degrees of elevation,
+    high above 45."""
+    octant = torch.round(torch.remainder(azimuth, 360.0) / 45.0).long() % len(OCTANTS)
+    height = (elevation > RAISED).long() + (elevation > HIGH).long()
+    return len(HEIGHTS) * octant + height
+
+
 def view_prompts(
     prompt: str,
     *,
     pattern: str = "{prompt}, {view} view",
     overrides: Mapping[str, str] | None = None,
     fits: Callable[[str], bool] | None = None,
+    views: Sequence[str] = VIEWS,
 ) -> list[str]:
-    """The four prompts in the order of VIEWS; `overrides` replaces the whole text of a view.
+    """The prompts of `views` in their order; `overrides` replaces the whole text of a view.
 
     `fits(text)` says whether a prior reads a text to its end. Where it does not, words are taken from the end of
     the prompt, never from the view, and one warning names them. ValueError for an unknown view or pattern.
     """
     overrides = overrides or {}
-    unknown = sorted(set(overrides) - set(VIEWS))
+    unknown = sorted(set(overrides) - set(views))
     if unknown or "{prompt}" not in pattern:
-        raise ValueError(f"views: got {unknown}, pattern {pattern!r}, expected {VIEWS} and '{{prompt}}' in the pattern")
+        raise ValueError(f"views: got {unknown}, pattern {pattern!r}, expected {views} and '{{prompt}}' in the pattern")
     kept = prompt.split(" ")
 
     def texts() -> list[str]:
         text = " ".join(kept).rstrip(" ,;")
-        return [pattern.replace("{view}", view).replace("{prompt}", text) for view in VIEWS]
+        return [pattern.replace("{view}", view).replace("{prompt}", text) for view in views]
 
     cut: list[str] = []
     while fits is not None and len(kept) > 1 and not all(fits(text) for text in texts()):
@@ -69,8 +83,8 @@ def view_prompts(
         warnings.warn(
             f"the prompt is too long for this prior and its view words; left out: {' '.join(cut)!r}", stacklevel=2
         )
-    plain = texts() if cut else [pattern.replace("{view}", view).replace("{prompt}", prompt) for view in VIEWS]
-    return [overrides.get(view, text) for view, text in zip(VIEWS, plain, strict=True)]
+    plain = texts() if cut else [pattern.replace("{view}", view).replace("{prompt}", prompt) for view in views]
+    return [overrides.get(view, text) for view, text in zip(views, plain, strict=True)]
 
 
 def unreachable_views(

@@ -111,7 +111,7 @@ class DenoisePart:
         noises: Tensor | None = None,
         autocast: bool = True,
     ) -> None:
-        self.name, self.unet, self.encoder = name, unet, encoder
+        self.name, self.unet, self.encoder = name, unet.to(memory_format=torch.channels_last), encoder
         self.modules = nn.ModuleDict({"unet": unet, "text": encoder})
         self.logvar = LogVariance()
         if objective.learn_logvar:
@@ -127,7 +127,8 @@ class DenoisePart:
         eps = torch.randn(x0.shape, generator=draw) if self.noises is None else self.noises[rows].float()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.autocast):
             hidden = self.encoder(ids).last_hidden_state
-            output = self.unet(noise(x0, eps, drawn.level), drawn.label, hidden).sample.float()
+            x_t = noise(x0, eps, drawn.level).contiguous(memory_format=torch.channels_last)
+            output = self.unet(x_t, drawn.label, hidden).sample.float()
         sign = -1 if self.objective.kind == "flow" else 1
         target = sign * join(self.objective.kind, x0, eps, drawn.level)
         error = sample_error(output, target, self.objective.norm)

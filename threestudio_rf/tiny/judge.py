@@ -17,9 +17,12 @@ from threestudio_rf.tiny.shapes import SHAPES
 from threestudio_rf.tiny.stage import palette
 from threestudio_rf.tiny.world import COLOURS, VIEW_WORDS, Views, random_backgrounds
 
+NONE = "none of these"
+"""The judge's last class of shapes: something that is no shape of the world, a melted one for example."""
+
 
 class Verdict(NamedTuple):
-    """Logits (B, shapes), (B, colours) and (B, view words)."""
+    """Logits (B, shapes and maybe NONE), (B, colours) and (B, view words)."""
 
     shape: Tensor
     colour: Tensor
@@ -29,14 +32,15 @@ class Verdict(NamedTuple):
 class Judge(nn.Module):
     """Five strided convolutions with group norm, then one linear map to all three answers; input (B, 3, 64, 64)."""
 
-    def __init__(self, channels: tuple[int, ...] = (24, 48, 96, 128)) -> None:
+    def __init__(self, channels: tuple[int, ...] = (24, 48, 96, 128), *, shapes: int = len(SHAPES) + 1) -> None:
+        """`shapes`: how many of SHAPES, and NONE behind all of them, it tells apart."""
         super().__init__()
         layers: list[nn.Module] = [nn.Conv2d(3, channels[0], 5, stride=2, padding=2), nn.SiLU()]
         for wide, wider in pairwise(channels):
             layers += [nn.Conv2d(wide, wider, 3, stride=2, padding=1), nn.GroupNorm(8, wider), nn.SiLU()]
             layers += [nn.Conv2d(wider, wider, 3, padding=1), nn.GroupNorm(8, wider), nn.SiLU()]
         self.body = nn.Sequential(*layers)
-        self.sizes = [len(SHAPES), len(COLOURS), len(VIEW_WORDS)]
+        self.sizes = [shapes, len(COLOURS), len(VIEW_WORDS)]
         self.head = nn.Sequential(
             nn.Flatten(), nn.Linear(channels[-1] * 16, 128), nn.SiLU(), nn.Linear(128, sum(self.sizes))
         )
@@ -132,10 +136,11 @@ def judge_accuracy(judge: Judge, world: Views, n: int, draw: Generator, *, batch
 
 
 def load_judge(folder: Path) -> Judge:
-    """The judge of `<folder>/judge.safetensors`, in float32 and eval mode."""
+    """The judge of `<folder>/judge.safetensors`, in float32 and eval mode; its weights say how many shapes it knows."""
     from safetensors.torch import load_file
 
-    judge = Judge()
     state: dict[str, Any] = {name: value.float() for name, value in load_file(folder / "judge.safetensors").items()}
+    answers = len(state["head.3.bias"])
+    judge = Judge(shapes=answers - len(COLOURS) - len(VIEW_WORDS))
     judge.load_state_dict(state)
     return judge.eval().requires_grad_(False)

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from threestudio_rf.core.random import generator
-from threestudio_rf.tiny.captions import CaptionTable, draw_templates
+from threestudio_rf.tiny.captions import CaptionTable, draw_templates, draw_wordings
 from threestudio_rf.tiny.stage import palette
 from threestudio_rf.tiny.world import COLOURS, VIEW_WORDS, Views, random_backgrounds
 
@@ -18,12 +18,14 @@ OVERHEAD = 2.5
 
 
 class Latents(NamedTuple):
-    """Encoded images: latents (N, C, h, w) in float16 and the indices (N,) of their shape, colour and view word."""
+    """Encoded images: latents (N, C, h, w) in float16 and the indices (N,) of their shape, colour, view word and word
+    of octant and height."""
 
     latent: Tensor
     shape: Tensor
     colour: Tensor
     view: Tensor
+    octant: Tensor
 
 
 class Batch(NamedTuple):
@@ -52,7 +54,7 @@ def encode_world(vae: Any, world: Views, copies: int, seed: int, *, batch: int =
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 z = vae.encode(image).latent_dist.mode().float()
             latent = (z - config.shift_factor) * config.scaling_factor
-            parts.append(Latents(latent.contiguous().half(), some.shape, colour[rows], some.view))
+            parts.append(Latents(latent.contiguous().half(), some.shape, colour[rows], some.view, some.octant))
     return Latents(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
@@ -67,6 +69,7 @@ class CaptionedLatents:
     def draw(self, n: int, draw: Generator) -> Batch:
         """`n` of them, with replacement."""
         rows = torch.multinomial(self.share, n, replacement=True, generator=draw)
-        x0, shape, colour, view = (column[rows] for column in self.data)
-        words = draw_templates(n, draw)
-        return Batch(x0.float() + self.offset, [table[words, shape, colour, view] for table in self.tables], rows)
+        x0, shape, colour, view, octant = (column[rows] for column in self.data)
+        template, wording = draw_templates(n, draw), draw_wordings(view, octant, draw)
+        ids = [table[template, shape, colour, wording] for table in self.tables]
+        return Batch(x0.float() + self.offset, ids, rows)

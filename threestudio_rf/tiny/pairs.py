@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from threestudio_rf.core.random import generator
 from threestudio_rf.scenes.camera import Camera, random_views
-from threestudio_rf.tiny.shapes import SHAPES
+from threestudio_rf.tiny.shapes import SHAPES, TWELVE
 from threestudio_rf.tiny.stage import palette
 from threestudio_rf.tiny.world import COLOURS, IMAGE_SIZE, View, compose, prompt_of, render
 
@@ -65,7 +65,7 @@ def _views(shape: Tensor, camera: Camera) -> View:
     """The true view of each object by its own camera."""
     solids = list(SHAPES.values())
     seen = [render(solids[s], camera.select([i])) for i, s in enumerate(shape.tolist())]
-    return View(*(torch.cat(maps) for maps in zip(*seen, strict=True)))
+    return View(*(torch.cat(list(maps)) for maps in zip(*seen, strict=True)))
 
 
 def held_out_pairs(n: int, seed: int, *, size: int = IMAGE_SIZE) -> dict[str, Pairs]:
@@ -73,10 +73,10 @@ def held_out_pairs(n: int, seed: int, *, size: int = IMAGE_SIZE) -> dict[str, Pa
     same colour, seen by the same camera before the same background. No training draws from this stream."""
     draw = generator(seed, 0, "pairs")
     camera = random_views(n, draw, height=size, width=size)
-    look = Looks(*(torch.randint(len(names), (n,), generator=draw) for names in (SHAPES, COLOURS)))
+    look = Looks(*(torch.randint(len(names), (n,), generator=draw) for names in (TWELVE, COLOURS)))
     changed = {
         "colour": look._replace(colour=_other(look.colour, len(COLOURS), draw)),
-        "shape": look._replace(shape=_other(look.shape, len(SHAPES), draw)),
+        "shape": look._replace(shape=_other(look.shape, len(TWELVE), draw)),
     }
     rgb = palette()
     background = _backgrounds(rgb[look.colour], rgb[changed["colour"].colour], draw)

@@ -19,7 +19,7 @@ from threestudio_rf.core.solve import solve
 from threestudio_rf.core.times import spacing
 from threestudio_rf.tiny.latents import Latents
 from threestudio_rf.tiny.shapes import SHAPES
-from threestudio_rf.tiny.world import COLOURS, VIEW_WORDS
+from threestudio_rf.tiny.world import COLOURS, VIEW_WORDS, WORDINGS
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 
@@ -32,13 +32,13 @@ class Flow(NamedTuple):
     table: Any
 
     def velocity(self, captions: Tensor, scale: float) -> Velocity:
-        """u_hat = eps - x0 under guidance `scale` for caption indices (B, 3) of shape, colour and view."""
-        shape, colour, view = captions.unbind(1)
+        """u_hat = eps - x0 under guidance `scale` for caption indices (B, 3) of shape, colour and wording."""
+        shape, colour, wording = captions.unbind(1)
         template = torch.zeros_like(shape)
         empty = torch.full_like(shape, self.table.ids.shape[0] - 1)
         weights = cfg(scale)
         words = {"cond": template, "uncond": empty}
-        ids = torch.cat([self.table[words[role], shape, colour, view] for role in weights])
+        ids = torch.cat([self.table[words[role], shape, colour, wording] for role in weights])
         hidden = self.encoder(ids).last_hidden_state
 
         def field(x: Tensor, t: Tensor) -> Tensor:
@@ -73,8 +73,8 @@ def follow(velocity: Velocity, noise: Tensor, steps: int) -> Trajectory:
 
 
 def captions_of(rounds: int) -> Tensor:
-    """Every (shape, colour, view) `rounds` times, (480 rounds, 3)."""
-    axes = (torch.arange(len(SHAPES)), torch.arange(len(COLOURS)), torch.arange(len(VIEW_WORDS)))
+    """Every (shape, colour, wording of the view) `rounds` times, (5600 rounds, 3)."""
+    axes = (torch.arange(len(SHAPES)), torch.arange(len(COLOURS)), torch.arange(len(WORDINGS)))
     return torch.cartesian_prod(*axes).repeat(rounds, 1)
 
 
@@ -89,5 +89,5 @@ def make_pairs(
         end = follow(flow.velocity(rows, scale), start, steps).sample
         samples.append(end.half())
         noises.append(start.half())
-    labels = (column.contiguous() for column in captions.unbind(1))
-    return Latents(torch.cat(samples), *labels), torch.cat(noises)
+    shapes, colours, wording = (column.contiguous() for column in captions.unbind(1))
+    return Latents(torch.cat(samples), shapes, colours, wording, wording - len(VIEW_WORDS)), torch.cat(noises)

@@ -5,22 +5,20 @@ Every figure is a pure function of pictures (N, 3, H, W) in [0, 1]; `score_pictu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from threestudio_rf.tiny.score import Classify, albedos, colour_distance, held_out, oversaturation
-from threestudio_rf.tiny.shapes import SHAPES
+from threestudio_rf.tiny.colour import Albedos, albedos
+from threestudio_rf.tiny.score import Classify, held_out
+from threestudio_rf.tiny.shapes import SHAPES, Shape
+from threestudio_rf.tiny.strict import border, nearest_view_iou
+from threestudio_rf.tiny.truth import Subject
 from threestudio_rf.tiny.world import COLOURS, View, render
 
 CONTRAST = 0.12
-
-
-def border(images: Tensor) -> Tensor:
-    """The outermost pixels (N, 3, P)."""
-    return torch.cat([images[:, :, [0, -1]].flatten(2), images[..., [0, -1]].flatten(2)], dim=2)
 
 
 def standing_out(images: Tensor, contrast: float = CONTRAST) -> Tensor:
@@ -35,24 +33,26 @@ def standing_out(images: Tensor, contrast: float = CONTRAST) -> Tensor:
 
 
 @cache
-def all_round(shape: str) -> View:
+def all_round(shape: Shape) -> View:
     """The held-out views of a shape as one tall picture: masks and shading whose means are those over all views."""
-    view = render(SHAPES[shape], held_out())
-    mask, shading, depth = (x.transpose(0, 1).reshape(1, 1, -1, x.shape[-1]) for x in view)
-    return View(mask, shading, depth)
+    view = render(shape, held_out())
+    return View(*(x.transpose(0, 1).reshape(1, 1, -1, x.shape[-1]) for x in view if x is not None))
 
 
-def found_albedo(images: Tensor, shape: str) -> Tensor:
-    """Albedo (n, 3) of the n <= N pictures on which something stands out: the mean colour there, its outline left out,
-    divided by the shape's mean true shading over all views (the view of the picture is not known)."""
-    return albedos(images, standing_out(images), all_round(shape))
+def found_albedo(images: Tensor, subject: Subject) -> Albedos:
+    """Albedos of the pictures on which something stands out: the mean colour there, its outline left out, divided by
+    the shape's mean true shading over all views (the view of the picture is not known)."""
+    return albedos(images, standing_out(images), all_round(subject.solid), subject.palette)
 
 
-def judged_right(images: Tensor, judge: Classify, *, shape: str, colour: str) -> Tensor:
-    """Which pictures (N,) show the shape in the colour, by the judge; bool."""
+def judged_right(images: Tensor, judge: Classify, subject: Subject) -> Tensor | None:
+    """Which pictures (N,) show the shape in the colour, by the judge; bool. None for a shape that it does not know."""
     shapes, colours, _ = judge(images)
-    right = shapes.argmax(-1) == list(SHAPES).index(shape)
-    return right & (colours.argmax(-1) == list(COLOURS).index(colour))
+    names = list(SHAPES)[: shapes.shape[1]]
+    if subject.solid.name not in names:
+        return None
+    right = shapes.argmax(-1) == names.index(subject.solid.name)
+    return right & (colours.argmax(-1) == list(COLOURS).index(subject.colours[0]))
 
 
 def diversity(items: Tensor) -> float | None:
@@ -69,26 +69,25 @@ def diversity(items: Tensor) -> float | None:
 
 
 def score_pictures(
-    images: Tensor, latents: Tensor, *, shape: str, colour: str, judge: Classify
+    images: Tensor, latents: Tensor, *, subject: Subject, judge: Classify, cache: Path | None = None
 ) -> dict[str, float | None]:
     """Figures of pictures (N, 3, H, W) and their latents or values (N, ...); None where nothing can be told.
 
-    judged_accuracy   share of pictures judged right in shape and colour
-    colour_error      mean CIE76 distance of `found_albedo` to the colour's name
-    saturation        mean CIE chroma of the albedo less that of the named colour; above 0 is over-saturated
+    nearest_view_iou  mean of the best overlap of each outline with a true view of the shape
+    colour_error      mean CIE76 distance of `found_albedo` to the true one
+    saturation        mean CIE chroma of the albedo less the true one; above 0 is over-saturated
     diversity         `diversity` of the pictures
     diversity_latent  that of the latents
+    recognised        share of pictures whose shape and colour the judge names rightly
 
-    Raises ValueError for a shape or colour the world does not have.
+    `cache` is where the true views are kept.
     """
-    if shape not in SHAPES or colour not in COLOURS:
-        raise ValueError(f"the world has {', '.join(SHAPES)} in {', '.join(COLOURS)}, got a {colour} {shape}")
-    named: Sequence[float] = COLOURS[colour]
-    found = found_albedo(images, shape)
+    found, right = found_albedo(images, subject), judged_right(images, judge, subject)
     return {
-        "judged_accuracy": float(judged_right(images, judge, shape=shape, colour=colour).float().mean()),
-        "colour_error": colour_distance(found, named),
-        "saturation": oversaturation(found, named),
+        "nearest_view_iou": float(nearest_view_iou(images, subject.solid, cache=cache).mean()),
+        "colour_error": found.error,
+        "saturation": found.saturation,
         "diversity": diversity(images),
         "diversity_latent": diversity(latents),
+        "recognised": None if right is None else float(right.float().mean()),
     }

@@ -1,7 +1,8 @@
 """Training of the embedded networks, one command per part: `python launch.py task=train_tiny train_tiny.part=vae`.
 
-The parts build on each other: vae (first stage); on its latents sd3 (rectified flow) and sd (eps, UNet), then sd_v (v)
-and instaflow (flow) from sd's weights, reflow from instaflow; judge needs no other part.
+The parts build on each other: vae (first stage); on its latents instaflow (flow, UNet) and sd3 (flow, MMDiT), then sd
+(eps), sd_v (v) and reflow from instaflow's weights; judge needs no other part. A folder without a first stage takes the
+shipped one.
 Everything is made from seeds, and the held-out seeds never overlap the training seeds. A run that stops goes on where
 it stopped when the same command is given again. `ship` copies what was reached into the package.
 """
@@ -37,25 +38,28 @@ from threestudio_rf.tiny.stage import (
 )
 from threestudio_rf.tiny.train_unet import train_unet
 from threestudio_rf.tiny.training import Schedule, train
-from threestudio_rf.tiny.world import VOCABULARY, Views, random_world
+from threestudio_rf.tiny.world import IMAGE_SIZE, VOCABULARY, Views, random_world
 
+SHIPPED = ("tiny-sd3", "tiny-sd", "tiny-sd-v", "tiny-instaflow")
 TRAIN_SEED, HELD_OUT_SEED, JUDGE_SEED = 0, 1_000_000, 2_000_000
 HELD_OUT_VIEWS = 100
 """Views of every shape that figures are taken from; a training on fewer takes as few."""
 VAE_CHANNELS = (32, 48, 64, 96)
+SIZE = 128
+"""Height and width of the pictures that first stage and priors are trained on; the judge looks at 64."""
 TEXT = ({"width": 64, "heads": 4, "projection": 64}, {"width": 96, "heads": 4, "projection": 96})
 
 Report = Callable[[str], None]
 
 
-def load_world(folder: Path, per_shape: int, seed: int) -> Views:
-    """Views of the world, kept in `folder` so that a resumed run does not render them again."""
+def load_world(folder: Path, per_shape: int, seed: int, *, size: int = SIZE) -> Views:
+    """Views of `size` pixels of the world, kept in `folder` so that a resumed run does not render them again."""
     from safetensors.torch import load_file, save_file
 
-    file = folder / f"world-{seed}-{per_shape}.safetensors"
+    file = folder / f"world-{seed}-{per_shape}-{size}.safetensors"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(random_world(per_shape, seed)._asdict(), file)
+        save_file(random_world(per_shape, seed, size=size)._asdict(), file)
     return Views(**load_file(file))
 
 
@@ -94,7 +98,9 @@ def train_vae(
 
 
 def load_vae(folder: Path) -> Any:
-    """The trained first stage of `<folder>/vae-final`, in eval mode."""
+    """The first stage of `<folder>/vae-final`, in eval mode; the shipped one is copied there where it is missing."""
+    if not (folder / "vae-final").exists():
+        shutil.copytree(weights_folder() / SHIPPED[0] / "vae", folder / "vae-final")
     vae: Any = architecture.load_vae(folder / "vae-final")
     return vae.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
@@ -103,7 +109,7 @@ def load_latents(folder: Path, vae: Any, per_shape: int, copies: int) -> Latents
     """The encoded training images, kept in `folder`."""
     from safetensors.torch import load_file, save_file
 
-    file = folder / f"latents-{per_shape}-{copies}.safetensors"
+    file = folder / f"latents-{per_shape}-{copies}-{SIZE}.safetensors"
     if not file.exists():
         save_file(encode_world(vae, load_world(folder, per_shape, TRAIN_SEED), copies, TRAIN_SEED)._asdict(), file)
     return Latents(**load_file(file))
@@ -116,7 +122,7 @@ def fresh_sd3() -> tuple[Any, list[Any], list[Any]]:
         architecture.make_text_encoder(tokenizer, layers=2, seed=TRAIN_SEED + 1 + i, **sizes)
         for i, (tokenizer, sizes) in enumerate(zip(tokenizers, TEXT, strict=True))
     ]
-    transformer = architecture.make_transformer(encoders, qk_norm="rms_norm", seed=TRAIN_SEED)
+    transformer = architecture.make_transformer(encoders, qk_norm="rms_norm", sample_size=16, seed=TRAIN_SEED)
     architecture.zero_modulation(transformer)
     return transformer, encoders, tokenizers
 
@@ -128,16 +134,13 @@ def train_sd3(
     per_shape: int,
     batch: int,
     report: Report,
-    copies: int = 3,
+    copies: int = 2,
     start: Path | None = None,
 ) -> None:
     """Train transformer and text encoders on the latents of `<folder>/vae-final` and write `<folder>/tiny-sd3`.
 
-    With `start`, the folder of a trained prior, weights begin there, and its first stage is used where the training
-    folder has none; the schedule begins anew.
+    With `start`, the folder of a trained prior, weights begin there; the schedule begins anew.
     """
-    if start and not (folder / "vae-final").exists():
-        shutil.copytree(start / "vae", folder / "vae-final")
     vae = load_vae(folder)
     data = load_latents(folder, vae, per_shape, copies)
     transformer, encoders, tokenizers = fresh_sd3()
@@ -166,13 +169,15 @@ def train_sd(
     per_shape: int,
     batch: int,
     report: Report,
-    copies: int = 3,
+    copies: int = 2,
     objective: Objective | None = None,
+    start: Path | None = None,
 ) -> None:
     """Train one of the UNets on the latents of `<folder>/vae-final` and write its folder."""
     vae = load_vae(folder)
     data = load_latents(folder, vae, per_shape, copies)
-    train_unet(folder, schedule, part=part, vae=vae, data=data, batch=batch, objective=objective, report=report)
+    options: dict[str, Any] = {"objective": objective, "start": start}
+    train_unet(folder, schedule, part=part, vae=vae, data=data, batch=batch, report=report, **options)
 
 
 def train_judge(folder: Path, schedule: Schedule, *, per_shape: int, batch: int, report: Report) -> None:
@@ -181,13 +186,13 @@ def train_judge(folder: Path, schedule: Schedule, *, per_shape: int, batch: int,
 
     with architecture.seeded(JUDGE_SEED):
         judge = Judge()
-    part = JudgePart(judge, load_world(folder, per_shape, JUDGE_SEED), batch=batch)
+    part = JudgePart(judge, load_world(folder, per_shape, JUDGE_SEED, size=IMAGE_SIZE), batch=batch)
     for _ in train(part, schedule, folder, seed=JUDGE_SEED, report=report):
         pass
     judge.eval()
     save_file({name: value.half() for name, value in judge.state_dict().items()}, folder / "judge.safetensors")
     views = min(HELD_OUT_VIEWS, per_shape)
-    held_out = load_world(folder, views, HELD_OUT_SEED)
+    held_out = load_world(folder, views, HELD_OUT_SEED, size=IMAGE_SIZE)
     figures = judge_accuracy(judge, held_out, 40 * views, generator(HELD_OUT_SEED, 0, "judge"), batch=views)
     _figures(folder, "judge", figures, report)
 
@@ -208,15 +213,15 @@ class Row:
 
 
 def _unet(part: str, schedule: Schedule) -> Row:
-    return Row(partial(train_sd, part=part), schedule, {"per_shape": 3000, "batch": 64}, ("objective",))
+    return Row(partial(train_sd, part=part), schedule, {"per_shape": 1500, "batch": 64}, ("objective", "start"))
 
 
 PARTS: dict[str, Row] = {
-    "vae": Row(train_vae, Schedule(steps=3600, lr=6e-4, warmup=0.01), {"per_shape": 2000, "batch": 8}, ("sharpening",)),
-    "sd3": Row(train_sd3, Schedule(steps=7000, lr=1e-3), {"per_shape": 2000, "batch": 64}, ("start",)),
-    "sd": _unet("sd", Schedule(steps=8000, lr=1.5e-3)),
+    "vae": Row(train_vae, Schedule(steps=3600, lr=6e-4, warmup=0.01), {"per_shape": 1500, "batch": 8}, ("sharpening",)),
+    "instaflow": _unet("instaflow", Schedule(steps=8000, lr=1.2e-3)),
+    "sd3": Row(train_sd3, Schedule(steps=7000, lr=1e-3), {"per_shape": 1500, "batch": 64}, ("start",)),
+    "sd": _unet("sd", Schedule(steps=3000, lr=7e-4)),
     "sd_v": _unet("sd_v", Schedule(steps=3000, lr=7e-4)),
-    "instaflow": _unet("instaflow", Schedule(steps=10000, lr=1.2e-3)),
     "reflow": _unet("reflow", Schedule(steps=3000, lr=5e-4)),
     "judge": Row(train_judge, Schedule(steps=3000, lr=2e-3), {"per_shape": 1000, "batch": 64}),
 }
@@ -253,7 +258,6 @@ def run_part(
     row.run(folder, schedule, report=report, **sizes, **options)
 
 
-SHIPPED = ("tiny-sd3", "tiny-sd", "tiny-sd-v", "tiny-instaflow")
 VAE_WEIGHTS = Path("vae/diffusion_pytorch_model.safetensors")
 
 

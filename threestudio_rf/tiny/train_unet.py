@@ -1,5 +1,5 @@
-"""Training of the embedded UNets: `sd` from scratch, `sd_v` and `instaflow` from its weights, `reflow` from the own
-noise-image pairs of `instaflow`. Latents are in Stable Diffusion's scale: z scaling_factor, without a shift."""
+"""Training of the embedded UNets: `instaflow` from scratch, `sd` and `sd_v` from its weights, `reflow` on its own
+noise-image pairs. Latents are in Stable Diffusion's scale: z scaling_factor, without a shift."""
 
 from __future__ import annotations
 
@@ -24,23 +24,30 @@ from threestudio_rf.tiny.training import Schedule, train
 from threestudio_rf.tiny.world import VOCABULARY
 
 SEED = 0
-TEXT_WIDTH = 64
+TEXT_WIDTH = 96
+CHANNELS, ATTENTION, HEADS = (64, 128, 160), (False, False, True), 4
+"""Of the UNet: 16 x 16 latents cost most at the first level, so text is read at 4 x 4 only."""
 FOLDERS = {"sd": "tiny-sd", "sd_v": "tiny-sd-v", "instaflow": "tiny-instaflow-1", "reflow": "tiny-instaflow"}
 FLOW = Objective(kind="flow")
 OBJECTIVES = {"sd": Objective(), "sd_v": Objective(kind="v"), "instaflow": FLOW, "reflow": FLOW}
 PREDICTION_TYPES = {"eps": "epsilon", "v": "v_prediction", "x0": "sample", "flow": "epsilon"}
 """diffusers' name of each target; it has none for a flow in a UNet's folder."""
-STARTS = {"sd_v": "sd", "instaflow": "sd", "reflow": "instaflow"}
-PAIRS = {"rounds": 20, "steps": 12, "scale": 3.0}
+STARTS = {"sd": "instaflow", "sd_v": "instaflow", "reflow": "instaflow"}
+PAIRS = {"rounds": 2, "steps": 12, "scale": 3.0}
+COMPARED = 11
+"""Every how many captions `compare` takes."""
 
 Report = Callable[[str], None]
 
 
 def fresh() -> tuple[Any, Any, Any]:
-    """(UNet, text encoder, tokenizer) before any training, from the training seed."""
+    """(UNet, text encoder, tokenizer) of 16 x 16 latents before any training, from the training seed."""
     tokenizer = architecture.make_tokenizer([word for word in VOCABULARY if word.isalpha()])
     encoder = architecture_sd.make_sd_text_encoder(tokenizer, width=TEXT_WIDTH, seed=SEED + 1)
-    return architecture_sd.make_unet(TEXT_WIDTH, seed=SEED), encoder, tokenizer
+    unet = architecture_sd.make_unet(
+        TEXT_WIDTH, channels=CHANNELS, attention=ATTENTION, heads=HEADS, sample_size=16, seed=SEED
+    )
+    return unet, encoder, tokenizer
 
 
 def trained(folder: Path) -> tuple[Any, Any, Any]:
@@ -61,13 +68,16 @@ def train_unet(
     batch: int,
     report: Report,
     objective: Objective | None = None,
+    start: Path | None = None,
 ) -> None:
     """Train one of `FOLDERS` and write its folder; `data` are latents in SD3's scale, (z - shift) scaling_factor.
 
-    `objective` replaces the part's own. FileNotFoundError when the part it starts from has not been trained.
+    `objective` replaces the part's own, `start` is the folder of a trained prior to begin with instead of `STARTS`.
+    FileNotFoundError when the part it starts from has not been trained.
     """
     objective = OBJECTIVES[part] if objective is None else objective
-    unet, encoder, tokenizer = trained(folder / FOLDERS[STARTS[part]]) if part in STARTS else fresh()
+    begin = folder / FOLDERS[STARTS[part]] if start is None and part in STARTS else start
+    unet, encoder, tokenizer = fresh() if begin is None else trained(begin)
     noises: Tensor | None = None
     captioned = CaptionedLatents(data, [tokenizer], offset=vae.config.shift_factor * vae.config.scaling_factor)
     if part == "reflow":
@@ -119,7 +129,7 @@ def compare(
     """Straightness of held-out paths, how far one Euler step ends from `steps`, and how often the judge names shape and
     colour of either end, before and after the reflow, with and without the pairs' guidance; written as reflow.json."""
     figures: dict[str, float] = {}
-    captions, judge = captions_of(1), load_judge(weights_folder())
+    captions, judge = captions_of(1)[::COMPARED], load_judge(weights_folder())
     for name, flow in flows.items():
         for scale in (1.0, float(PAIRS["scale"])):
             start = normal((len(captions), *_shape(flow)), generator(seed, 0, "straightness"))

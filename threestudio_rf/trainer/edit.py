@@ -44,14 +44,12 @@ class Editing:
         return _quiet(lambda: resample(self.path, x0, eps, settings, role=role, mask=mask))
 
 
-def begin(
-    prior: Prior, settings: Settings, *, source: Sequence[str], target: Sequence[str], shift: float = 1.0
-) -> Editing:
-    """Embed the prompts, 1 or B of each, and settle the method; `shift` is the prior's own. Each text is embedded once.
+def begin(prior: Prior, settings: Settings, *, source: Sequence[str], target: Sequence[str]) -> Editing:
+    """Embed the prompts, 1 or B of each, and settle the method. Each text is embedded once.
 
     ValueError for what the prior's path does not have.
     """
-    chosen = settled(settings, prior.schedule, shift)
+    chosen = settled(settings, prior.schedule, prior.time_shift)
     texts = list(dict.fromkeys([*source, *target, ""]))
     found = prior.embed(texts)
     roles = {SOURCE: source, TARGET: target, "uncond": [""]}

@@ -60,9 +60,9 @@ def lift(
 ) -> Iterator[LiftState]:
     """Optimise `scene` from `first_step` to `settings.steps`, yielding after every step.
 
-    `conditions` are the four view prompts in the order of `views.VIEWS`, or one prompt for every camera; `negative` one
-    prompt or four; `extra` further roles of the method, one prompt or four each, or another "uncond". A `twin` answers
-    the role "twin" and learns the scene's latents after every step. The rendering decides the batch.
+    `conditions` are the prompts of all views in the order of `settings.views.index`, or one prompt for every camera;
+    `negative` one prompt or as many; `extra` further roles of the method, likewise, or another "uncond". A `twin`
+    answers the role "twin" and learns the scene's latents after every step. The rendering decides the batch.
 
     A step whose gradient is not finite is left out and counted; `skip_limit` of them in a row raise DivergedError. A
     scene that stays empty for `empty_limit` steps is warned about once. A `first_step` between two steps of the
@@ -127,18 +127,21 @@ def seen_from(
     With Perp-Neg the prompts of neighbouring views are mixed, and the weights (B,) of its negative roles come along.
     ValueError for Perp-Neg without a prompt per view word.
     """
-
-    def seen(prompts: Condition) -> Condition:
-        return prompts.select(settings.views.index(camera)) if len(prompts) > 1 else prompts
-
     roles = {"cond": conditions, "uncond": negative} | dict(extra or {})
+    if settings.views.wording == "camera":
+        seen = {role: prompts.posed(camera.azimuth, camera.elevation) for role, prompts in roles.items()}
+        return bind(prior, seen), {}
+    several = [role for role, prompts in roles.items() if len(prompts) > 1]
+    if several:
+        index = settings.views.index(camera)
+        roles |= {role: roles[role].select(index) for role in several}
     if settings.perp_neg is None:
-        return bind(prior, {role: seen(prompts) for role, prompts in roles.items()}), {}
+        return bind(prior, roles), {}
     if len(conditions) != len(VIEWS):
         raise ValueError(f"conditions: got {len(conditions)}, expected {len(VIEWS)} view prompts for Perp-Neg")
     overhead, curves = settings.views.overhead, settings.perp_neg
     shares = perp_neg_weights(camera.azimuth, camera.elevation, overhead=overhead, curves=curves)
-    heard = {role: seen(prompts) for role, prompts in roles.items()} | {"cond": mix(conditions, shares.positive)}
+    heard = roles | {"cond": mix(conditions, shares.positive)}
     negatives = dict(zip(("negative 1", "negative 2"), shares.weights.unbind(1), strict=True))
     heard |= {role: conditions.select(view) for role, view in zip(negatives, shares.negative.unbind(1), strict=True)}
     return bind(prior, heard), negatives

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor
 
@@ -11,9 +12,11 @@ from threestudio_rf.core.level import Schedule, rectified_flow
 from threestudio_rf.core.random import generator
 from threestudio_rf.core.times import BUMP, Bump, Law, draw
 from threestudio_rf.distill.method import Method
-from threestudio_rf.priors.views import Curves, view_index
+from threestudio_rf.priors.views import Curves, octant_index, view_index
 from threestudio_rf.scenes.camera import Camera, random_views
 from threestudio_rf.trainer.ramp import Constant, Value
+
+Wording = Literal["four", "octants", "camera"]
 
 
 def progress(step: int, steps: int) -> float:
@@ -24,7 +27,8 @@ def progress(step: int, steps: int) -> float:
 @dataclass(frozen=True)
 class Views:
     """Which cameras a step looks through: ranges in degrees and units, picture size and number of views by milestone,
-    and from where a view word holds."""
+    from where a view word holds, and how the prior is asked for a view: by SD's four words, by octant and height, or by
+    the camera itself."""
 
     sizes: Sequence[int] = (64,)
     milestones: Sequence[int] = ()
@@ -38,6 +42,7 @@ class Views:
     front: float = 45.0
     back: float = 45.0
     overhead: float = 60.0
+    wording: Wording = "four"
 
     def camera(self, step: int, seed: int) -> Camera:
         """The cameras of a step."""
@@ -57,7 +62,9 @@ class Views:
         )
 
     def index(self, camera: Camera) -> Tensor:
-        """The view word of each camera (B,)."""
+        """The name of each camera's view (B,), into VIEWS or OCTANT_WORDS."""
+        if self.wording == "octants":
+            return octant_index(camera.azimuth, camera.elevation)
         return view_index(camera.azimuth, camera.elevation, front=self.front, back=self.back, overhead=self.overhead)
 
 
