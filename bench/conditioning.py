@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from threestudio_rf.tiny.conditioning import KINDS, ConditionedPart, draw_toys, held_out_errors, make_conditioned
-from threestudio_rf.tiny.train import HELD_OUT_SEED
+from threestudio_rf.tiny.stores import HELD_OUT_SEED
 from threestudio_rf.tiny.training import Schedule, train
 
 

@@ -44,6 +44,7 @@ from threestudio_rf.priors.base import PriorError
 from threestudio_rf.priors.tiny import load_tiny, weights_folder
 from threestudio_rf.tiny.judge import load_judge
 from threestudio_rf.tiny.pairs import EDITS, Pairs, held_out_pairs
+from threestudio_rf.tiny.score2d import outline_left
 from threestudio_rf.trainer.edit import Editing, begin
 
 SEED, BATCH, SHOWN, KEEP = 1_000_003, 16, 6, 0.15
@@ -152,6 +153,7 @@ def measured(row: str, prior: Any, batches: dict[str, list[Case]], judge: Any) -
             new, again, calls, seconds = edited(prior, case, settings, first, search, **given)
             kept = kept_edit(case.pairs.before, new, case.plain, KEEP)[0].clamp(0, 1)
             rows = score(case.pairs, new, judge, "plain") | score(case.pairs, kept, judge, "kept")
+            rows["outline"] = outline_left(case.pairs.before, new, kept)
             if again is not None:
                 rows |= {"rec_psnr": psnr(again, case.pairs.before), "rec_ssim": ssim(again, case.pairs.before)}
             rows["seconds"] = torch.full((len(new),), seconds / len(new))
@@ -159,7 +161,9 @@ def measured(row: str, prior: Any, batches: dict[str, list[Case]], judge: Any) -
                 parts.setdefault(name, []).append(values.double())
             if first == 0:
                 shown.append(kept[:SHOWN])
-        sums |= {name if "rec" in name else f"{kind}_{name}": torch.cat(x).mean().item() for name, x in parts.items()}
+        sums |= {
+            name if "rec" in name else f"{kind}_{name}": torch.cat(x).nanmean().item() for name, x in parts.items()
+        }
         sums["calls"] = calls
     return sums, torch.stack(shown, 1)
 
@@ -202,7 +206,9 @@ def stored(folder: Path, row: str, prior: Any, n: int, work: Any) -> tuple[Figur
 
 HEAD = (
     "| method | reconstruction PSNR | SSIM | colour: success plain / kept | PSNR outside | PSNR to the truth | "
-    "shape: success | PSNR outside | PSNR to the truth | calls | seconds |\n" + "|---" * 11 + "|"
+    "shape: success | PSNR outside | PSNR to the truth | old outline left, colour / shape | calls | seconds |\n"
+    + "|---" * 12
+    + "|"
 )
 
 
@@ -213,6 +219,7 @@ def line(row: str, f: Figures) -> str:
         for name, form in (("success", ".2f"), ("outside", ".1f"), ("truth", ".1f")):
             cells.append(" / ".join(f"{f[f'{kind}_{way}_{name}']:{form}}" for way in ("plain", "kept")))
     seconds = sum(f[f"{kind}_seconds"] for kind in EDITS) / len(EDITS)
+    cells.append(" / ".join(f"{f[f'{kind}_outline']:.3f}" for kind in EDITS))
     return "| " + " | ".join([*cells, str(f["calls"]), f"{seconds:.2f}"]) + " |"
 
 
@@ -244,7 +251,7 @@ def on_prior(name: str, rows: list[str], n: int, folder: Path) -> tuple[str, lis
         try:
             figures, shown = stored(folder, row, prior, n, lambda row=row: measured(row, prior, batches, judge))
         except ValueError as error:
-            text.append(f"| {row} | does not fit: {error} |" + " |" * 9)
+            text.append(f"| {row} | does not fit: {error} |" + " |" * 10)
             continue
         text.append(line(row, figures))
         print(text[-1], flush=True)

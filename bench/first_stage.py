@@ -29,7 +29,7 @@ from threestudio_rf.priors.architecture import load_vae
 from threestudio_rf.priors.tiny import weights_folder
 from threestudio_rf.tiny.discriminator import Adversary, PatchDiscriminator
 from threestudio_rf.tiny.stage import AdversarialFirstStage, Terms, psnr, reconstructions, sharpness
-from threestudio_rf.tiny.train import HELD_OUT_SEED, TRAIN_SEED
+from threestudio_rf.tiny.stores import HELD_OUT_SEED, TRAIN_SEED
 from threestudio_rf.tiny.training import Schedule, train
 from threestudio_rf.tiny.world import Views, random_world
 

@@ -1,9 +1,11 @@
-"""Text to 3D on sixteen prompts with the default preset, scored against the true shapes, with contact sheets.
+"""Text to 3D on 24 prompts, every shape of the world at least once, scored against the truth, with contact sheets.
 
-    python bench/gallery.py [--root outputs/gallery] [--jobs 1] [--set loss=rfds ...] [--docs docs]
+    python bench/gallery.py [--presets tiny_exact tiny] [--root outputs/gallery] [--jobs 1] [--only "a red car" ...]
+                            [--set loss.scale=3 ...] [--docs docs]
 
-Each prompt is one `python launch.py prompt=... seed=0` with its own evaluation; a finished run is not repeated. Prints
-one row per run and the means of both halves: surfaces of revolution and other shapes.
+Each prompt is one `python launch.py experiment=<preset> prompt=... seed=0` with its own evaluation; a finished run is
+not repeated. Prompts that the prior of the preset does not know are left out. Prints one row per run, the means and
+the worst of the overlaps, for all shapes and for the twelve that every prior knows.
 """
 
 from __future__ import annotations
@@ -17,48 +19,70 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from threestudio_rf.app.compose import compose, typed
+from threestudio_rf.priors.tiny import EMBEDDED, known_words, weights_folder
+from threestudio_rf.tiny.shapes import SHAPES, TWELVE
+
 ROOT = Path(__file__).resolve().parents[1]
-REVOLUTION = (
+PROMPTS = (
     "a red mushroom",
     "a purple donut",
     "an orange snowman",
     "a blue ball",
     "a green cone",
     "a yellow cylinder",
-    "a white mushroom",
-    "a pink snowman",
-)
-OTHERS = (
     "a blue cube",
     "a yellow table",
     "a brown chair",
     "a white house",
     "a green arrow",
     "an orange star",
+    "a red car",
+    "a green tree",
+    "a white rocket",
+    "a cyan cup",
+    "a yellow lamp",
+    "a blue boat",
+    "a pink castle",
+    "a yellow duck",
+    "a white mushroom",
     "a cyan chair",
     "a red house",
+    "a purple car",
 )
-SHOWN = ("a red mushroom", "a purple donut", "an orange snowman", "a green cone")
-SHOWN = (*SHOWN, "a blue cube", "a white house", "an orange star", "a green arrow")
+SHOWN = ("a red mushroom", "a brown chair", "a red house", "an orange star")
+SHOWN = (*SHOWN, "a red car", "a yellow duck", "a pink castle", "a blue boat")
 KEYS = ("volume_iou", "silhouette_iou", "chamfer", "colour_error", "janus", "recognised", "seconds", "peak_memory_mb")
+FIGURES = dict[str, float | None]
 
 
-def run(prompt: str, options: argparse.Namespace) -> dict[str, float | None] | None:
+def known(preset: str) -> list[str]:
+    """The prompts whose shape the prior of a preset knows."""
+    name = typed(compose([f"experiment={preset}", "prompt=x"])).prior.name
+    if name not in EMBEDDED:
+        return list(PROMPTS)
+    words = set(known_words(weights_folder() / name.replace("_", "-")))
+    return [prompt for prompt in PROMPTS if prompt.split()[-1] in words]
+
+
+def run(preset: str, prompt: str, options: argparse.Namespace) -> FIGURES | None:
     """The figures of one prompt, from its finished run or a new one; None when it failed."""
-    tag = prompt.replace(" ", "_")
-    folder = next(iter(sorted(options.root.glob(f"*/{tag}*/metrics.json"))), None)
+    tag, root = prompt.replace(" ", "_"), options.root / preset
+    folder = next(iter(sorted(root.glob(f"*/{tag}@*/metrics.json"))), None)
     if folder is None:
-        command = [sys.executable, str(ROOT / "launch.py"), f"prompt={prompt}", f"seed={options.seed}"]
-        command += [f"exp_root_dir={options.root}", *options.set]
+        root.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, str(ROOT / "launch.py"), f"experiment={preset}", f"prompt={prompt}"]
+        command += [f"seed={options.seed}", f"exp_root_dir={root}", *options.set]
         environment = os.environ | ({"OMP_NUM_THREADS": "1"} if options.jobs > 1 else {})
-        log = options.root / f"{tag}.log"
-        with log.open("w") as handle:
+        with (root / f"{tag}.log").open("w") as handle:
             subprocess.run(command, cwd=ROOT, env=environment, stdout=handle, stderr=subprocess.STDOUT, check=False)
-        folder = next(iter(sorted(options.root.glob(f"*/{tag}*/metrics.json"))), None)
+        folder = next(iter(sorted(root.glob(f"*/{tag}@*/metrics.json"))), None)
     return json.loads(folder.read_text()) if folder else None
 
 
-def row(name: str, figures: dict[str, float | None] | None) -> str:
+def row(name: str, figures: FIGURES | None) -> str:
     """One line of the table."""
     if figures is None:
         return f"| {name} | failed" + " |" * len(KEYS)
@@ -66,19 +90,34 @@ def row(name: str, figures: dict[str, float | None] | None) -> str:
     return f"| {name} | " + " | ".join(cells) + " |"
 
 
-def mean(rows: list[dict[str, float | None] | None]) -> dict[str, float | None]:
-    """Means over the runs; a failed run counts as 0 in accuracy and IoU."""
-    result: dict[str, float | None] = {}
+def mean(rows: list[FIGURES | None]) -> FIGURES:
+    """Means over the runs; a failed run counts as 0 in what is better when larger."""
+    result: FIGURES = {}
     for key in KEYS:
         zero = key in ("volume_iou", "silhouette_iou", "recognised")
         values = [(r or {}).get(key, 0.0 if zero else None) for r in rows]
-        known = [value for value in values if value is not None]
-        result[key] = sum(known) / len(known) if known else None
+        some = [value for value in values if value is not None]
+        result[key] = sum(some) / len(some) if some else None
     return result
+
+
+def table(figures: dict[str, FIGURES | None]) -> list[str]:
+    """The runs of one preset, their means, and the worst."""
+    lines = ["| prompt | " + " | ".join(KEYS) + " |", "|---" * (len(KEYS) + 1) + "|"]
+    lines += [row(prompt, found) for prompt, found in figures.items()]
+    for title, names in (("all shapes", tuple(SHAPES)), ("the twelve", TWELVE)):
+        chosen = [found for prompt, found in figures.items() if prompt.split()[-1] in names]
+        if not chosen:
+            continue
+        lines.append(row(f"**mean, {title}**", mean(chosen)))
+        worst = {key: min((r or {}).get(key) or 0.0 for r in chosen) for key in ("volume_iou", "silhouette_iou")}
+        lines.append(row(f"**worst, {title}**", dict(worst)))
+    return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--presets", nargs="+", default=["tiny_exact", "tiny"])
     parser.add_argument("--root", type=Path, default=ROOT / "outputs/gallery")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -86,51 +125,51 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="only these prompts")
     parser.add_argument("--set", nargs="*", default=[], help="further settings for launch.py")
     options = parser.parse_args()
-    options.root.mkdir(parents=True, exist_ok=True)
-    prompts = [p for p in (*REVOLUTION, *OTHERS) if not options.only or p in options.only]
-    with ThreadPoolExecutor(options.jobs) as pool:
-        figures = dict(zip(prompts, pool.map(lambda prompt: run(prompt, options), prompts), strict=True))
-    lines = ["| prompt | " + " | ".join(KEYS) + " |", "|---" * (len(KEYS) + 1) + "|"]
-    for title, group in (("surfaces of revolution", REVOLUTION), ("other shapes", OTHERS)):
-        chosen = [p for p in group if p in figures]
-        lines += [row(p, figures[p]) for p in chosen]
-        if chosen:
-            lines.append(row(f"**mean, {title}**", mean([figures[p] for p in chosen])))
-    print("\n".join(lines))
+    tables: dict[str, list[str]] = {}
+    for preset in options.presets:
+        prompts = [prompt for prompt in known(preset) if not options.only or prompt in options.only]
+        with ThreadPoolExecutor(options.jobs) as pool:
+            found = dict(zip(prompts, pool.map(lambda p, e=preset: run(e, p, options), prompts), strict=True))
+        tables[preset] = table(found)
+        print(f"\n{preset}\n" + "\n".join(tables[preset]), flush=True)
     if options.docs:
-        publish(options, prompts, lines)
+        publish(options, tables)
 
 
-def publish(options: argparse.Namespace, prompts: list[str], lines: list[str]) -> None:
-    """Contact sheets and table as `<docs>/gallery.md`."""
-    images = options.docs / "images/gallery"
-    images.mkdir(parents=True, exist_ok=True)
-    text = ["# Gallery", "", "Made by `python bench/gallery.py --docs docs`, seed 0, the default preset.", ""]
-    text += [*lines, ""]
-    for prompt in prompts:
-        tag = prompt.replace(" ", "_")
-        sheets = sorted(options.root.glob(f"*/{tag}*/save/*sheet*.png"))
-        if sheets:
-            shutil.copy2(sheets[-1], images / f"{tag}.png")
-            text += [f"## {prompt}", "", f"![{prompt}](images/gallery/{tag}.png)", ""]
+def publish(options: argparse.Namespace, tables: dict[str, list[str]]) -> None:
+    """Tables and contact sheets as `<docs>/gallery.md`."""
+    text = ["# Gallery", "", "Made by `python bench/gallery.py --docs docs`, seed 0; no prompt is left out.", ""]
+    for preset in tables:
+        text += [f"- [`experiment={preset}`](#{preset})"]
+    for preset, lines in tables.items():
+        text += ["", f"## {preset}", "", *lines, ""]
+        images = options.docs / "images/gallery" / preset
+        images.mkdir(parents=True, exist_ok=True)
+        for prompt in PROMPTS:
+            tag = prompt.replace(" ", "_")
+            sheets = sorted((options.root / preset).glob(f"*/{tag}@*/save/*sheet*.png"))
+            if sheets:
+                shutil.copy2(sheets[-1], images / f"{tag}.png")
+                text += [f"### {prompt}", "", f"![{prompt}](images/gallery/{preset}/{tag}.png)", ""]
     (options.docs / "gallery.md").write_text("\n".join(text))
-    turntables(options, [p for p in SHOWN if p in prompts], options.docs / "images/turntables.gif")
+    turntables(options.root / options.presets[-1], SHOWN, options.docs / "images/turntables.gif")
 
 
-def turntables(options: argparse.Namespace, prompts: list[str], file: Path, *, columns: int = 4) -> None:
-    """Every sixth frame of the turntables of some prompts, side by side, as one GIF."""
+def turntables(root: Path, prompts: tuple[str, ...], file: Path, *, columns: int = 4) -> None:
+    """Every sixth frame of the turntables of those prompts that were run, side by side, as one GIF."""
     from PIL import Image
 
-    folders = [sorted(options.root.glob(f"*/{p.replace(' ', '_')}*/save/it*-test"))[-1] for p in prompts]
+    found = [sorted(root.glob(f"*/{p.replace(' ', '_')}@*/save/it*-test")) for p in prompts]
+    folders = [folders[-1] for folders in found if folders]
     frames = []
     for i in range(0, 120, 6):
-        pictures = [Image.open(folder / f"{i}.png") for folder in folders]
-        width, height = pictures[0].size
-        sheet = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height))
+        pictures = [Image.open(folder / f"{i}.png").resize((128, 128)) for folder in folders]
+        sheet = Image.new("RGB", (columns * 128, -(-len(pictures) // columns) * 128))
         for number, picture in enumerate(pictures):
-            sheet.paste(picture, (number % columns * width, number // columns * height))
+            sheet.paste(picture, (number % columns * 128, number // columns * 128))
         frames.append(sheet)
-    frames[0].save(file, save_all=True, append_images=frames[1:], duration=120, loop=0)
+    if folders:
+        frames[0].save(file, save_all=True, append_images=frames[1:], duration=120, loop=0)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """How sharply a prior of the tiny world sees it: the strict figure of its own samples, and how many are recognised.
 
-    python bench/prior.py [--prior tiny_sd3] [--samples 24] [--views four|octants] [--cfg 5] [--steps 20] [--shift 3]
-                          [--sheet sheet.png] [--shapes all|twelve]
+    python bench/prior.py [--prior tiny_sd3] [--folder FOLDER] [--samples 24] [--views four|octants] [--cfg 5]
+                          [--steps 20] [--shift 3] [--shapes all|twelve] [--sheet sheet.png]
 
 Every shape, colours and view words in turn. Flows take Euler steps under `--shift`, noise models DDIM steps with eta 0
 on Stable Diffusion's own times, where there is no shift. `--cfg` and `--shift` are those of `PRESETS` unless given.
@@ -31,6 +31,8 @@ from threestudio_rf.core.solve import solve
 from threestudio_rf.core.times import ddim_times, spacing
 from threestudio_rf.export.media import png
 from threestudio_rf.priors.base import Prior, bind
+from threestudio_rf.priors.sd import load_sd
+from threestudio_rf.priors.sd3 import load_sd3
 from threestudio_rf.priors.tiny import EMBEDDED, known_words, load_tiny, weights_folder
 from threestudio_rf.priors.views import HEIGHTS, OCTANT_WORDS
 from threestudio_rf.scenes.camera import random_views
@@ -57,8 +59,13 @@ def times_of(prior: Prior, steps: int, shift: float) -> Tensor:
     return ddim_times(steps, len(prior.schedule), offset=1)
 
 
-def prior_of(name: str) -> Prior:
-    """An embedded prior, or the exact one."""
+def prior_of(name: str, folder: Path | None) -> Prior:
+    """An embedded prior, the exact one, or one that a training has left in a folder."""
+    if folder is not None:
+        if name == "tiny_sd3":
+            return load_sd3(folder, device="cpu", dtype=torch.float32, cache=None, name=name, licence="-")
+        kind = "flow" if name == "tiny_instaflow" else "auto"
+        return load_sd(folder, device="cpu", dtype=torch.float32, kind=kind, cache=None, name=name, licence="-")
     return ExactPrior(cache=CACHE) if name == "tiny_exact" else load_tiny(name)
 
 
@@ -94,6 +101,7 @@ def right(judge: Judge, image: Tensor, shape: str, colours: list[int]) -> Tensor
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prior", choices=(*EMBEDDED, "tiny_exact"), default="tiny_sd3")
+    parser.add_argument("--folder", type=Path, help="weights of that kind instead of the shipped ones")
     parser.add_argument("--samples", type=int, default=24, help="of every shape")
     parser.add_argument("--views", choices=("four", "octants"))
     parser.add_argument("--shapes", choices=("all", "twelve"))
@@ -103,10 +111,9 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(2)
-    prior, judge, started = prior_of(options.prior), load_judge(weights_folder()), time.perf_counter()
-    own = (
-        set(SHAPES) if options.prior == "tiny_exact" else set(known_words(weights_folder() / folder_of(options.prior)))
-    )
+    prior, judge, started = prior_of(options.prior, options.folder), load_judge(weights_folder()), time.perf_counter()
+    folder = options.folder or weights_folder() / options.prior.replace("_", "-")
+    own = set(SHAPES) if options.prior == "tiny_exact" else set(known_words(folder))
     octants = options.prior == "tiny_exact" or set(HEIGHTS) <= own
     options.cfg, options.shift = (
         given if given is not None else default
@@ -136,11 +143,6 @@ def main() -> None:
     if options.sheet:
         options.sheet.parent.mkdir(parents=True, exist_ok=True)
         png(options.sheet, torch.cat(sheet, dim=1))
-
-
-def folder_of(prior: str) -> str:
-    """The folder of an embedded prior's weights."""
-    return prior.replace("_", "-")
 
 
 if __name__ == "__main__":

@@ -13,9 +13,11 @@ import torch
 
 from threestudio_rf.priors.base import Condition
 from threestudio_rf.priors.views import (
+    OCTANT_WORDS,
     VIEWS,
     Curves,
     mix,
+    octant_index,
     perp_neg_weights,
     unreachable_views,
     view_index,
@@ -134,3 +136,16 @@ def test_conditions_are_mixed_linearly():
     assert torch.equal(mixed.tensors["pooled"][1], views.tensors["pooled"][3])
     with pytest.raises(ValueError, match="expected"):
         mix(views, shares[:, :3])
+
+
+def test_octants_are_the_nearest_multiple_of_45_degrees_as_the_one_in_front_sees_them():
+    turns = torch.tensor([0.0, 22.0, 23.0, 90.0, 135.0, 180.0, -90.0, -30.0, 359.0, -22.0])
+    words = [OCTANT_WORDS[i] for i in octant_index(turns, torch.zeros(10))]
+    wanted = ["front", "front", "front right", "right", "back right", "back", "left", "front left", "front", "front"]
+    assert words == [f"low {octant}" for octant in wanted]
+    heights = [OCTANT_WORDS[i] for i in octant_index(torch.zeros(4), torch.tensor([-10.0, 15.0, 16.0, 46.0]))]
+    assert heights == ["low front", "low front", "raised front", "high front"]
+    assert (
+        len(set(OCTANT_WORDS)) == 24
+        and view_prompts("a cat", views=OCTANT_WORDS)[4] == "a cat, raised front right view"
+    )

@@ -79,6 +79,15 @@ def test_a_ball_looks_like_a_ball_from_three_cameras() -> None:
     assert seen.normal is None and seen.orientation is None
 
 
+def test_the_map_border_is_the_opacity_of_what_is_near_the_border() -> None:
+    camera = sphere_views(2, height=12, width=12)
+    with torch.no_grad():
+        inside = ball().render(camera)
+        large = ball(radius=0.52).render(camera)
+    assert inside.border is not None and inside.border.abs().max() < 1e-6
+    assert large.border is not None and 0.05 < large.border.max() <= large.opacity.max()
+
+
 def test_normals_of_a_ball_point_outwards_and_none_faces_away() -> None:
     camera = sphere_views(2, height=9, width=12)
     with torch.no_grad():

@@ -12,6 +12,7 @@ from torch.nn import functional
 from threestudio_rf.scenes.base import Rendering
 from threestudio_rf.scenes.regularize import (
     REGULARIZERS,
+    border,
     opaqueness,
     orientation,
     sparsity,
@@ -44,6 +45,14 @@ def test_orientation_counts_the_pixels_that_show_something() -> None:
     assert float(orientation(rendering(o, away=away))) == pytest.approx(0.3)
 
 
+def test_border_is_the_mean_opacity_near_the_border() -> None:
+    near = torch.tensor([0.0, 0.2, 0.4, 0.0]).view(1, 1, 2, 2)
+    plain = rendering(torch.ones(1, 1, 2, 2))
+    assert float(border(plain._replace(border=near))) == pytest.approx(0.15)
+    with pytest.raises(ValueError, match="border"):
+        border(plain)
+
+
 def test_z_variance_is_a_mean_over_opaque_pixels() -> None:
     o = torch.tensor([0.1, 0.5, 0.6, 0.9]).view(1, 1, 2, 2)
     spread = torch.tensor([9.0, 8.0, 1.0, 2.0]).view(1, 1, 2, 2)
@@ -60,10 +69,10 @@ def test_total_variation_adds_rows_and_columns() -> None:
 @pytest.mark.parametrize("name", REGULARIZERS)
 def test_an_empty_picture_costs_a_finite_number_with_a_zero_or_finite_gradient(name: str) -> None:
     x = torch.zeros(2, 1, 3, 4, requires_grad=True)
-    value = REGULARIZERS[name](rendering(x, spread=x * 2, away=x * 3))
+    value = REGULARIZERS[name](rendering(x, spread=x * 2, away=x * 3)._replace(border=x * 4))
     value.backward()
     assert value.isfinite() and x.grad is not None and x.grad.isfinite().all()
-    if name in ("orientation", "z_variance", "total_variation"):
+    if name in ("orientation", "z_variance", "border", "total_variation"):
         assert value == 0
 
 

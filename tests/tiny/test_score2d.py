@@ -14,9 +14,12 @@ import torch
 
 from threestudio_rf.scenes.camera import sphere_views
 from threestudio_rf.tiny import score2d
+from threestudio_rf.tiny.bank import BankCameras
 from threestudio_rf.tiny.shapes import SHAPES
 from threestudio_rf.tiny.truth import subject
 from threestudio_rf.tiny.world import COLOURS, compose, random_backgrounds, render
+
+FEW = BankCameras(views=200)
 
 
 def pictures(shape="cube", colour="blue", n=6):
@@ -81,12 +84,12 @@ def test_true_pictures_get_full_marks_and_wrong_colours_show_in_their_own_figure
     answers = [("cube", "blue"), ("cube", "red"), ("ball", "blue"), ("cube", "blue")]
 
     def marks(seen):
-        return score2d.score_pictures(seen, 2 * seen, subject=about("cube", "blue"), judge=judge(answers))
+        return score2d.score_pictures(seen, 2 * seen, subject=about("cube", "blue"), judge=judge(answers), cameras=FEW)
 
     right, grey = marks(images), marks(images.mean(1, keepdim=True).expand(-1, 3, -1, -1))
     assert (
         right["recognised"] == 0.5
-        and right["nearest_view_iou"] > 0.85
+        and right["nearest_view_iou"] > 0.8
         and right["colour_error"] < 6
         and abs(right["saturation"]) < 6
     )
@@ -95,13 +98,15 @@ def test_true_pictures_get_full_marks_and_wrong_colours_show_in_their_own_figure
     red = torch.tensor([1.0, 0.0, 0.0])[:, None, None]
     mask = score2d.standing_out(pictures("cube", "red", 4)[0])
     strong = score2d.score_pictures(
-        mask * red + (1 - mask) * 0.5, images, subject=about("cube", "red"), judge=judge(answers)
+        mask * red + (1 - mask) * 0.5, images, subject=about("cube", "red"), judge=judge(answers), cameras=FEW
     )
     assert strong["saturation"] > 10
     empty = marks(torch.full((4, 3, 32, 32), 0.5))
     assert empty["colour_error"] is None and empty["saturation"] is None and empty["diversity"] == 0
     assert empty["nearest_view_iou"] == 0
-    pair = score2d.score_pictures(images, images, subject=subject("a red cube on a blue ball"), judge=judge(answers))
+    pair = score2d.score_pictures(
+        images, images, subject=subject("a red cube on a blue ball"), judge=judge(answers), cameras=FEW
+    )
     assert pair["recognised"] is None and pair["nearest_view_iou"] < 0.9
 
 
@@ -111,3 +116,14 @@ def test_a_stained_background_does_not_count_as_the_object():
     stains = 0.5 * torch.rand(images.shape, generator=draw) * (mask == 0)
     seen = score2d.standing_out(images * (1 - 0.5 * (mask == 0).float()) + stains)
     assert seen[(mask == 0)].mean() < 0.35 < seen[mask > 0.9].mean()
+
+
+def test_the_outline_that_an_edit_leaves_is_measured_where_the_old_object_was_and_no_new_one_is():
+    before, raw = (torch.full((2, 3, 32, 32), 0.5) for _ in range(2))
+    before[:, 0, 8:24, 8:24] = 1.0
+    raw[:, 2, 12:16, 12:16] = 1.0
+    ring = raw.clone()
+    ring[1, 0, 8, 8:24] += 0.4
+    found = score2d.outline_left(before, raw, ring)
+    assert found[0] == 0 and 0.02 < found[1] < 0.1
+    assert score2d.outline_left(before, before, before).isnan().all(), "an object that stays hides its outline"

@@ -19,6 +19,7 @@ from threestudio_rf.tiny.captions import TEMPLATES, CaptionTable, caption, draw_
 from threestudio_rf.tiny.flow import FlowPart, embed_tokens
 from threestudio_rf.tiny.judge import Judge, JudgePart, judge_accuracy, soften, view_known
 from threestudio_rf.tiny.latents import CaptionedLatents, Latents, encode_world
+from threestudio_rf.tiny.ship import ship
 from threestudio_rf.tiny.stage import (
     FirstStage,
     Sharpening,
@@ -27,7 +28,7 @@ from threestudio_rf.tiny.stage import (
     pyramid_start,
     reconstruction_psnr,
 )
-from threestudio_rf.tiny.train import run_part, ship
+from threestudio_rf.tiny.train import run_part
 from threestudio_rf.tiny.training import Schedule, train
 from threestudio_rf.tiny.world import VOCABULARY, Views, random_world
 
@@ -131,7 +132,11 @@ def test_latents_have_zero_mean_and_unit_variance_after_the_stored_scale(vae: nn
 
 
 def test_a_perfect_first_stage_has_an_infinite_psnr(world: Views) -> None:
-    class Identity:
+    class Identity(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
         def encode(self, x: Tensor) -> Identity:
             self.x = x
             self.latent_dist = self
@@ -149,7 +154,7 @@ def test_a_perfect_first_stage_has_an_infinite_psnr(world: Views) -> None:
 
 def test_captions_are_as_their_shares_and_every_word_is_one_token() -> None:
     tokenizer = architecture.make_tokenizer([word for word in VOCABULARY if word.isalpha()])
-    table = CaptionTable.of(tokenizer)
+    table = CaptionTable(tokenizer)
     assert caption(0, 4, 1, 3) == "an orange mushroom, overhead view"
     ids = table[tuple(torch.tensor([i]) for i in (0, 4, 1, 3))][0]
     assert len(tokenizer(caption(0, 4, 1, 3)).input_ids) == 8
@@ -207,7 +212,7 @@ def test_the_judge_learns_a_few_pictures_and_is_softened_without_moving_their_me
     assert (soften(images, generator(0, 1, "i")) - images).mean().abs() < 0.02
     with architecture.seeded(0):
         part = JudgePart(Judge((8, 8, 16, 16)), world, batch=32)
-    for _ in train(part, Schedule(steps=60, lr=4e-3, ema=0.9), tmp_path, report=lambda _: None):
+    for _ in train(part, Schedule(steps=150, lr=4e-3, ema=0.9), tmp_path, report=lambda _: None):
         pass
     accuracy = judge_accuracy(part.judge, world, 200, generator(0, 2, "i"))
     assert accuracy["colour"] > 0.3 and accuracy["shape"] > 0.2
@@ -260,6 +265,14 @@ def test_views_from_above_are_drawn_more_often_than_they_were_seen() -> None:
     drawn = data.draw(20_000, generator(0, 0, "above"))
     assert (view[drawn.rows] == 3).float().mean().item() == pytest.approx(2.5 / 11.5, abs=0.02)
     assert (drawn.x0 == 0.5).all()
+
+
+def test_a_training_that_is_told_its_time_ends_then_with_a_low_rate_and_what_it_has(tmp_path: Path) -> None:
+    schedule = Schedule(steps=10**9, lr=0.1, warmup=1e-12, seconds=0.3, log_every=1, save_seconds=1e9)
+    assert schedule.rate(100, 0.15) == pytest.approx(0.1 * (0.02 + 0.98 * 0.5))
+    assert schedule.rate(100, 99.0) == pytest.approx(0.1 * 0.02)
+    steps = list(train(Line(), schedule, tmp_path, report=lambda _: None))
+    assert 0 < len(steps) < 10**6 and (tmp_path / "line.pt").exists()
 
 
 def test_a_training_can_begin_with_the_weights_of_another(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def _check_image(config: Config) -> None:
     if image.size % factor:
         raise UserError(f"scene.image.size={image.size}: expected a multiple of {factor} for prior {config.prior.name}")
     given = {"loss.perp_neg": loss.perp_neg, "loss.lambda_orient": loss.lambda_orient}
-    given["loss.lambda_z_variance"] = loss.lambda_z_variance
+    given |= {"loss.lambda_z_variance": loss.lambda_z_variance, "loss.lambda_border": loss.lambda_border}
     for key, value in given.items():
         if value:
             raise UserError(f"{key}={value}: expected none with scene=image, which has no views and no depth")

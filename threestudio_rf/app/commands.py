@@ -77,20 +77,23 @@ def test(run: Run) -> int:
 
 def train_tiny(run: Run) -> int:
     """One part of the embedded networks; the same command goes on where it stopped."""
-    from threestudio_rf.priors.tiny import NAME, weights_folder
-    from threestudio_rf.tiny.train import run_part, ship
+    from threestudio_rf.priors.tiny import weights_folder
+    from threestudio_rf.tiny.ship import folder_of, ship
+    from threestudio_rf.tiny.train import run_part
 
     settings = run.config.train_tiny
-    start = weights_folder() / NAME if settings.start == "shipped" else settings.start
     try:
+        start = weights_folder() / folder_of(settings.part) if settings.start == "shipped" else settings.start
         run_part(
             settings.part,
             run.folder,
             steps=settings.steps,
+            seconds=settings.seconds,
             batch=settings.batch,
             lr=settings.lr,
             per_shape=settings.per_shape,
             start=Path(start) if start else None,
+            device=run.device,
             objective=_objective(settings),
             sharpening=_sharpening(settings),
             report=LOG.info,

@@ -77,14 +77,16 @@ def finish_scene(run: Run, scene: HashGridNeRF, step: int, figures: dict[str, fl
 def _whole(run: Run, scene: HashGridNeRF) -> Volume | None:
     """Where the object is solid; a warning where the cube of the scene cuts it."""
     volume = volume_of(scene, run.config.scene.radius, run.device)
-    sides = [] if volume is None else borders(volume)
-    if sides:
-        LOG.warning(
-            "the object touches the border of its scene (%s) and may be cut flat there: a larger scene.radius or "
-            "camera.distance, or a larger loss.lambda_sparsity, keeps it inside",
-            ", ".join(sides),
-        )
+    found = touched(volume)
+    if found is not None:
+        LOG.warning("%s and may be cut flat there; a larger scene.radius or loss.lambda_border keeps it inside", found)
     return volume
+
+
+def touched(volume: Volume | None) -> str | None:
+    """Which sides of its cube an object touches; None where it lies inside, or there is none."""
+    sides = [] if volume is None else borders(volume)
+    return f"the object touches the border of its scene ({', '.join(sides)})" if sides else None
 
 
 def _spent(figures: dict[str, float]) -> dict[str, float]:

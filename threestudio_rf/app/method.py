@@ -117,6 +117,7 @@ def factors(loss: LossConfig) -> dict[str, Value]:
         "opaqueness": loss.lambda_opaque,
         "orientation": loss.lambda_orient,
         "z_variance": loss.lambda_z_variance,
+        "border": loss.lambda_border,
         "total_variation": loss.lambda_tv,
     }
     found: dict[str, Value] = {"distill": ramp(loss.lambda_distill)}

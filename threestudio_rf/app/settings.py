@@ -259,6 +259,7 @@ class TrainTinyConfig:
 
     part: str = opt("vae", "what to train", choices=("vae", "sd3", "sd", "sd_v", "instaflow", "reflow", "judge"))
     steps: int | None = opt(None, "steps; null: the part's own number", low=1)
+    seconds: float | None = opt(None, "longest time; the learning rate falls with it; null: no limit", above=0)
     batch: int | None = opt(None, "batch; null: the part's own number", low=1)
     lr: float | None = opt(None, "learning rate; null: the part's own", above=0, high=1)
     per_shape: int | None = opt(None, "stored views per shape; null: the part's own number", low=1)

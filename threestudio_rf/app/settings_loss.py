@@ -55,4 +55,5 @@ class LossConfig:
     lambda_opaque: Any = opt(0.0, "factor of the entropy of opacity", ramp=True, low=0)
     lambda_orient: Any = opt(0.0, "factor of normals that look away", ramp=True, low=0)
     lambda_z_variance: Any = opt(0.0, "factor of the depth variance along rays", ramp=True, low=0)
+    lambda_border: Any = opt(0.0, "factor of what lies near the border of the scene", ramp=True, low=0)
     lambda_tv: Any = opt(0.0, "factor of the total variation of the picture", ramp=True, low=0)

@@ -14,6 +14,9 @@ from threestudio_rf.scenes.field import HashGridField, normals_by_differences
 from threestudio_rf.scenes.occupancy import OccupancyGrid, march, march_nerfacc, marching_backend
 from threestudio_rf.scenes.volume import Samples, accumulate, composite, packed_weights
 
+MARGIN = 0.1
+"""The outermost share of the cube on each side, in which the map `border` rises from 0 to 1."""
+
 
 class HashGridNeRF(Scene):
     """Volume rendering of `field` over `background`, a module of ray directions (N, 3) -> rgb (N, 3).
@@ -82,17 +85,19 @@ class HashGridNeRF(Scene):
             opacity=opacity,
             depth=maps[:, 4:5],
             z_variance=maps[:, 5:6],
-            normal=maps[:, 6:9] if normals else None,
-            orientation=maps[:, 9:] if normals else None,
+            border=maps[:, 6:7],
+            normal=maps[:, 7:10] if normals else None,
+            orientation=maps[:, 10:] if normals else None,
         )
 
     def _rays(self, origins: Tensor, directions: Tensor, jitter: Tensor | None, normals: bool) -> Tensor:
-        """Maps (6 or 10, R): rgb without background, opacity, depth, its variance, normal, orientation."""
+        """Maps (7 or 11, R): rgb without background, opacity, depth, its variance, border, normal, orientation."""
         samples = self._march(origins, directions, self.occupancy, slots=self.samples_per_ray, jitter=jitter)
         density, rgb = self.field(samples.points)
         w = packed_weights(density, samples)
         colour, *single = composite(w, rgb, samples)
-        maps = [colour, torch.stack(single)]
+        outside = (samples.points.abs().amax(dim=-1) / self.occupancy.radius - 1) / MARGIN + 1
+        maps = [colour, torch.stack(single), accumulate((w * outside.clamp(0, 1).square())[None], samples)]
         if normals:
             n = normals_by_differences(self.field.density, samples.points, self.normal_step)
             away = (n * directions[samples.ray]).sum(dim=-1).clamp(min=0).square()

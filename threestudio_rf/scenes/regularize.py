@@ -32,6 +32,11 @@ def z_variance(rendering: Rendering) -> Tensor:
     return _mean_over(_present(rendering.z_variance, "z_variance", "the scene has no depth"), rendering.opacity > 0.5)
 
 
+def border(rendering: Rendering) -> Tensor:
+    """Mean opacity of what lies near the border of the scene: keeps the object inside, where it is not cut."""
+    return _present(rendering.border, "border", "the scene has no border").mean()
+
+
 def total_variation(rendering: Rendering) -> Tensor:
     """Mean absolute difference of the rgb of vertical plus of horizontal neighbours."""
     rows, columns = rendering.rgb.diff(dim=-2).abs(), rendering.rgb.diff(dim=-1).abs()
@@ -53,5 +58,6 @@ REGULARIZERS: dict[str, Callable[[Rendering], Tensor]] = {
     "opaqueness": opaqueness,
     "orientation": orientation,
     "z_variance": z_variance,
+    "border": border,
     "total_variation": total_variation,
 }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,31 +30,23 @@ def caption(template: int, shape: int, colour: int, wording: int) -> str:
     return text.format(a=article(name), colour=name, shape=list(SHAPES)[shape], view=word)
 
 
-def _ids(tokenizer: Any, texts: Sequence[str]) -> Tensor:
-    length = tokenizer.model_max_length
-    out = tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    ids: Tensor = out.input_ids
-    return ids
-
-
-@dataclass(frozen=True)
 class CaptionTable:
-    """Token ids (templates, shapes, colours, wordings, T) of every caption for one tokenizer."""
+    """Token ids of captions for one tokenizer; each caption is tokenized when it is first asked for."""
 
-    ids: Tensor
-
-    @staticmethod
-    def of(tokenizer: Any) -> CaptionTable:
-        """Tokenize every caption once."""
-        sizes = (len(TEMPLATES), len(SHAPES), len(COLOURS), len(WORDINGS))
-        texts = [caption(*index) for index in torch.cartesian_prod(*(torch.arange(n) for n in sizes)).tolist()]
-        different = list(dict.fromkeys(texts))
-        number = {text: i for i, text in enumerate(different)}
-        rows = torch.tensor([number[text] for text in texts])
-        return CaptionTable(_ids(tokenizer, different)[rows].reshape(*sizes, -1))
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.known: dict[str, Tensor] = {}
 
     def __getitem__(self, index: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
-        return self.ids[index]
+        """Ids (B, T) for indices (B,) into TEMPLATES, SHAPES, COLOURS and WORDINGS."""
+        texts = [caption(*row) for row in zip(*(column.tolist() for column in index), strict=True)]
+        missing = [text for text in dict.fromkeys(texts) if text not in self.known]
+        if missing:
+            length = self.tokenizer.model_max_length
+            given: dict[str, Any] = {"padding": "max_length", "max_length": length, "truncation": True}
+            ids = self.tokenizer(missing, return_tensors="pt", **given).input_ids
+            self.known |= dict(zip(missing, ids, strict=True))
+        return torch.stack([self.known[text] for text in texts])
 
 
 def draw_templates(n: int, draw: Generator) -> Tensor:

@@ -14,6 +14,7 @@ from threestudio_rf.core.convert import Kind, join, noise
 from threestudio_rf.core.ddpm import DDPM
 from threestudio_rf.core.level import Level, betas, rectified_flow
 from threestudio_rf.tiny.latents import CaptionedLatents
+from threestudio_rf.tiny.training import compiled, device_of, half
 
 STEPS = 1000
 Norm = Literal["l1", "l2"]
@@ -48,6 +49,11 @@ class Drawn(NamedTuple):
     k: Tensor
     level: Level
     weight: Tensor
+
+    def to(self, device: torch.device) -> Drawn:
+        """The same on another device."""
+        level = Level(*(x.to(device) for x in self.level))
+        return Drawn(self.label.to(device), self.k.to(device), level, self.weight.to(device))
 
 
 def table() -> DDPM:
@@ -113,7 +119,9 @@ class DenoisePart:
     ) -> None:
         self.name, self.unet, self.encoder = name, unet.to(memory_format=torch.channels_last), encoder
         self.modules = nn.ModuleDict({"unet": unet, "text": encoder})
+        self.call = compiled(self.unet)
         self.logvar = LogVariance()
+        self.logvar.to(device_of(self.modules))
         if objective.learn_logvar:
             self.modules["logvar"] = self.logvar
         self.data, self.objective, self.batch = data, objective, batch
@@ -122,13 +130,15 @@ class DenoisePart:
 
     def loss(self, step: int, draw: Generator) -> tuple[Tensor, dict[str, float]]:
         """The weighted error, and its plain mean over the noisy and the clean half."""
+        device = device_of(self.modules)
         x0, (ids,), rows = self.data.draw(self.batch, draw)
-        drawn = self.times(self.batch, draw)
+        drawn = self.times(self.batch, draw).to(device)
         eps = torch.randn(x0.shape, generator=draw) if self.noises is None else self.noises[rows].float()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.autocast):
-            hidden = self.encoder(ids).last_hidden_state
+        x0, eps = x0.to(device), eps.to(device)
+        with half(device, self.autocast):
+            hidden = self.encoder(ids.to(device)).last_hidden_state
             x_t = noise(x0, eps, drawn.level).contiguous(memory_format=torch.channels_last)
-            output = self.unet(x_t, drawn.label, hidden).sample.float()
+            output = self.call(x_t, drawn.label, hidden).sample.float()
         sign = -1 if self.objective.kind == "flow" else 1
         target = sign * join(self.objective.kind, x0, eps, drawn.level)
         error = sample_error(output, target, self.objective.norm)

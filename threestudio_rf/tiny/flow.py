@@ -11,6 +11,7 @@ from threestudio_rf.core.convert import join, noise
 from threestudio_rf.core.level import rectified_flow
 from threestudio_rf.core.times import draw as draw_times
 from threestudio_rf.tiny.latents import CaptionedLatents
+from threestudio_rf.tiny.training import compiled, device_of, half
 
 
 def embed_tokens(encoders: Sequence[nn.Module], ids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -35,17 +36,18 @@ class FlowPart:
         autocast: bool = True,
     ) -> None:
         self.modules = nn.ModuleDict({"transformer": transformer, "one": encoders[0], "two": encoders[1]})
-        self.transformer, self.encoders = transformer, list(encoders)
+        self.transformer, self.encoders = compiled(transformer), list(encoders)
         self.data, self.batch, self.autocast = data, batch, autocast
 
     def loss(self, step: int, draw: Generator) -> tuple[Tensor, dict[str, float]]:
         """Mean squared error of the velocity, over elements and batch."""
+        device = device_of(self.modules)
         x0, ids, _ = self.data.draw(self.batch, draw)
-        t = draw_times(self.batch, draw, t_min=0.0, t_max=1.0, law="logit_normal")
-        eps = torch.randn(x0.shape, generator=draw)
-        level = rectified_flow(t)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.autocast):
-            hidden, pooled = embed_tokens(self.encoders, ids)
+        t = draw_times(self.batch, draw, t_min=0.0, t_max=1.0, law="logit_normal").to(device)
+        eps = torch.randn(x0.shape, generator=draw).to(device)
+        x0, level = x0.to(device), rectified_flow(t)
+        with half(device, self.autocast):
+            hidden, pooled = embed_tokens(self.encoders, [tokens.to(device) for tokens in ids])
             u_hat = self.transformer(
                 hidden_states=noise(x0, eps, level),
                 timestep=1000 * t,

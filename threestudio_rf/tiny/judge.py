@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from threestudio_rf.tiny.failures import BROKEN, WHOLE, Failures, bent
 from threestudio_rf.tiny.shapes import SHAPES
 from threestudio_rf.tiny.stage import palette
+from threestudio_rf.tiny.training import device_of
 from threestudio_rf.tiny.world import COLOURS, VIEW_WORDS, Views, random_backgrounds
 
 NONE = "none of these"
@@ -71,12 +73,13 @@ def soften(images: Tensor, draw: Generator) -> Tensor:
 
 
 class Labelled(NamedTuple):
-    """Images (B, 3, H, W) with indices of shape, colour and view word (B,)."""
+    """Images (B, 3, H, W) with indices of shape, colour and view word (B,), and coverage (B, 1, H, W)."""
 
     image: Tensor
     shape: Tensor
     colour: Tensor
     view: Tensor
+    mask: Tensor
 
 
 def draw_labelled(world: Views, n: int, draw: Generator, *, thin: float = 0.0) -> Labelled:
@@ -88,30 +91,58 @@ def draw_labelled(world: Views, n: int, draw: Generator, *, thin: float = 0.0) -
     mask = (views.mask.float() * opacity[:, None, None, None]).round().byte()
     named = palette()[colour]
     image = views._replace(mask=mask).images(named, random_backgrounds(named, draw))
-    return Labelled(image, views.shape, colour, views.view)
+    return Labelled(image, views.shape, colour, views.view, mask.float() / 255)
 
 
 def view_known(shape: Tensor, view: Tensor) -> Tensor:
     """Whether the view word can be told (B,): overhead always, the others for shapes with a front."""
-    fronts = torch.tensor([shape.front for shape in SHAPES.values()])
+    fronts = torch.tensor([*(solid.front for solid in SHAPES.values()), False], device=shape.device)
     return fronts[shape] | (view == VIEW_WORDS.index("overhead"))
 
 
+BENT, STORED = 0.25, 0.08
+"""Shares of a batch that are bent, and that are stored failures."""
+
+
 class JudgePart:
-    """Cross-entropy of shape, colour and, where it can be told, view."""
+    """Cross-entropy of shape, colour and, where it can be told, view.
+
+    A share of the views is bent: broken ones and stored `failures` are NONE, ones that stay whole keep their shape, and
+    what is neither is left straight.
+    """
 
     name = "judge"
 
-    def __init__(self, judge: Judge, world: Views, *, batch: int = 64) -> None:
-        self.judge, self.world, self.batch = judge, world, batch
+    def __init__(self, judge: Judge, world: Views, *, failures: Failures | None = None, batch: int = 64) -> None:
+        self.judge, self.world, self.failures, self.batch = judge, world, failures, batch
         self.modules = nn.ModuleDict({"judge": judge})
+
+    def draw(self, draw: Generator) -> Labelled:
+        """One batch before it is softened and shifted."""
+        image, shape, colour, view, mask = draw_labelled(self.world, self.batch, draw, thin=0.3)
+        crooked, same = bent(image, mask, draw)
+        chosen = torch.rand(len(image), generator=draw) < BENT
+        broken, whole = chosen & (same < BROKEN), chosen & (same > WHOLE)
+        image = torch.where((broken | whole)[:, None, None, None], crooked, image)
+        shape = torch.where(broken, len(SHAPES), shape)
+        if self.failures is not None and len(self.failures.colour):
+            stored = torch.rand(len(image), generator=draw) < STORED
+            rows = torch.randint(len(self.failures.colour), (len(image),), generator=draw)
+            image = torch.where(stored[:, None, None, None], self.failures.image[rows].float() / 255, image)
+            shape, colour = (
+                torch.where(stored, len(SHAPES), shape),
+                torch.where(stored, self.failures.colour[rows], colour),
+            )
+        return Labelled(image, shape, colour, view, mask)
 
     def loss(self, step: int, draw: Generator) -> tuple[Tensor, dict[str, float]]:
         """The sum of the three means, and the accuracies of the batch."""
-        image, shape, colour, view = draw_labelled(self.world, self.batch, draw, thin=0.3)
+        image, shape, colour, view, _ = self.draw(draw)
         image = torch.roll(soften(image, draw), tuple(torch.randint(-3, 4, (2,), generator=draw).tolist()), (2, 3))
-        verdict = self.judge(image)
-        known = view_known(shape, view)
+        device = device_of(self.judge)
+        shape, colour, view = (label.to(device) for label in (shape, colour, view))
+        verdict = self.judge(image.to(device))
+        known = view_known(shape, view) & (shape < len(SHAPES))
         view_loss = F.cross_entropy(verdict.view[known], view[known]) if known.any() else verdict.view.sum() * 0
         loss = F.cross_entropy(verdict.shape, shape) + F.cross_entropy(verdict.colour, colour) + 0.5 * view_loss
         return loss, {
@@ -125,14 +156,24 @@ def judge_accuracy(judge: Judge, world: Views, n: int, draw: Generator, *, batch
     """Shares of right answers on `n` true renders; the view word is counted where it can be told."""
     right: dict[str, list[Tensor]] = {"shape": [], "colour": [], "view": []}
     for _ in range(n // batch):
-        image, *truth = draw_labelled(world, batch, draw)
-        verdict = judge(image)
+        image, *truth, _ = draw_labelled(world, batch, draw)
+        verdict = Verdict(*(logits.cpu() for logits in judge(image.to(device_of(judge)))))
         known = view_known(truth[0], truth[2])
         hits = [logits.argmax(-1) == label for logits, label in zip(verdict, truth, strict=True)]
         right["shape"].append(hits[0])
         right["colour"].append(hits[1])
         right["view"].append(hits[2][known])
     return {name: torch.cat(parts).float().mean().item() for name, parts in right.items()}
+
+
+@torch.no_grad()
+def refused_share(judge: Judge, failures: Failures, *, batch: int = 100) -> float:
+    """The share of failed pictures that are called NONE; NaN without any."""
+    parts = failures.image.split(batch)
+    seen = [
+        judge(part.to(device_of(judge)).float() / 255).shape.argmax(-1) == len(SHAPES) for part in parts if len(part)
+    ]
+    return torch.cat(seen).float().mean().item() if seen else float("nan")
 
 
 def load_judge(folder: Path) -> Judge:

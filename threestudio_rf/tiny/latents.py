@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 from threestudio_rf.core.random import generator
 from threestudio_rf.tiny.captions import CaptionTable, draw_templates, draw_wordings
 from threestudio_rf.tiny.stage import palette
+from threestudio_rf.tiny.training import device_of, half
 from threestudio_rf.tiny.world import COLOURS, VIEW_WORDS, Views, random_backgrounds
 
 OVERHEAD = 2.5
@@ -41,7 +42,7 @@ def encode_world(vae: Any, world: Views, copies: int, seed: int, *, batch: int =
     """Every view `copies` times, each time in another colour before another background; (z - shift) scale, with the
     encoder in bfloat16 (mean error 0.004 at deviation 1.3)."""
     parts = []
-    config, n = vae.config, len(world.shape)
+    config, n, device = vae.config, len(world.shape), device_of(vae)
     for copy in range(copies):
         draw = generator(seed, copy, "latents")
         colour = torch.randint(len(COLOURS), (n,), generator=draw)
@@ -50,9 +51,9 @@ def encode_world(vae: Any, world: Views, copies: int, seed: int, *, batch: int =
             rows = torch.arange(start, min(n, start + batch))
             some = world.select(rows)
             image = some.images(palette()[colour[rows]], background[rows]) * 2 - 1
-            image = image.contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                z = vae.encode(image).latent_dist.mode().float()
+            image = image.to(device).contiguous(memory_format=torch.channels_last)
+            with half(device):
+                z = vae.encode(image).latent_dist.mode().float().cpu()
             latent = (z - config.shift_factor) * config.scaling_factor
             parts.append(Latents(latent.contiguous().half(), some.shape, colour[rows], some.view, some.octant))
     return Latents(*(torch.cat(column) for column in zip(*parts, strict=True)))
@@ -63,7 +64,7 @@ class CaptionedLatents:
 
     def __init__(self, data: Latents, tokenizers: Sequence[Any], *, offset: float = 0.0) -> None:
         self.data, self.offset = data, offset
-        self.tables = [CaptionTable.of(tokenizer) for tokenizer in tokenizers]
+        self.tables = [CaptionTable(tokenizer) for tokenizer in tokenizers]
         self.share = torch.where(data.view == VIEW_WORDS.index("overhead"), OVERHEAD, 1.0)
 
     def draw(self, n: int, draw: Generator) -> Batch:

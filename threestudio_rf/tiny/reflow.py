@@ -17,8 +17,10 @@ from threestudio_rf.core.level import rectified_flow
 from threestudio_rf.core.random import generator, normal
 from threestudio_rf.core.solve import solve
 from threestudio_rf.core.times import spacing
+from threestudio_rf.tiny.captions import TEMPLATES
 from threestudio_rf.tiny.latents import Latents
 from threestudio_rf.tiny.shapes import SHAPES
+from threestudio_rf.tiny.training import device_of
 from threestudio_rf.tiny.world import COLOURS, VIEW_WORDS, WORDINGS
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
@@ -35,11 +37,11 @@ class Flow(NamedTuple):
         """u_hat = eps - x0 under guidance `scale` for caption indices (B, 3) of shape, colour and wording."""
         shape, colour, wording = captions.unbind(1)
         template = torch.zeros_like(shape)
-        empty = torch.full_like(shape, self.table.ids.shape[0] - 1)
+        empty = torch.full_like(shape, len(TEMPLATES) - 1)
         weights = cfg(scale)
         words = {"cond": template, "uncond": empty}
         ids = torch.cat([self.table[words[role], shape, colour, wording] for role in weights])
-        hidden = self.encoder(ids).last_hidden_state
+        hidden = self.encoder(ids.to(device_of(self.encoder))).last_hidden_state
 
         def field(x: Tensor, t: Tensor) -> Tensor:
             times = len(weights)
@@ -85,9 +87,9 @@ def make_pairs(
     captions = captions_of(rounds)
     samples, noises = [], []
     for number, rows in enumerate(captions.split(batch)):
-        start = normal((len(rows), *shape), generator(seed, number, "reflow"))
+        start = normal((len(rows), *shape), generator(seed, number, "reflow"), device=device_of(flow.unet))
         end = follow(flow.velocity(rows, scale), start, steps).sample
-        samples.append(end.half())
-        noises.append(start.half())
+        samples.append(end.half().cpu())
+        noises.append(start.half().cpu())
     shapes, colours, wording = (column.contiguous() for column in captions.unbind(1))
     return Latents(torch.cat(samples), shapes, colours, wording, wording - len(VIEW_WORDS)), torch.cat(noises)

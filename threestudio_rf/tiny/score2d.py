@@ -9,12 +9,14 @@ from functools import cache
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from threestudio_rf.tiny.bank import BankCameras
 from threestudio_rf.tiny.colour import Albedos, albedos
 from threestudio_rf.tiny.score import Classify, held_out
 from threestudio_rf.tiny.shapes import SHAPES, Shape
-from threestudio_rf.tiny.strict import border, nearest_view_iou
+from threestudio_rf.tiny.strict import WORLD, border, nearest_view_iou
 from threestudio_rf.tiny.truth import Subject
 from threestudio_rf.tiny.world import COLOURS, View, render
 
@@ -30,6 +32,24 @@ def standing_out(images: Tensor, contrast: float = CONTRAST) -> Tensor:
     stains = (edge - background).norm(dim=1).median(dim=1).values
     least = (2 * stains).clamp(min=contrast)[:, None, None, None]
     return ((images - background[..., None]).norm(dim=1, keepdim=True) > least).float()
+
+
+def outline_left(before: Tensor, raw: Tensor, kept: Tensor) -> Tensor:
+    """How much of the old object's outline an edited picture still shows (N,), float64.
+
+    The mean difference, largest of the channels, of `kept` from the background of `before`, along the outline of the
+    old object (a pixel outside to two inside) where the edit itself, `raw`, shows no object within two pixels; NaN
+    where there is no such place. All (N, 3, H, W) in [0, 1].
+    """
+    background = border(before).median(dim=2).values[..., None, None]
+    old, new = standing_out(before), standing_out(raw)
+
+    def grown(mask: Tensor, radius: int) -> Tensor:
+        return F.max_pool2d(mask, 2 * radius + 1, stride=1, padding=radius)
+
+    band = grown(old, 1) * grown(1 - old, 2) * (1 - grown(new, 2))
+    error = (kept - background).abs().amax(1, keepdim=True)
+    return (error * band).flatten(1).double().sum(1) / band.flatten(1).double().sum(1)
 
 
 @cache
@@ -69,7 +89,13 @@ def diversity(items: Tensor) -> float | None:
 
 
 def score_pictures(
-    images: Tensor, latents: Tensor, *, subject: Subject, judge: Classify, cache: Path | None = None
+    images: Tensor,
+    latents: Tensor,
+    *,
+    subject: Subject,
+    judge: Classify,
+    cameras: BankCameras = WORLD,
+    cache: Path | None = None,
 ) -> dict[str, float | None]:
     """Figures of pictures (N, 3, H, W) and their latents or values (N, ...); None where nothing can be told.
 
@@ -80,11 +106,11 @@ def score_pictures(
     diversity_latent  that of the latents
     recognised        share of pictures whose shape and colour the judge names rightly
 
-    `cache` is where the true views are kept.
+    `cameras` are those of the true views, `cache` is where these are kept.
     """
     found, right = found_albedo(images, subject), judged_right(images, judge, subject)
     return {
-        "nearest_view_iou": float(nearest_view_iou(images, subject.solid, cache=cache).mean()),
+        "nearest_view_iou": float(nearest_view_iou(images, subject.solid, cameras=cameras, cache=cache).mean()),
         "colour_error": found.error,
         "saturation": found.saturation,
         "diversity": diversity(images),

@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 from threestudio_rf.core.random import generator
 from threestudio_rf.tiny.bottleneck import Posterior
 from threestudio_rf.tiny.discriminator import Adversary, PatchDiscriminator, adaptive_weight
+from threestudio_rf.tiny.training import device_of, half
 from threestudio_rf.tiny.world import COLOURS, Views, random_backgrounds
 
 
@@ -71,12 +72,13 @@ class Pass(NamedTuple):
 
 def autoencode(vae: Any, world: Views, n: int, draw: Generator, *, autocast: bool = True) -> Pass:
     """`n` random training images encoded and decoded; `autocast` computes in bfloat16. All results are float32."""
-    image = draw_images(world, n, draw, named=0.7, solid=0.85) * 2 - 1
+    device = device_of(vae)
+    image = (draw_images(world, n, draw, named=0.7, solid=0.85) * 2 - 1).to(device)
     image = image.contiguous(memory_format=torch.channels_last)
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+    with half(device, autocast):
         posterior = vae.encode(image).latent_dist
         mean, std, logvar = posterior.mean.float(), posterior.std.float(), posterior.logvar.float()
-        latent = mean + std * torch.randn(mean.shape, generator=draw)
+        latent = mean + std * torch.randn(mean.shape, generator=draw).to(device)
         output = vae.decode(latent).sample.float()
     return Pass(image, output, mean, std, logvar)
 
@@ -167,7 +169,7 @@ class AdversarialFirstStage:
         if (distance is None) != (terms.perceptual == 0):
             raise ValueError(f"got perceptual {terms.perceptual} and distance {distance}, expected both or neither")
         self.vae = vae.to(memory_format=torch.channels_last)
-        self.logvar = nn.Parameter(torch.zeros(()), requires_grad=terms.learn_logvar)
+        self.logvar = nn.Parameter(torch.zeros((), device=device_of(vae)), requires_grad=terms.learn_logvar)
         self.modules = nn.ModuleDict({"vae": vae, "output": nn.ParameterDict({"logvar": self.logvar})})
         if adversary is not None:
             self.modules["discriminator"] = adversary.discriminator
@@ -184,7 +186,7 @@ class AdversarialFirstStage:
         figures |= dict.fromkeys(("g", "d", "weight", "real", "fake"), 0.0)
         if self.adversary is None or step < self.adversary.start:
             return loss, figures
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.autocast):
+        with half(device_of(self.vae), self.autocast):
             g, d, logits = self.adversary.losses(image, output)
         weight = self.adversary.weight * adaptive_weight(nll, g, self.vae.decoder.conv_out.weight)
         loss = loss + self.adversary.factor * (weight * g + d)
@@ -205,7 +207,7 @@ class Sharpening:
         self, vae: Any, world: Views, *, batch: int, seed: int, distance: Distance | None = None
     ) -> AdversarialFirstStage:
         """The training part: reconstruction and KL weighted as in `FirstStage`, a discriminator of 34-pixel patches."""
-        discriminator = PatchDiscriminator(width=32, layers=2, seed=seed)
+        discriminator = PatchDiscriminator(width=32, layers=2, seed=seed).to(device_of(vae))
         return AdversarialFirstStage(
             vae,
             world,
@@ -237,8 +239,8 @@ def reconstructions(vae: Any, world: Views, n: int, seed: int, *, batch: int = 5
     """Batches of held-out images of named colour and what encode and decode make of them, in [0, 1]."""
     for number, start in enumerate(range(0, n, batch)):
         image = draw_images(world, min(batch, n - start), generator(seed, number, "held-out"))
-        output = vae.decode(vae.encode(image * 2 - 1).latent_dist.mode()).sample / 2 + 0.5
-        yield image, output.clamp(0, 1)
+        output = vae.decode(vae.encode(image.to(device_of(vae)) * 2 - 1).latent_dist.mode()).sample / 2 + 0.5
+        yield image, output.clamp(0, 1).cpu()
 
 
 def reconstruction_psnr(vae: Any, world: Views, n: int, seed: int, *, batch: int = 50) -> Tensor:
@@ -249,8 +251,9 @@ def reconstruction_psnr(vae: Any, world: Views, n: int, seed: int, *, batch: int
 @torch.no_grad()
 def latent_statistics(vae: Any, world: Views, seed: int, *, n: int = 2048, batch: int = 64) -> tuple[float, float]:
     """(shift, scale) that make latents of the world zero-mean with unit variance over all elements."""
+    device = device_of(vae)
     parts = [
-        vae.encode(draw_images(world, batch, generator(seed, i, "statistics")) * 2 - 1).latent_dist.mode()
+        vae.encode(draw_images(world, batch, generator(seed, i, "statistics")).to(device) * 2 - 1).latent_dist.mode()
         for i in range(n // batch)
     ]
     latents = torch.cat(parts)

@@ -42,12 +42,14 @@ def nearest_iou(seen: Tensor, true: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=2 * len(SHAPES))
-def true_masks(shape: Shape, cache: Path | None = None) -> Tensor:
-    """The masks (1500, 64, 64) of the true views of a solid, bool."""
-    return load_bank(shape, size=SIZE, cameras=WORLD, cache=cache).mask > 127
+def true_masks(shape: Shape, cameras: BankCameras = WORLD, cache: Path | None = None) -> Tensor:
+    """The masks (V, 64, 64) of the true views of a solid, bool."""
+    return load_bank(shape, size=SIZE, cameras=cameras, cache=cache).mask > 127
 
 
-def nearest_view_iou(images: Tensor, shape: Shape, *, cache: Path | None = None) -> Tensor:
+def nearest_view_iou(
+    images: Tensor, shape: Shape, *, cameras: BankCameras = WORLD, cache: Path | None = None
+) -> Tensor:
     """For pictures (N, 3, H, W) in [0, 1] the best IoU (N,) of their own mask with a true view of `shape`, in [0, 1].
 
     Pictures of another size than 64 are brought to it by area. The bound is not 1: a true picture lies between the
@@ -55,4 +57,4 @@ def nearest_view_iou(images: Tensor, shape: Shape, *, cache: Path | None = None)
     """
     if images.shape[-2:] != (SIZE, SIZE):
         images = F.interpolate(images, (SIZE, SIZE), mode="area")
-    return nearest_iou(own_mask(images), true_masks(shape, cache))
+    return nearest_iou(own_mask(images), true_masks(shape, cameras, cache))

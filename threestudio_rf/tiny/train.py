@@ -9,9 +9,7 @@ it stopped when the same command is given again. `ship` copies what was reached 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,8 +23,8 @@ from threestudio_rf.priors import architecture
 from threestudio_rf.priors.tiny import weights_folder
 from threestudio_rf.tiny.denoise import Objective
 from threestudio_rf.tiny.flow import FlowPart
-from threestudio_rf.tiny.judge import Judge, JudgePart, judge_accuracy, load_judge
-from threestudio_rf.tiny.latents import CaptionedLatents, Latents, encode_world
+from threestudio_rf.tiny.judge import Judge, JudgePart, judge_accuracy, load_judge, refused_share
+from threestudio_rf.tiny.latents import CaptionedLatents
 from threestudio_rf.tiny.perceptual import JudgeDistance
 from threestudio_rf.tiny.stage import (
     AdversarialFirstStage,
@@ -36,31 +34,25 @@ from threestudio_rf.tiny.stage import (
     pyramid_start,
     reconstruction_psnr,
 )
+from threestudio_rf.tiny.stores import (
+    HELD_OUT_SEED,
+    JUDGE_SEED,
+    TRAIN_SEED,
+    load_failures,
+    load_latents,
+    load_vae,
+    load_world,
+)
 from threestudio_rf.tiny.train_unet import train_unet
 from threestudio_rf.tiny.training import Schedule, train
-from threestudio_rf.tiny.world import IMAGE_SIZE, VOCABULARY, Views, random_world
+from threestudio_rf.tiny.world import IMAGE_SIZE, VOCABULARY
 
-SHIPPED = ("tiny-sd3", "tiny-sd", "tiny-sd-v", "tiny-instaflow")
-TRAIN_SEED, HELD_OUT_SEED, JUDGE_SEED = 0, 1_000_000, 2_000_000
 HELD_OUT_VIEWS = 100
 """Views of every shape that figures are taken from; a training on fewer takes as few."""
 VAE_CHANNELS = (32, 48, 64, 96)
-SIZE = 128
-"""Height and width of the pictures that first stage and priors are trained on; the judge looks at 64."""
 TEXT = ({"width": 64, "heads": 4, "projection": 64}, {"width": 96, "heads": 4, "projection": 96})
 
 Report = Callable[[str], None]
-
-
-def load_world(folder: Path, per_shape: int, seed: int, *, size: int = SIZE) -> Views:
-    """Views of `size` pixels of the world, kept in `folder` so that a resumed run does not render them again."""
-    from safetensors.torch import load_file, save_file
-
-    file = folder / f"world-{seed}-{per_shape}-{size}.safetensors"
-    if not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(random_world(per_shape, seed, size=size)._asdict(), file)
-    return Views(**load_file(file))
 
 
 def train_vae(
@@ -70,6 +62,7 @@ def train_vae(
     per_shape: int,
     batch: int,
     report: Report,
+    device: torch.device | str = "cpu",
     sharpening: Sharpening | None = None,
 ) -> None:
     """Train the first stage and write `<folder>/vae-final` with its scale and shift, and its figures as vae.json.
@@ -77,13 +70,14 @@ def train_vae(
     With `sharpening` a discriminator takes part, and AdamW has Esser et al.'s betas (0.5, 0.9); its perceptual term
     reads the shipped judge.
     """
-    world = load_world(folder, per_shape, TRAIN_SEED)
+    world = load_world(folder, per_shape, TRAIN_SEED, device=device)
     vae: Any = architecture.make_vae(VAE_CHANNELS, seed=TRAIN_SEED)
     pyramid_start(vae, vae.config.latent_channels, TRAIN_SEED)
+    vae.to(device)
     part: FirstStage | AdversarialFirstStage = FirstStage(vae, world, batch=batch)
     if sharpening is not None:
         schedule = replace(schedule, betas=(0.5, 0.9))
-        distance = JudgeDistance(load_judge(weights_folder())) if sharpening.perceptual else None
+        distance = JudgeDistance(load_judge(weights_folder()).to(device)) if sharpening.perceptual else None
         part = sharpening.part(vae, world, batch=batch, seed=TRAIN_SEED, distance=distance)
     for _ in train(part, schedule, folder, seed=TRAIN_SEED, report=report):
         pass
@@ -95,24 +89,6 @@ def train_vae(
     psnr = reconstruction_psnr(vae, load_world(folder, views, HELD_OUT_SEED), 10 * views, HELD_OUT_SEED)
     low = psnr.quantile(0.1).item()
     _figures(folder, "vae", {"psnr_mean_db": psnr.mean().item(), "psnr_tenth_percentile_db": low}, report)
-
-
-def load_vae(folder: Path) -> Any:
-    """The first stage of `<folder>/vae-final`, in eval mode; the shipped one is copied there where it is missing."""
-    if not (folder / "vae-final").exists():
-        shutil.copytree(weights_folder() / SHIPPED[0] / "vae", folder / "vae-final")
-    vae: Any = architecture.load_vae(folder / "vae-final")
-    return vae.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-
-
-def load_latents(folder: Path, vae: Any, per_shape: int, copies: int) -> Latents:
-    """The encoded training images, kept in `folder`."""
-    from safetensors.torch import load_file, save_file
-
-    file = folder / f"latents-{per_shape}-{copies}-{SIZE}.safetensors"
-    if not file.exists():
-        save_file(encode_world(vae, load_world(folder, per_shape, TRAIN_SEED), copies, TRAIN_SEED)._asdict(), file)
-    return Latents(**load_file(file))
 
 
 def fresh_sd3() -> tuple[Any, list[Any], list[Any]]:
@@ -134,6 +110,7 @@ def train_sd3(
     per_shape: int,
     batch: int,
     report: Report,
+    device: torch.device | str = "cpu",
     copies: int = 2,
     start: Path | None = None,
 ) -> None:
@@ -141,13 +118,15 @@ def train_sd3(
 
     With `start`, the folder of a trained prior, weights begin there; the schedule begins anew.
     """
-    vae = load_vae(folder)
+    vae = load_vae(folder, device)
     data = load_latents(folder, vae, per_shape, copies)
     transformer, encoders, tokenizers = fresh_sd3()
     if start:
         modules = (transformer, *encoders)
         for module, name in zip(modules, ("transformer", "text_encoder", "text_encoder_2"), strict=True):
             architecture.copy_weights(module, start / name)
+    for module in (transformer, *encoders):
+        module.to(device)
     part = FlowPart(transformer, encoders, CaptionedLatents(data, tokenizers), batch=batch)
     for _ in train(part, schedule, folder, seed=TRAIN_SEED, report=report):
         pass
@@ -169,31 +148,43 @@ def train_sd(
     per_shape: int,
     batch: int,
     report: Report,
+    device: torch.device | str = "cpu",
     copies: int = 2,
     objective: Objective | None = None,
     start: Path | None = None,
 ) -> None:
     """Train one of the UNets on the latents of `<folder>/vae-final` and write its folder."""
-    vae = load_vae(folder)
+    vae = load_vae(folder, device)
     data = load_latents(folder, vae, per_shape, copies)
     options: dict[str, Any] = {"objective": objective, "start": start}
     train_unet(folder, schedule, part=part, vae=vae, data=data, batch=batch, report=report, **options)
 
 
-def train_judge(folder: Path, schedule: Schedule, *, per_shape: int, batch: int, report: Report) -> None:
+def train_judge(
+    folder: Path,
+    schedule: Schedule,
+    *,
+    per_shape: int,
+    batch: int,
+    report: Report,
+    device: torch.device | str = "cpu",
+) -> None:
     """Train the judge on views of its own seed and write `<folder>/judge.safetensors`, and its figures as JSON."""
     from safetensors.torch import save_file
 
     with architecture.seeded(JUDGE_SEED):
         judge = Judge()
-    part = JudgePart(judge, load_world(folder, per_shape, JUDGE_SEED, size=IMAGE_SIZE), batch=batch)
+    world = load_world(folder, per_shape, JUDGE_SEED, size=IMAGE_SIZE, device=device)
+    failures = load_failures(folder, per_shape, JUDGE_SEED)
+    part = JudgePart(judge.to(device), world, failures=failures, batch=batch)
     for _ in train(part, schedule, folder, seed=JUDGE_SEED, report=report):
         pass
     judge.eval()
-    save_file({name: value.half() for name, value in judge.state_dict().items()}, folder / "judge.safetensors")
+    save_file({name: value.half().cpu() for name, value in judge.state_dict().items()}, folder / "judge.safetensors")
     views = min(HELD_OUT_VIEWS, per_shape)
     held_out = load_world(folder, views, HELD_OUT_SEED, size=IMAGE_SIZE)
     figures = judge_accuracy(judge, held_out, 40 * views, generator(HELD_OUT_SEED, 0, "judge"), batch=views)
+    figures["none"] = refused_share(judge, load_failures(folder, max(1, per_shape // 4), HELD_OUT_SEED))
     _figures(folder, "judge", figures, report)
 
 
@@ -232,6 +223,7 @@ def run_part(
     folder: Path,
     *,
     steps: int | None = None,
+    seconds: float | None = None,
     batch: int | None = None,
     lr: float | None = None,
     per_shape: int | None = None,
@@ -239,14 +231,15 @@ def run_part(
     objective: Objective | None = None,
     sharpening: Sharpening | None = None,
     report: Report = print,
+    device: torch.device | str = "cpu",
 ) -> None:
-    """Train one of `PARTS`; None keeps the part's own. `start` is the folder of a trained prior whose weights the part
-    begins with, `sharpening` gives the first stage a discriminator. Raises ValueError for an unknown part, or an option
-    that the part does not have."""
+    """Train one of `PARTS` on `device`, for at most `seconds`; None keeps the part's own. `start` is the folder of a
+    trained prior whose weights the part begins with, `sharpening` gives the first stage a discriminator. Raises
+    ValueError for an unknown part, or an option that the part does not have."""
     if part not in PARTS:
         raise ValueError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
     row = PARTS[part]
-    changes: dict[str, Any] = {"steps": steps, "lr": lr}
+    changes: dict[str, Any] = {"steps": steps, "lr": lr, "seconds": seconds}
     schedule = replace(row.schedule, **{name: value for name, value in changes.items() if value is not None})
     given = {"batch": batch, "per_shape": per_shape}
     sizes = row.sizes | {name: value for name, value in given.items() if value is not None}
@@ -255,40 +248,4 @@ def run_part(
     for name in options.keys() - row.options:
         able = [other for other, its in PARTS.items() if name in its.options]
         raise ValueError(f"{name}: got one for the part {part!r}, expected one of {', '.join(able)}")
-    row.run(folder, schedule, report=report, **sizes, **options)
-
-
-VAE_WEIGHTS = Path("vae/diffusion_pytorch_model.safetensors")
-
-
-def ship(folder: Path, weights: Path) -> None:
-    """Copy the trained priors and the judge that `folder` holds into `weights`; write the sha256 sums of all there.
-
-    The priors share one first stage: its file is kept once, in tiny-sd3, the others have a symbolic link to it.
-    """
-    weights.mkdir(parents=True, exist_ok=True)
-    for name in SHIPPED:
-        if (folder / name).is_dir():
-            shutil.rmtree(weights / name, ignore_errors=True)
-            shutil.copytree(folder / name, weights / name)
-    if (folder / "judge.safetensors").is_file():
-        shutil.copy2(folder / "judge.safetensors", weights / "judge.safetensors")
-    for name in SHIPPED[1:]:
-        _link(weights / name / VAE_WEIGHTS, weights / SHIPPED[0] / VAE_WEIGHTS)
-    files = sorted(file for file in weights.rglob("*") if file.is_file() and file.name != "SHA256SUMS")
-    sums = [(_digest(file), file.relative_to(weights).as_posix()) for file in files]
-    (weights / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for digest, name in sums))
-
-
-def _link(file: Path, original: Path) -> None:
-    """Replace `file` by a relative link to an equal `original`. ValueError when their contents differ."""
-    if not file.is_file() or file.is_symlink():
-        return
-    if not original.is_file() or _digest(file) != _digest(original):
-        raise ValueError(f"{file}: got another first stage than {original}, expected the same one")
-    file.unlink()
-    file.symlink_to(Path("../..") / original.relative_to(original.parents[2]))
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    row.run(folder, schedule, report=report, device=device, **sizes, **options)

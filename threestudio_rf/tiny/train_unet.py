@@ -20,7 +20,7 @@ from threestudio_rf.tiny.denoise import DenoisePart, Objective
 from threestudio_rf.tiny.judge import Judge, load_judge
 from threestudio_rf.tiny.latents import CaptionedLatents, Latents
 from threestudio_rf.tiny.reflow import Flow, captions_of, follow, make_pairs
-from threestudio_rf.tiny.training import Schedule, train
+from threestudio_rf.tiny.training import Schedule, device_of, train
 from threestudio_rf.tiny.world import VOCABULARY
 
 SEED = 0
@@ -70,7 +70,8 @@ def train_unet(
     objective: Objective | None = None,
     start: Path | None = None,
 ) -> None:
-    """Train one of `FOLDERS` and write its folder; `data` are latents in SD3's scale, (z - shift) scaling_factor.
+    """Train one of `FOLDERS` on the device of `vae` and write its folder; `data` are latents in SD3's scale,
+    (z - shift) scaling_factor.
 
     `objective` replaces the part's own, `start` is the folder of a trained prior to begin with instead of `STARTS`.
     FileNotFoundError when the part it starts from has not been trained.
@@ -78,10 +79,11 @@ def train_unet(
     objective = OBJECTIVES[part] if objective is None else objective
     begin = folder / FOLDERS[STARTS[part]] if start is None and part in STARTS else start
     unet, encoder, tokenizer = fresh() if begin is None else trained(begin)
+    unet, encoder = unet.to(device_of(vae)), encoder.to(device_of(vae))
     noises: Tensor | None = None
     captioned = CaptionedLatents(data, [tokenizer], offset=vae.config.shift_factor * vae.config.scaling_factor)
     if part == "reflow":
-        pairs, noises = load_pairs(folder, Flow(unet.eval(), encoder.eval(), CaptionTable.of(tokenizer)), report)
+        pairs, noises = load_pairs(folder, Flow(unet.eval(), encoder.eval(), CaptionTable(tokenizer)), report)
         captioned = CaptionedLatents(pairs, [tokenizer])
     before = Flow(copy.deepcopy(unet).eval(), copy.deepcopy(encoder).eval(), captioned.tables[0])
     worker = DenoisePart(
@@ -129,10 +131,10 @@ def compare(
     """Straightness of held-out paths, how far one Euler step ends from `steps`, and how often the judge names shape and
     colour of either end, before and after the reflow, with and without the pairs' guidance; written as reflow.json."""
     figures: dict[str, float] = {}
-    captions, judge = captions_of(1)[::COMPARED], load_judge(weights_folder())
+    captions, judge = captions_of(1)[::COMPARED], load_judge(weights_folder()).to(device_of(vae))
     for name, flow in flows.items():
         for scale in (1.0, float(PAIRS["scale"])):
-            start = normal((len(captions), *_shape(flow)), generator(seed, 0, "straightness"))
+            start = normal((len(captions), *_shape(flow)), generator(seed, 0, "straightness"), device=device_of(vae))
             velocity = flow.velocity(captions, scale)
             path, single = follow(velocity, start, steps), follow(velocity, start, 1)
             key = f"{name}_scale_{scale:g}"
@@ -149,5 +151,6 @@ def judged_share(judge: Judge, vae: Any, latents: Tensor, captions: Tensor) -> f
     hits = []
     for some, names in zip(latents.split(96), captions.split(96), strict=True):
         verdict = judge((vae.decode(some / vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1))
-        hits.append((verdict.shape.argmax(-1) == names[:, 0]) & (verdict.colour.argmax(-1) == names[:, 1]))
+        seen = verdict.shape.argmax(-1).cpu(), verdict.colour.argmax(-1).cpu()
+        hits.append((seen[0] == names[:, 0]) & (seen[1] == names[:, 1]))
     return torch.cat(hits).float().mean().item()

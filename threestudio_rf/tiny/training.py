@@ -1,7 +1,8 @@
 """One resumable training loop for every embedded network: a part says what to minimise, the loop does the rest.
 
-The state after step n depends on the part, the seed and n only: random numbers come from `generator(seed, step, part)`
-and the learning rate from the step, so a run that was stopped and resumed ends where an uninterrupted one does.
+The state after step n depends on the part, the seed and n only, unless it is told how long it may take: random numbers
+come from `generator(seed, step, part)` and the learning rate from the step, so a run that was stopped and resumed ends
+where an uninterrupted one does.
 """
 
 from __future__ import annotations
@@ -11,15 +12,31 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from threestudio_rf.core.random import generator
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where the parameters of a module lie."""
+    return next(module.parameters()).device
+
+
+def half(device: torch.device, enabled: bool = True) -> torch.autocast:
+    """Products in bfloat16 on a device, the rest as it is."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def compiled(module: Any) -> Any:
+    """The module, compiled where that helps: on CUDA. On a CPU the UNet is as fast without (measured)."""
+    return torch.compile(module) if device_of(module).type == "cuda" else module
 
 
 class Part(Protocol):
@@ -46,13 +63,17 @@ class Schedule:
     ema: float = 0.999
     save_seconds: float = 120.0
     log_every: int = 25
+    seconds: float = math.inf
+    """Where it is finite, the training is over after so long at the latest, and its rate falls with the time that is
+    left; what it reaches then depends on the machine too."""
 
-    def rate(self, step: int) -> float:
-        """Learning rate of `step`: linear warm-up, then a half cosine down to `final` of the peak."""
+    def rate(self, step: int, elapsed: float = 0.0) -> float:
+        """Learning rate of `step` after `elapsed` seconds: linear warm-up, then a half cosine down to `final` of the
+        peak."""
         warm = max(1, round(self.warmup * self.steps))
         if step < warm:
             return self.lr * (step + 1) / warm
-        share = (step - warm) / max(1, self.steps - warm)
+        share = max((step - warm) / max(1, self.steps - warm), min(1.0, elapsed / self.seconds))
         return self.lr * (self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * share)))
 
 
@@ -94,7 +115,8 @@ def _save(state: dict[str, object], file: Path) -> None:
 
 
 def _restore(file: Path, part: Part, optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], int, float]:
-    state = torch.load(file, weights_only=True)
+    device = device_of(part.modules)
+    state = torch.load(file, map_location=device, weights_only=True)
     part.modules.load_state_dict(state["modules"])
     optimiser.load_state_dict(state["optimiser"])
     return state["mean"], state["step"], state["seconds"]
@@ -140,29 +162,36 @@ def train(
         )
 
     for step in range(first, schedule.steps):
-        logged = _step(part, schedule, optimiser, step, seed)
+        rate = schedule.rate(step, time.perf_counter() - started)
+        logged = _step(part, rate, schedule.clip, optimiser, step, seed)
         _average(mean, part.modules, schedule.ema, step)
+        seconds = time.perf_counter() - started
+        last = step + 1 == schedule.steps or seconds > schedule.seconds
         if (step + 1) % schedule.log_every == 0:
-            seconds = time.perf_counter() - started
-            curve.add({"step": step, "seconds": round(seconds, 1), "lr": schedule.rate(step), **logged})
+            curve.add({"step": step, "seconds": round(seconds, 1), "lr": rate, **logged})
             report(f"{part.name} {step + 1}/{schedule.steps} {seconds:.0f} s  {_text(logged)}")
-        if time.perf_counter() - saved > schedule.save_seconds or step + 1 == schedule.steps:
+        if time.perf_counter() - saved > schedule.save_seconds or last:
             save(step + 1)
             saved = time.perf_counter()
         yield step
+        if last:
+            break
     part.modules.load_state_dict(mean)
 
 
-def _step(part: Part, schedule: Schedule, optimiser: torch.optim.Optimizer, step: int, seed: int) -> dict[str, float]:
+def _step(
+    part: Part, rate: float, clip: float, optimiser: torch.optim.Optimizer, step: int, seed: int
+) -> dict[str, float]:
     for group in optimiser.param_groups:
-        group["lr"] = schedule.rate(step)
-    with sdpa_kernel(SDPBackend.MATH):  # with few tokens the fused kernel's backward is half of a CPU step
+        group["lr"] = rate
+    on_cpu = device_of(part.modules).type == "cpu"  # with few tokens the fused kernel's backward is half of a CPU step
+    with sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext():
         loss, logged = part.loss(step, generator(seed, step, f"train/{part.name}"))
         if not loss.isfinite():
             raise FloatingPointError(f"{part.name}: the loss of step {step} is {loss.item()}")
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-    norm = nn.utils.clip_grad_norm_(part.modules.parameters(), schedule.clip)
+    norm = nn.utils.clip_grad_norm_(part.modules.parameters(), clip)
     optimiser.step()
     return {"loss": loss.item(), "grad_norm": norm.item(), **logged}
 

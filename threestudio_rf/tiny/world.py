@@ -180,17 +180,20 @@ def _byte(share: Tensor) -> Tensor:
     return (share * 255).round().byte()
 
 
-def random_world(per_shape: int, seed: int, *, size: int = IMAGE_SIZE, chunk: int = 64) -> Views:
-    """`per_shape` random views of every shape, from the cameras of the 3D task; other seeds share no view."""
+def random_world(
+    per_shape: int, seed: int, *, size: int = IMAGE_SIZE, chunk: int = 64, device: torch.device | str = "cpu"
+) -> Views:
+    """`per_shape` random views of every shape, from the cameras of the 3D task; other seeds share no view. They are
+    rendered on `device` and lie on the CPU."""
     parts: list[Views] = []
     for number, shape in enumerate(SHAPES.values()):
         camera = random_views(per_shape, generator(seed, number, "world"), height=size, width=size)
         for start in range(0, per_shape, chunk):
             some = camera.select(slice(start, start + chunk))
-            view = render(shape, some)
+            view = render(shape, some.to(device))
             assert view.part is not None
             where = some.azimuth, some.elevation
             label = torch.full((len(some),), number)
-            pictures = _byte(view.mask), _byte(view.shading), view.part.byte()
-            parts.append(Views(*pictures, label, view_of(*where), octant_index(*where)))
+            mask, shading, part = (x.cpu() for x in (_byte(view.mask), _byte(view.shading), view.part.byte()))
+            parts.append(Views(mask, shading, part, label, view_of(*where), octant_index(*where)))
     return Views(*(torch.cat(column) for column in zip(*parts, strict=True)))

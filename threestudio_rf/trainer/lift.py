@@ -158,7 +158,8 @@ def _latents(image: Tensor, prior: Prior, settings: LiftSettings) -> Tensor:
         return image
     if settings.encode_size and image.shape[-1] != settings.encode_size:
         size = (settings.encode_size, settings.encode_size)
-        image = F.interpolate(image, size, mode="bilinear", align_corners=False)
+        smaller = settings.encode_size < image.shape[-1]
+        image = F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=smaller)
     return prior.encode(image)
 
 
