@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-import sys
-
-from threestudio_rf.app.start import start
+from threestudio_rf.__main__ import main
 
 if __name__ == "__main__":
-    code = start(sys.argv[1:])
-    gc.freeze()  # everything ends with the process: without this the interpreter searches it for cycles, for a second
-    sys.exit(code)
+    main()

@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from threestudio_rf.tiny.conditioning import KINDS, ConditionedPart, draw_toys, held_out_errors, make_conditioned
-from threestudio_rf.tiny.stores import HELD_OUT_SEED
-from threestudio_rf.tiny.training import Schedule, train
+from threestudio_rf.tiny.train.conditioning import KINDS, ConditionedPart, draw_toys, held_out_errors, make_conditioned
+from threestudio_rf.tiny.train.stores import HELD_OUT_SEED
+from threestudio_rf.tiny.train.training import Schedule, train
 
 
 def main() -> None:

@@ -27,9 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
-from threestudio_rf.app.build import build_any, build_prior, embed_views, lift_settings, rates
-from threestudio_rf.app.compose import compose, typed
-from threestudio_rf.app.method import build_twin, embed_roles
+from threestudio_rf.app.build.method import build_twin, embed_roles
+from threestudio_rf.app.build.scene import build_any, build_prior, embed_views, lift_settings, rates
+from threestudio_rf.app.settings.compose import compose, typed
 from threestudio_rf.priors.twin import Twin
 from threestudio_rf.trainer.lift import LiftState, lift
 from threestudio_rf.trainer.optim import make_optimiser

@@ -5,9 +5,10 @@
 Each picture has two edits whose truth is known: another colour, another shape. Reconstruction is against the picture,
 beside the first stage's own, which is the bound; success is the judge's, shape and colour both right; "outside" is the
 PSNR over the pixels that neither the true source nor the true target touches. "kept" is what task=edit hands out: the
-picture stays where the edit changed little (`app/blend.py`); "plain" is the decoded edit. Calls are network calls per
-edit, a guided one counts 2; seconds are per picture and edit. `flowchef+mask` is given the true outlines, the others
-nothing.
+picture stays where the edit changed little (`app/tasks/blend.py`); "plain" is the decoded edit. "Old outline left": how
+far what is handed out is from the background along the old object's outline, where no new object is. Calls are network
+calls per edit, a guided one counts 2; seconds are per picture and edit. `flowchef+mask` is given the true outlines, the
+others nothing.
 
 A method's result is stored in --folder under a name that its settings decide, so a run that stops goes on. --docs
 writes table and contact sheet into docs/editing.md and docs/images.
@@ -32,19 +33,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
-from threestudio_rf.app.blend import kept_edit
-from threestudio_rf.app.figures2d import psnr, ssim
-from threestudio_rf.app.settings_edit import EditConfig
-from threestudio_rf.app.tuned import method_of
+from threestudio_rf.app.build.tuned import method_of
+from threestudio_rf.app.report.likeness import psnr, ssim
+from threestudio_rf.app.settings.edit import EditConfig
+from threestudio_rf.app.tasks.blend import kept_edit
 from threestudio_rf.core.random import generator
 from threestudio_rf.edit.delta import Delta
 from threestudio_rf.edit.method import METHODS, Settings
 from threestudio_rf.export.media import contact_sheet, png
 from threestudio_rf.priors.base import PriorError
 from threestudio_rf.priors.tiny import load_tiny, weights_folder
-from threestudio_rf.tiny.judge import load_judge
-from threestudio_rf.tiny.pairs import EDITS, Pairs, held_out_pairs
-from threestudio_rf.tiny.score2d import outline_left
+from threestudio_rf.tiny.world.judge import load_judge
+from threestudio_rf.tiny.world.pairs import EDITS, Pairs, held_out_pairs
+from threestudio_rf.tiny.world.score2d import outline_left
 from threestudio_rf.trainer.edit import Editing, begin
 
 SEED, BATCH, SHOWN, KEEP = 1_000_003, 16, 6, 0.15

@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from threestudio_rf.app.settings_edit import EditConfig
-from threestudio_rf.app.tuned import method_of
+from threestudio_rf.app.build.tuned import method_of
+from threestudio_rf.app.settings.edit import EditConfig
 from threestudio_rf.core.random import generator, normal
 from threestudio_rf.edit.irfds import IRFDS
 from threestudio_rf.edit.method import METHODS

@@ -27,11 +27,11 @@ from torch import Tensor
 from threestudio_rf.export.media import contact_sheet, png
 from threestudio_rf.priors.architecture import load_vae
 from threestudio_rf.priors.tiny import weights_folder
-from threestudio_rf.tiny.discriminator import Adversary, PatchDiscriminator
-from threestudio_rf.tiny.stage import AdversarialFirstStage, Terms, psnr, reconstructions, sharpness
-from threestudio_rf.tiny.stores import HELD_OUT_SEED, TRAIN_SEED
-from threestudio_rf.tiny.training import Schedule, train
-from threestudio_rf.tiny.world import Views, random_world
+from threestudio_rf.tiny.train.discriminator import Adversary, PatchDiscriminator
+from threestudio_rf.tiny.train.stage import AdversarialFirstStage, Terms, psnr, reconstructions, sharpness
+from threestudio_rf.tiny.train.stores import HELD_OUT_SEED, TRAIN_SEED
+from threestudio_rf.tiny.train.training import Schedule, train
+from threestudio_rf.tiny.world.views import Views, random_world
 
 SHOWN = (0, 3, 4, 6, 8, 9, 11, 13)
 TITLES = ("original", "shipped", "without", "with")

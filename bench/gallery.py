@@ -21,9 +21,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from threestudio_rf.app.compose import compose, typed
+from threestudio_rf.app.settings.compose import compose, typed
 from threestudio_rf.priors.tiny import EMBEDDED, known_words, weights_folder
-from threestudio_rf.tiny.shapes import SHAPES, TWELVE
+from threestudio_rf.tiny.world.shapes import SHAPES, TWELVE
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = (

@@ -36,12 +36,12 @@ from threestudio_rf.priors.base import Bound, Condition, Prior, bind
 from threestudio_rf.priors.tiny import load_tiny, weights_folder
 from threestudio_rf.scenes.camera import orbit, random_views
 from threestudio_rf.scenes.image import ImageScene
-from threestudio_rf.tiny.colour import albedos
-from threestudio_rf.tiny.judge import Judge, load_judge
-from threestudio_rf.tiny.score2d import standing_out
-from threestudio_rf.tiny.strict import border
-from threestudio_rf.tiny.truth import subject
-from threestudio_rf.tiny.world import COLOURS, IMAGE_SIZE, SHAPES, View, compose, random_backgrounds, render
+from threestudio_rf.tiny.world.colour import albedos
+from threestudio_rf.tiny.world.judge import Judge, load_judge
+from threestudio_rf.tiny.world.score2d import standing_out
+from threestudio_rf.tiny.world.strict import border
+from threestudio_rf.tiny.world.truth import subject
+from threestudio_rf.tiny.world.views import COLOURS, IMAGE_SIZE, SHAPES, View, compose, random_backgrounds, render
 
 PROMPTS = (*REVOLUTION, *OTHERS)
 SUBJECTS = [(found.solid.name, found.colours[0]) for prompt in PROMPTS if (found := subject(prompt))]

@@ -27,13 +27,13 @@ import torch
 from pie_metrics import SIDE, Item, Metrics, items_of, table
 
 from threestudio_rf.app.api import load_prior
-from threestudio_rf.app.desk import Given
-from threestudio_rf.app.edit import delivered
+from threestudio_rf.app.build.picture import fitted, read_picture
+from threestudio_rf.app.build.sampling import picture_size
+from threestudio_rf.app.build.tuned import method_of
 from threestudio_rf.app.errors import UserError
-from threestudio_rf.app.picture import fitted, read_picture
-from threestudio_rf.app.sample import picture_size
-from threestudio_rf.app.settings_edit import EditConfig
-from threestudio_rf.app.tuned import method_of
+from threestudio_rf.app.settings.edit import EditConfig
+from threestudio_rf.app.tasks.desk import Given
+from threestudio_rf.app.tasks.edit import delivered
 from threestudio_rf.core.random import generator
 from threestudio_rf.export.media import png
 from threestudio_rf.priors.base import Prior

@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from threestudio_rf.app.figures2d import mse, psnr, ssim
-from threestudio_rf.app.lpips import LPIPS, load_lpips
+from threestudio_rf.app.report.likeness import mse, psnr, ssim
+from threestudio_rf.app.report.lpips import LPIPS, load_lpips
 
 SIDE = 512
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
-from threestudio_rf.app.prior import bank_cache
+from threestudio_rf.app.build.prior import bank_cache
 from threestudio_rf.core.level import DiscreteVP
 from threestudio_rf.core.random import generator, normal
 from threestudio_rf.core.sample import guided
@@ -36,12 +36,11 @@ from threestudio_rf.priors.sd3 import load_sd3
 from threestudio_rf.priors.tiny import EMBEDDED, known_words, load_tiny, weights_folder
 from threestudio_rf.priors.views import HEIGHTS, OCTANT_WORDS
 from threestudio_rf.scenes.camera import random_views
-from threestudio_rf.tiny.exact import ExactPrior
-from threestudio_rf.tiny.judge import Judge, load_judge
-from threestudio_rf.tiny.shapes import SHAPES, TWELVE
-from threestudio_rf.tiny.stage import palette
-from threestudio_rf.tiny.strict import nearest_view_iou
-from threestudio_rf.tiny.world import COLOURS, VIEW_WORDS, compose, prompt_of, random_backgrounds, render
+from threestudio_rf.tiny.world.exact import ExactPrior
+from threestudio_rf.tiny.world.judge import Judge, load_judge
+from threestudio_rf.tiny.world.shapes import SHAPES, TWELVE
+from threestudio_rf.tiny.world.strict import nearest_view_iou
+from threestudio_rf.tiny.world.views import COLOURS, VIEW_WORDS, compose, palette, prompt_of, random_backgrounds, render
 
 PRESETS = {"tiny_sd3": (3.5, 3.0), "tiny_sd": (4.0, 1.0), "tiny_sd_v": (4.0, 1.0), "tiny_instaflow": (1.5, 1.0)}
 PRESETS |= {"tiny_exact": (1.0, 1.0)}

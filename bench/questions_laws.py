@@ -21,7 +21,7 @@ from threestudio_rf.core.times import spacing
 from threestudio_rf.distill.noise import rev_noise
 from threestudio_rf.priors.base import Prior, bind
 from threestudio_rf.priors.gaussian import GaussianPrior
-from threestudio_rf.tiny.discriminator import LOSSES
+from threestudio_rf.tiny.train.discriminator import LOSSES
 
 DOUBLE = torch.float64
 STEPS = 20

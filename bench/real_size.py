@@ -92,8 +92,8 @@ def prepare(options: argparse.Namespace) -> Any:
     import torch
     from real_size_folders import MODELS
 
-    from threestudio_rf.app.build import build_prior
-    from threestudio_rf.app.compose import compose, typed
+    from threestudio_rf.app.build.scene import build_prior
+    from threestudio_rf.app.settings.compose import compose, typed
 
     torch.set_num_threads(options.threads or torch.get_num_threads())
     folder = place(options)

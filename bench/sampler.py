@@ -30,8 +30,8 @@ import torch
 from torch import Tensor
 
 from threestudio_rf.app.api import load_prior
-from threestudio_rf.app.sample import plan, run
-from threestudio_rf.app.settings import SampleConfig
+from threestudio_rf.app.build.sampling import plan, run
+from threestudio_rf.app.settings.groups import SampleConfig
 from threestudio_rf.core.random import generator, normal
 from threestudio_rf.priors.base import Prior
 from threestudio_rf.priors.tiny import weights_folder

@@ -35,7 +35,8 @@ RUNS: dict[str, list[str]] = {
     "invert": ["task=invert", "prior=tiny_sd3", "prompt=a red ball"],
     "grid": ["task=grid", "grid.methods=[sds]", "grid.priors=[tiny_sd]", "grid.prompts=[a red ball]", "grid.jobs=0"],
 }
-RUNS["grid"] += ["grid.name=still", f"grid.set=[experiment=tiny_image,{','.join(SHORT)}]"]
+QUOTED = ",".join(f"'{item}'" for item in ("experiment=tiny_image", *SHORT))
+RUNS["grid"] += ["grid.name=still", f"grid.set=[{QUOTED}]"]
 
 
 def launch(line: list[str], root: Path) -> None:
@@ -57,7 +58,7 @@ def digest(root: Path) -> dict[str, str]:
             content = file.read_bytes()
         else:
             continue
-        found[f"{file.parent.name}/{file.name}"] = hashlib.sha256(content).hexdigest()[:16]
+        found[f"{file.parent.name.partition(chr(64))[0]}/{file.name}"] = hashlib.sha256(content).hexdigest()[:16]
     return found
 
 

@@ -18,10 +18,11 @@ import torch
 
 from threestudio_rf.core.random import generator
 from threestudio_rf.priors.tiny import load_tiny_sd3, weights_folder
-from threestudio_rf.tiny.judge import judge_accuracy, load_judge
-from threestudio_rf.tiny.stage import draw_images
-from threestudio_rf.tiny.stores import HELD_OUT_SEED
-from threestudio_rf.tiny.world import random_world
+from threestudio_rf.tiny.train.judging import judge_accuracy
+from threestudio_rf.tiny.train.stage import draw_images
+from threestudio_rf.tiny.train.stores import HELD_OUT_SEED
+from threestudio_rf.tiny.world.judge import load_judge
+from threestudio_rf.tiny.world.views import random_world
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,7 @@ MAY_IMPORT = {
     "tiny": {"core", "priors", "scenes"},
     "export": {"scenes"},
     "trainer": {"core", "priors", "distill", "edit", "scenes"},
+    "__main__": {"app"},
     "app": {"core", "priors", "distill", "edit", "scenes", "tiny", "export", "trainer"},
 }
 ONLY_IN = {
@@ -39,6 +41,12 @@ ONLY_IN = {
     "omegaconf": {"app"},
 }
 ONLY_INSIDE_FUNCTIONS = {"diffusers", "peft", "transformers", "trimesh", "skimage", "imageio", "nerfacc", "tinycudann"}
+
+
+ROOMS = (("errors", "console"), ("settings",), ("build",), ("run",), ("report",), ("tasks",), ("cli",), ("api",))
+"""The rooms of app, each may import those before it."""
+LARGEST_FOLDER = 16
+"""Python files that lie flat in one folder at the most."""
 
 
 def postpones(node: ast.AST) -> bool:
@@ -96,10 +104,70 @@ def test_every_folder_has_its_arrows() -> None:
     assert folders <= MAY_IMPORT.keys()
 
 
+def floor_of(module: str) -> int:
+    """How high a module of app stands."""
+    room = module.split(".")[2]
+    return next(height for height, rooms in enumerate(ROOMS) if room in rooms)
+
+
+def links() -> dict[str, set[str]]:
+    """Module -> modules of the package that it imports, at the top or inside functions."""
+    modules = {dotted(file).removesuffix(".__init__"): file for file in FILES}
+    found: dict[str, set[str]] = {}
+    for module, file in modules.items():
+        names = [name for name, _ in imported(ast.parse(file.read_text()), dotted(file))]
+        found[module] = {known for name in names for known in (name, name.rpartition(".")[0]) if known in modules}
+        found[module] -= {module, PACKAGE}
+    return found
+
+
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """The modules that reach themselves."""
+    found = []
+    for start in graph:
+        seen, waiting = set[str](), [start]
+        while waiting:
+            new = graph[waiting.pop()] - seen
+            seen |= new
+            waiting += new
+        if start in seen:
+            found.append(start)
+    return found
+
+
+def test_no_module_imports_itself_through_others_not_even_inside_functions() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c"]
+    assert circles(links()) == []
+
+
+def test_a_room_of_the_application_imports_those_below_it_only() -> None:
+    wrong = [
+        f"{module} imports {name}"
+        for module, names in links().items()
+        for name in names
+        if module.startswith(f"{PACKAGE}.app.")
+        and name.startswith(f"{PACKAGE}.app.")
+        and floor_of(name) > floor_of(module)
+    ]
+    assert wrong == []
+
+
+def test_the_tiny_world_does_not_know_how_its_priors_are_trained() -> None:
+    world = {module: names for module, names in links().items() if module.startswith(f"{PACKAGE}.tiny.world.")}
+    assert world and not [
+        name for names in world.values() for name in names if name.startswith(f"{PACKAGE}.tiny.train")
+    ]
+
+
+def test_no_folder_is_a_flat_heap() -> None:
+    count = Counter(file.parent for file in FILES if file.name != "__init__.py")
+    assert {str(folder.relative_to(ROOT)): n for folder, n in count.items() if n > LARGEST_FOLDER} == {}
+
+
 def test_the_launcher_knows_nothing_but_the_application() -> None:
     launcher = ROOT / "launch.py"
     names = [name for name, _ in imported(ast.parse(launcher.read_text()), "launch")] if launcher.exists() else []
-    assert all(name.split(".")[1] == "app" for name in names if name.startswith(f"{PACKAGE}."))
+    assert all(name.split(".")[1] in ("app", "__main__") for name in names if name.startswith(f"{PACKAGE}."))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +203,7 @@ def test_a_forbidden_line_is_found(module: str, line: str) -> None:
         ("priors.sd3", "if TYPE_CHECKING:\n    from diffusers import AutoencoderKL"),
         ("trainer.lift", "from threestudio_rf.distill.method import distill"),
         ("app.folder", "from threestudio_rf import __version__"),
-        ("app.build", "from threestudio_rf.tiny.world import SHAPES"),
+        ("app.build", "from threestudio_rf.tiny.world.views import SHAPES"),
     ],
 )
 def test_an_allowed_line_passes(module: str, line: str) -> None:

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from threestudio_rf.app import settings, settings_loss
-from threestudio_rf.app.build import build_any, build_prior, embed_views, lift_settings, rates, turntable
-from threestudio_rf.app.check import check
-from threestudio_rf.app.compose import compose, typed
-from threestudio_rf.app.config import Config
-from threestudio_rf.app.flags import CONFIGS, choices, groups
+from threestudio_rf.app.build.check import check
+from threestudio_rf.app.build.scene import build_any, build_prior, embed_views, lift_settings, rates, turntable
+from threestudio_rf.app.settings import groups as settings
+from threestudio_rf.app.settings import loss as settings_loss
+from threestudio_rf.app.settings.compose import compose, typed
+from threestudio_rf.app.settings.config import Config
+from threestudio_rf.app.settings.flags import CONFIGS, choices, groups
 from threestudio_rf.distill.weights import WEIGHTS
 from threestudio_rf.scenes.image import ImageScene
 from threestudio_rf.trainer.optim import make_optimiser

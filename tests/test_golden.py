@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from threestudio_rf.app.evaluate import KEYS
-from threestudio_rf.app.start import start
+from threestudio_rf.app.cli.start import start
+from threestudio_rf.app.report.score import KEYS
 
 SHORT = ["trainer.steps=60", "trainer.validate_every=30", "checkpoint.every=50", "camera.test_views=4"]
 SHORT += ["camera.eval_size=64", "export.resolution=32"]

@@ -17,10 +17,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from threestudio_rf.app.build import build_any, build_prior, embed_views, lift_settings, rates
-from threestudio_rf.app.check import check
-from threestudio_rf.app.compose import compose, typed
-from threestudio_rf.app.flags import translate
+from threestudio_rf.app.build.check import check
+from threestudio_rf.app.build.scene import build_any, build_prior, embed_views, lift_settings, rates
+from threestudio_rf.app.settings.compose import compose, typed
+from threestudio_rf.app.settings.flags import translate
 from threestudio_rf.core.convert import noise
 from threestudio_rf.core.level import rectified_flow
 from threestudio_rf.core.random import generator

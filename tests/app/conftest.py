@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from threestudio_rf.app.start import start
+from threestudio_rf.app.cli.start import start
 
 SMALL = [
     "prior=gaussian",

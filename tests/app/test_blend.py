@@ -16,9 +16,9 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from threestudio_rf.app.blend import FLAT, carried, closed, grown, kept_edit, slope
-from threestudio_rf.app.desk import Given
-from threestudio_rf.app.edit import delivered
+from threestudio_rf.app.tasks.blend import FLAT, carried, closed, grown, kept_edit, slope
+from threestudio_rf.app.tasks.desk import Given
+from threestudio_rf.app.tasks.edit import delivered
 
 
 def noise(*shape: int) -> Tensor:

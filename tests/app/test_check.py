@@ -10,11 +10,11 @@ from dataclasses import replace
 
 import pytest
 
-from threestudio_rf.app.check import check
-from threestudio_rf.app.config import Config, leaves
+from threestudio_rf.app.build.check import check
+from threestudio_rf.app.build.prior import prior_id
 from threestudio_rf.app.errors import UserError
-from threestudio_rf.app.prior import prior_id
-from threestudio_rf.app.settings import PriorConfig
+from threestudio_rf.app.settings.config import Config, leaves
+from threestudio_rf.app.settings.groups import PriorConfig
 
 
 def config_with(changes: dict) -> Config:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from threestudio_rf.app.compose import compose, differences, from_file, from_text, on_top, to_text, typed
-from threestudio_rf.app.config import Config
 from threestudio_rf.app.errors import UserError
-from threestudio_rf.app.flags import translate
+from threestudio_rf.app.settings.compose import compose, differences, from_file, from_text, on_top, to_text, typed
+from threestudio_rf.app.settings.config import Config
+from threestudio_rf.app.settings.flags import translate
 
 
 def composed(*line: str) -> Config:

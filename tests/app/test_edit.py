@@ -17,19 +17,19 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from threestudio_rf.app import settings_edit
-from threestudio_rf.app.check import check
-from threestudio_rf.app.compose import compose, typed
-from threestudio_rf.app.config import Config
+from threestudio_rf.app.build.check import check
+from threestudio_rf.app.build.picture import fitted, spread
+from threestudio_rf.app.build.tuned import COMMON, NAMES, TUNED, method_of
 from threestudio_rf.app.errors import UserError
-from threestudio_rf.app.flags import translate
-from threestudio_rf.app.picture import fitted, spread
-from threestudio_rf.app.settings_edit import EditConfig
-from threestudio_rf.app.tuned import COMMON, NAMES, TUNED, method_of
+from threestudio_rf.app.settings import edit as settings_edit
+from threestudio_rf.app.settings.compose import compose, typed
+from threestudio_rf.app.settings.config import Config
+from threestudio_rf.app.settings.edit import EditConfig
+from threestudio_rf.app.settings.flags import translate
 from threestudio_rf.edit.invert import SOLVERS
 from threestudio_rf.edit.method import METHODS
 from threestudio_rf.priors.tiny import EMBEDDED
-from threestudio_rf.tiny.world import COLOURS
+from threestudio_rf.tiny.world.views import COLOURS
 
 RED, BLUE, GREEN = (tuple(round(255 * x) for x in COLOURS[name]) for name in ("red", "blue", "green"))
 LINE = ["task=edit", "prior=gaussian", "source=a red ball", "prompt=a blue ball"]

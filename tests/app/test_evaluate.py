@@ -11,8 +11,10 @@ import shutil
 import pytest
 import torch
 
-from threestudio_rf.app import console, evaluate, words
-from threestudio_rf.tiny.judge import Judge
+from threestudio_rf.app import console
+from threestudio_rf.app.build import words
+from threestudio_rf.app.report import score as evaluate
+from threestudio_rf.tiny.world.judge import Judge
 
 KEYS = [
     "volume_iou",

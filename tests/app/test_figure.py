@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from threestudio_rf.app.figure import series, snapshots, speed, spread, write_curves
+from threestudio_rf.app.report.curves import series, snapshots, speed, spread, write_curves
 from threestudio_rf.export.media import png
 
 

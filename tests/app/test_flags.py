@@ -12,9 +12,9 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from threestudio_rf.app.config import Config
 from threestudio_rf.app.errors import UserError
-from threestudio_rf.app.flags import quote, translate
+from threestudio_rf.app.settings.config import Config
+from threestudio_rf.app.settings.flags import quote, translate
 
 PARSER = OverridesParser.create()
 LETTERS = "ab ,'\"()[]{}:%=#$\\\n;|&~+-*/<>?!@^`é😀’"

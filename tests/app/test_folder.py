@@ -14,9 +14,9 @@ import sys
 
 import pytest
 
-from threestudio_rf.app import folder as module
 from threestudio_rf.app.errors import UserError
-from threestudio_rf.app.folder import Lock, create, latest, probe, run_of, slug, write_start, write_status
+from threestudio_rf.app.run import folder as module
+from threestudio_rf.app.run.folder import Lock, create, latest, probe, run_of, slug, write_start, write_status
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_read_only_folder_is_refused_at_once(tmp_path, monkeypatch):
 
 def test_a_second_run_in_one_folder_is_refused_and_the_first_goes_on(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from threestudio_rf.app.folder import Lock\n"
+        "import sys; from pathlib import Path; from threestudio_rf.app.run.folder import Lock\n"
         "Lock(Path(sys.argv[1])).take(); print('taken', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen(

@@ -17,12 +17,9 @@ import json
 import pytest
 import torch
 
-from threestudio_rf.app import grid
-from threestudio_rf.app.check import check
-from threestudio_rf.app.compose import compose, typed
+from threestudio_rf.app.build.check import check
 from threestudio_rf.app.errors import UserError
-from threestudio_rf.app.flags import translate
-from threestudio_rf.app.grid_table import (
+from threestudio_rf.app.report.grid_table import (
     Result,
     csv_text,
     failures,
@@ -33,7 +30,10 @@ from threestudio_rf.app.grid_table import (
     twin_losses,
     write_grid,
 )
-from threestudio_rf.app.settings import GridConfig
+from threestudio_rf.app.settings.compose import compose, typed
+from threestudio_rf.app.settings.flags import translate
+from threestudio_rf.app.settings.groups import GridConfig
+from threestudio_rf.app.tasks import grid
 from threestudio_rf.export.media import png
 from threestudio_rf.trainer.log import Metrics
 
@@ -86,7 +86,7 @@ def test_a_grid_that_cannot_be_is_refused(given, named, tmp_path):
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     """A grid of one method that works and one that does not, run in this process."""
-    from threestudio_rf.app.start import start
+    from threestudio_rf.app.cli.start import start
 
     root = tmp_path_factory.mktemp("grid")
     line = [*GRID, 'grid.methods=[rfds,"broken loss=rfds loss.scale=-1"]', "grid.prompts=[a red ball]"]

@@ -15,9 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from threestudio_rf.app import lift
-from threestudio_rf.app.build import embed_views
-from threestudio_rf.app.compose import compose, typed
+from threestudio_rf.app.build.scene import embed_views
+from threestudio_rf.app.settings.compose import compose, typed
+from threestudio_rf.app.tasks import lift
 from threestudio_rf.trainer.checkpoint import load
 from threestudio_rf.trainer.log import Metrics
 
@@ -29,7 +29,7 @@ SOME = ["scene.image.per_step=2", "scene.image.order=random", "optim.accumulate=
 @pytest.fixture(scope="module")
 def pictured(tmp_path_factory):
     """A finished run of three particles, two of which are seen per step, two steps making one."""
-    from threestudio_rf.app.start import start
+    from threestudio_rf.app.cli.start import start
 
     root = tmp_path_factory.mktemp("pictured")
     assert start([*LINE, *FEW, *SOME, f"exp_root_dir={root}"]) == 0

@@ -20,8 +20,8 @@ from safetensors import safe_open
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from threestudio_rf.app import api
-from threestudio_rf.app.figures2d import likeness, mse, psnr, ssim
-from threestudio_rf.tiny.world import COLOURS
+from threestudio_rf.app.report.likeness import likeness, mse, psnr, ssim
+from threestudio_rf.tiny.world.views import COLOURS
 
 RED = tuple(round(255 * x) for x in COLOURS["red"])
 LINE = ["task=invert", "prior=gaussian", "source=a red ball"]

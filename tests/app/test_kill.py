@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from threestudio_rf.app.start import start
+from threestudio_rf.app.cli.start import start
 from threestudio_rf.trainer.checkpoint import load
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,13 +13,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from threestudio_rf.app import settings_loss
-from threestudio_rf.app.check import check
-from threestudio_rf.app.compose import compose, typed
-from threestudio_rf.app.config import Config
+from threestudio_rf.app.build.check import check
+from threestudio_rf.app.build.method import embed_roles, lift_settings, method_of
 from threestudio_rf.app.errors import UserError
-from threestudio_rf.app.flags import CONFIGS
-from threestudio_rf.app.method import embed_roles, lift_settings, method_of
+from threestudio_rf.app.settings import loss as settings_loss
+from threestudio_rf.app.settings.compose import compose, typed
+from threestudio_rf.app.settings.config import Config
+from threestudio_rf.app.settings.flags import CONFIGS
 from threestudio_rf.core.times import BUMP, LAWS
 from threestudio_rf.distill.combine import COMBINERS
 from threestudio_rf.distill.method import METHODS

@@ -27,7 +27,7 @@ from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor
 
 from threestudio_rf.app.errors import UserError
-from threestudio_rf.app.lpips import load_lpips, nets
+from threestudio_rf.app.report.lpips import load_lpips, nets
 
 BENCH = str(Path(__file__).resolve().parents[2] / "bench")
 

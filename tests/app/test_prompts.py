@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from threestudio_rf.app.build import build_prior, embed_views, lift_settings
-from threestudio_rf.app.compose import compose, typed
-from threestudio_rf.app.config import Config
+from threestudio_rf.app.build.scene import build_prior, embed_views, lift_settings
+from threestudio_rf.app.settings.compose import compose, typed
+from threestudio_rf.app.settings.config import Config
 from threestudio_rf.priors.views import VIEWS, Curves
 from threestudio_rf.scenes.camera import Camera
-from threestudio_rf.tiny.world import COLOURS
+from threestudio_rf.tiny.world.views import COLOURS
 from threestudio_rf.trainer.lift import seen_from
 
 OVERRIDES = ["prompt='a red ball'", "prior.prompt_front='a blue ball'", "prior.prompt_overhead='a pink disc'"]

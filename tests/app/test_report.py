@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 
-from threestudio_rf.app.report import curve, write_report
+from threestudio_rf.app.report.page import curve, write_report
 
 
 def test_the_page_shows_pictures_curves_and_settings_and_needs_nothing_from_outside(finished):

@@ -18,11 +18,12 @@ import pytest
 import torch
 import yaml
 
-from threestudio_rf.app import console, lift, look
-from threestudio_rf.app.build import pick_dtype
+from threestudio_rf.app import console
+from threestudio_rf.app.build.scene import pick_dtype
 from threestudio_rf.app.console import Progress
-from threestudio_rf.app.folder import Lock
-from threestudio_rf.app.settings import PriorConfig
+from threestudio_rf.app.run.folder import Lock
+from threestudio_rf.app.settings.groups import PriorConfig
+from threestudio_rf.app.tasks import lift, look
 from threestudio_rf.trainer.checkpoint import load
 from threestudio_rf.trainer.log import Metrics
 

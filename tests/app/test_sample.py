@@ -18,18 +18,18 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from threestudio_rf.app import api
-from threestudio_rf.app.check import check
-from threestudio_rf.app.compose import compose, typed
+from threestudio_rf.app.build.check import check
+from threestudio_rf.app.build.picture import fitted, read_picture
+from threestudio_rf.app.build.sampling import plan, run, times_of
 from threestudio_rf.app.errors import UserError
-from threestudio_rf.app.flags import translate
-from threestudio_rf.app.picture import fitted, read_picture
-from threestudio_rf.app.sample import plan, run, times_of
-from threestudio_rf.app.settings import SampleConfig
+from threestudio_rf.app.settings.compose import compose, typed
+from threestudio_rf.app.settings.flags import translate
+from threestudio_rf.app.settings.groups import SampleConfig
 from threestudio_rf.core.level import DiscreteVP, betas
 from threestudio_rf.core.sample import State
 from threestudio_rf.core.times import sampling_times, spacing
 from threestudio_rf.priors.gaussian import GaussianPrior
-from threestudio_rf.tiny.world import COLOURS
+from threestudio_rf.tiny.world.views import COLOURS
 
 TABLE = DiscreteVP(betas("scaled_linear", 1000), final="first")
 SIZE = 4

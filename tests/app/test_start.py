@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from threestudio_rf import __version__
-from threestudio_rf.app import help as help_module
-from threestudio_rf.app.config import leaves
+from threestudio_rf.app.cli import help as help_module
+from threestudio_rf.app.cli.start import prepare, start
 from threestudio_rf.app.console import Progress, encodes, safe_streams
-from threestudio_rf.app.flags import Launch, translate
-from threestudio_rf.app.start import prepare, start
+from threestudio_rf.app.settings.config import leaves
+from threestudio_rf.app.settings.flags import Launch, translate
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch.py"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from threestudio_rf.app.start import start
+from threestudio_rf.app.cli.start import start
 
 LINE = ["scene=image", "loss=vsd", "prompt=a red mushroom", "scene.image.particles=1", "trainer.validate_every=0"]
 LINE += ["trainer.log_every=1", "loss.twin_lr=0.01", "evaluate.auto=false", "checkpoint.every=0"]

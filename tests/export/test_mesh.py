@@ -20,7 +20,7 @@ from torch import Tensor
 from threestudio_rf.export.files import temporary
 from threestudio_rf.export.mesh import EmptyGeometryError, Mesh, automatic_level, extract, sample_grid, to_linear, write
 from threestudio_rf.scenes.camera import sphere_views
-from threestudio_rf.tiny.shapes import SHAPES
+from threestudio_rf.tiny.world.shapes import SHAPES
 
 
 def ball(centre: tuple[float, float, float], radius: float, height: float = 50.0):

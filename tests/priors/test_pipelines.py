@@ -19,8 +19,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from threestudio_rf.app.sample import plan, run
-from threestudio_rf.app.settings import SampleConfig
+from threestudio_rf.app.build.sampling import plan, run
+from threestudio_rf.app.settings.groups import SampleConfig
 from threestudio_rf.core.random import generator, normal
 from threestudio_rf.priors.base import Prior
 
@@ -192,7 +192,7 @@ def test_a_masked_picture_is_that_of_the_inpainting_pipelines(
 
 
 def test_the_shift_of_the_folder_is_the_one_that_is_used(sd3_folder: Path, tmp_path: Path) -> None:
-    from threestudio_rf.app.sample import times_of
+    from threestudio_rf.app.build.sampling import times_of
     from threestudio_rf.core.times import flow_match_spacing, spacing
     from threestudio_rf.priors.sd3 import load_sd3
 

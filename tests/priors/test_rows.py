@@ -9,15 +9,15 @@ import json
 import pytest
 import torch
 
-from threestudio_rf.app.build import EMBEDDED
-from threestudio_rf.app.check import check
-from threestudio_rf.app.compose import compose, typed
-from threestudio_rf.app.config import Config
+from threestudio_rf.app.build.check import check
+from threestudio_rf.app.build.prior import PRIORS, build_prior
+from threestudio_rf.app.build.scene import EMBEDDED
 from threestudio_rf.app.errors import UserError
-from threestudio_rf.app.flags import choices
-from threestudio_rf.app.prior import PRIORS, build_prior
-from threestudio_rf.app.settings import PRIORS as NAMES
-from threestudio_rf.app.settings import QUANTIZATIONS, STORAGES, PriorConfig
+from threestudio_rf.app.settings.compose import compose, typed
+from threestudio_rf.app.settings.config import Config
+from threestudio_rf.app.settings.flags import choices
+from threestudio_rf.app.settings.groups import PRIORS as NAMES
+from threestudio_rf.app.settings.groups import QUANTIZATIONS, STORAGES, PriorConfig
 from threestudio_rf.priors import parts, tiny
 
 CPU = torch.device("cpu")
@@ -77,7 +77,9 @@ def test_revision_variant_and_offline_are_settings(monkeypatch, tmp_path, name):
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_embedded_priors_have_rows_and_stay_in_float32(monkeypatch, name):
     asked = {}
-    monkeypatch.setattr("threestudio_rf.app.prior.load_tiny", lambda name, **given: asked.update(given) or SD(name))
+    monkeypatch.setattr(
+        "threestudio_rf.app.build.prior.load_tiny", lambda name, **given: asked.update(given) or SD(name)
+    )
     prior = build_prior(PriorConfig(name=name, mirror_time=True, **KEPT), torch.device("cuda"))
     assert prior.name == name and asked["dtype"] == torch.float32 and asked["mirror_time"]
     assert asked["options"] == parts.PartOptions(**KEPT)

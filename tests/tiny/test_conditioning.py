@@ -17,7 +17,7 @@ from torch import Tensor
 
 from threestudio_rf.core.random import generator
 from threestudio_rf.priors.architecture_sd import make_unet
-from threestudio_rf.tiny.conditioning import (
+from threestudio_rf.tiny.train.conditioning import (
     KINDS,
     Condition,
     Conditioned,
@@ -26,7 +26,7 @@ from threestudio_rf.tiny.conditioning import (
     held_out_errors,
     make_conditioned,
 )
-from threestudio_rf.tiny.training import Schedule, train
+from threestudio_rf.tiny.train.training import Schedule, train
 
 LABEL = torch.tensor([900.0, 950.0])
 SCHEDULE = Schedule(steps=80, lr=1e-2, warmup=0.2, ema=0.9, log_every=1000)

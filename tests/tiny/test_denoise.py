@@ -18,14 +18,13 @@ from threestudio_rf.core.level import DiscreteVP, betas, rectified_flow
 from threestudio_rf.core.random import generator
 from threestudio_rf.priors import architecture, architecture_sd
 from threestudio_rf.priors.tiny import weights_folder
-from threestudio_rf.tiny.denoise import DenoisePart, Objective, sample_error, table, weigh
-from threestudio_rf.tiny.judge import load_judge
-from threestudio_rf.tiny.latents import CaptionedLatents, Latents
-from threestudio_rf.tiny.reflow import follow
-from threestudio_rf.tiny.stage import palette
-from threestudio_rf.tiny.train_unet import judged_share
-from threestudio_rf.tiny.training import Schedule, train
-from threestudio_rf.tiny.world import random_world
+from threestudio_rf.tiny.train.denoise import DenoisePart, Objective, sample_error, table, weigh
+from threestudio_rf.tiny.train.latents import CaptionedLatents, Latents
+from threestudio_rf.tiny.train.reflow import follow
+from threestudio_rf.tiny.train.training import Schedule, train
+from threestudio_rf.tiny.train.unet import judged_share
+from threestudio_rf.tiny.world.judge import load_judge
+from threestudio_rf.tiny.world.views import palette, random_world
 
 
 class Recorder(nn.Module):

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from threestudio_rf.core.random import generator, normal
 from threestudio_rf.priors import architecture
 from threestudio_rf.priors.tiny import weights_folder
-from threestudio_rf.tiny.bottleneck import Posterior, quantise
-from threestudio_rf.tiny.discriminator import (
+from threestudio_rf.tiny.train.bottleneck import Posterior, quantise
+from threestudio_rf.tiny.train.discriminator import (
     Adversary,
     PatchDiscriminator,
     adaptive_weight,
@@ -36,9 +36,8 @@ from threestudio_rf.tiny.discriminator import (
     hinge,
     vanilla,
 )
-from threestudio_rf.tiny.judge import load_judge
-from threestudio_rf.tiny.perceptual import JudgeDistance
-from threestudio_rf.tiny.stage import (
+from threestudio_rf.tiny.train.judging import JudgeDistance
+from threestudio_rf.tiny.train.stage import (
     AdversarialFirstStage,
     FirstStage,
     Sharpening,
@@ -49,8 +48,9 @@ from threestudio_rf.tiny.stage import (
     pyramid_start,
     sharpness,
 )
-from threestudio_rf.tiny.training import Schedule, train
-from threestudio_rf.tiny.world import Views, random_world
+from threestudio_rf.tiny.train.training import Schedule, train
+from threestudio_rf.tiny.world.judge import load_judge
+from threestudio_rf.tiny.world.views import Views, random_world
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -20,12 +20,12 @@ from threestudio_rf.core.times import spacing
 from threestudio_rf.distill.method import Method, distill
 from threestudio_rf.priors.base import POSE, PriorError, bind
 from threestudio_rf.priors.views import view_index
-from threestudio_rf.tiny.bank import BankCameras
-from threestudio_rf.tiny.exact import ExactPrior, view_word
-from threestudio_rf.tiny.shapes import SHAPES
-from threestudio_rf.tiny.strict import nearest_iou, own_mask
-from threestudio_rf.tiny.truth import subject
-from threestudio_rf.tiny.world import COLOURS, WORDINGS
+from threestudio_rf.tiny.world.bank import BankCameras
+from threestudio_rf.tiny.world.exact import ExactPrior, view_word
+from threestudio_rf.tiny.world.shapes import SHAPES
+from threestudio_rf.tiny.world.strict import nearest_iou, own_mask
+from threestudio_rf.tiny.world.truth import subject
+from threestudio_rf.tiny.world.views import COLOURS, WORDINGS
 
 DOUBLE, SIZE = torch.float64, 8
 CAMERAS = BankCameras(views=24, distance=(1.8, 1.8), fovy=(46.0, 46.0))

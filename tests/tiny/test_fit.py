@@ -9,8 +9,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from threestudio_rf.tiny.fit import Fit, Volume, borders, filled, fit_volume, overlap, placed, rating, true_volume
-from threestudio_rf.tiny.shapes import SHAPES
+from threestudio_rf.tiny.world.fit import Fit, Volume, borders, filled, fit_volume, overlap, placed, rating, true_volume
+from threestudio_rf.tiny.world.shapes import SHAPES
 
 RADIUS = 0.7
 

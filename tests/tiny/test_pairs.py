@@ -11,11 +11,11 @@ from __future__ import annotations
 import torch
 
 from threestudio_rf.priors.tiny import weights_folder
-from threestudio_rf.tiny.judge import load_judge
-from threestudio_rf.tiny.pairs import EDITS, held_out_pairs
-from threestudio_rf.tiny.shapes import SHAPES, TWELVE
-from threestudio_rf.tiny.truth import subject
-from threestudio_rf.tiny.world import COLOURS
+from threestudio_rf.tiny.world.judge import load_judge
+from threestudio_rf.tiny.world.pairs import EDITS, held_out_pairs
+from threestudio_rf.tiny.world.shapes import SHAPES, TWELVE
+from threestudio_rf.tiny.world.truth import subject
+from threestudio_rf.tiny.world.views import COLOURS
 
 
 def test_an_edit_changes_what_it_names_and_nothing_outside() -> None:

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from threestudio_rf.core.random import generator
 from threestudio_rf.scenes.camera import Camera, sphere_views
-from threestudio_rf.tiny import colour, score
-from threestudio_rf.tiny.fit import Fit, placed, true_volume
-from threestudio_rf.tiny.shapes import SHAPES
-from threestudio_rf.tiny.truth import TrueMesh, subject, true_mesh
-from threestudio_rf.tiny.world import COLOURS, compose, render, view_of
+from threestudio_rf.tiny.world import colour, score
+from threestudio_rf.tiny.world.fit import Fit, placed, true_volume
+from threestudio_rf.tiny.world.shapes import SHAPES
+from threestudio_rf.tiny.world.truth import TrueMesh, subject, true_mesh
+from threestudio_rf.tiny.world.views import COLOURS, compose, render, view_of
 
 
 class Triangles(NamedTuple):

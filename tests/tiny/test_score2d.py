@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from threestudio_rf.scenes.camera import sphere_views
-from threestudio_rf.tiny import score2d
-from threestudio_rf.tiny.bank import BankCameras
-from threestudio_rf.tiny.shapes import SHAPES
-from threestudio_rf.tiny.truth import subject
-from threestudio_rf.tiny.world import COLOURS, compose, random_backgrounds, render
+from threestudio_rf.tiny.world import score2d
+from threestudio_rf.tiny.world.bank import BankCameras
+from threestudio_rf.tiny.world.shapes import SHAPES
+from threestudio_rf.tiny.world.truth import subject
+from threestudio_rf.tiny.world.views import COLOURS, compose, random_backgrounds, render
 
 FEW = BankCameras(views=200)
 

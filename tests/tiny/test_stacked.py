@@ -8,10 +8,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from threestudio_rf.tiny.shapes import SHAPES
-from threestudio_rf.tiny.stacked import RADIUS, stacked
-from threestudio_rf.tiny.truth import named, subject
-from threestudio_rf.tiny.world import BOUND, COLOURS
+from threestudio_rf.tiny.world.shapes import SHAPES
+from threestudio_rf.tiny.world.stacked import RADIUS, stacked
+from threestudio_rf.tiny.world.truth import named, subject
+from threestudio_rf.tiny.world.views import BOUND, COLOURS
 
 GRID = torch.cartesian_prod(*[torch.linspace(-0.7, 0.7, 70)] * 3)
 

@@ -9,9 +9,9 @@ import torch
 
 from threestudio_rf.core.random import generator
 from threestudio_rf.scenes.camera import random_views
-from threestudio_rf.tiny.shapes import SHAPES
-from threestudio_rf.tiny.strict import nearest_iou, nearest_view_iou, own_mask
-from threestudio_rf.tiny.world import COLOURS, compose, render
+from threestudio_rf.tiny.world.shapes import SHAPES
+from threestudio_rf.tiny.world.strict import nearest_iou, nearest_view_iou, own_mask
+from threestudio_rf.tiny.world.views import COLOURS, compose, render
 
 
 def seen(name: str, size: int = 64) -> torch.Tensor:

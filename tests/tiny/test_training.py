@@ -15,12 +15,13 @@ from torch import Generator, Tensor, nn
 
 from threestudio_rf.core.random import generator
 from threestudio_rf.priors import architecture
-from threestudio_rf.tiny.captions import TEMPLATES, CaptionTable, caption, draw_templates
-from threestudio_rf.tiny.flow import FlowPart, embed_tokens
-from threestudio_rf.tiny.judge import Judge, JudgePart, judge_accuracy, soften, view_known
-from threestudio_rf.tiny.latents import CaptionedLatents, Latents, encode_world
-from threestudio_rf.tiny.ship import ship
-from threestudio_rf.tiny.stage import (
+from threestudio_rf.tiny.train.captions import TEMPLATES, CaptionTable, caption, draw_templates
+from threestudio_rf.tiny.train.flow import FlowPart, embed_tokens
+from threestudio_rf.tiny.train.judging import JudgePart, judge_accuracy, soften, view_known
+from threestudio_rf.tiny.train.latents import CaptionedLatents, Latents, encode_world
+from threestudio_rf.tiny.train.parts import run_part
+from threestudio_rf.tiny.train.ship import ship
+from threestudio_rf.tiny.train.stage import (
     FirstStage,
     Sharpening,
     draw_images,
@@ -28,9 +29,9 @@ from threestudio_rf.tiny.stage import (
     pyramid_start,
     reconstruction_psnr,
 )
-from threestudio_rf.tiny.train import run_part
-from threestudio_rf.tiny.training import Schedule, train
-from threestudio_rf.tiny.world import VOCABULARY, Views, random_world
+from threestudio_rf.tiny.train.training import Schedule, train
+from threestudio_rf.tiny.world.judge import Judge
+from threestudio_rf.tiny.world.views import VOCABULARY, Views, random_world
 
 
 class Line:

@@ -15,10 +15,11 @@ from threestudio_rf.core.times import spacing
 from threestudio_rf.priors.base import bind
 from threestudio_rf.priors.sd3 import SD3Prior
 from threestudio_rf.priors.tiny import known_words, load_tiny_sd3, verify_weights, weights_folder
-from threestudio_rf.tiny.judge import judge_accuracy, load_judge
-from threestudio_rf.tiny.shapes import SHAPES, TWELVE
-from threestudio_rf.tiny.stage import draw_images
-from threestudio_rf.tiny.world import COLOURS, random_world
+from threestudio_rf.tiny.train.judging import judge_accuracy
+from threestudio_rf.tiny.train.stage import draw_images
+from threestudio_rf.tiny.world.judge import load_judge
+from threestudio_rf.tiny.world.shapes import SHAPES, TWELVE
+from threestudio_rf.tiny.world.views import COLOURS, random_world
 
 PROMPTS = ("a red mushroom, front view", "a blue ball, side view", "a green cone, back view", "a pink donut, side view")
 

@@ -13,9 +13,9 @@ import torch
 
 from threestudio_rf.core.random import generator
 from threestudio_rf.scenes.camera import Camera, orbit, random_views
-from threestudio_rf.tiny.shapes import SHAPES, TWELVE
-from threestudio_rf.tiny.truth import subject, true_mesh
-from threestudio_rf.tiny.world import (
+from threestudio_rf.tiny.world.shapes import SHAPES, TWELVE
+from threestudio_rf.tiny.world.truth import subject, true_mesh
+from threestudio_rf.tiny.world.views import (
     BOUND,
     COLOURS,
     VIEW_WORDS,

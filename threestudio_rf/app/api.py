@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from threestudio_rf.app import sample as task
-from threestudio_rf.app.build import build_prior, pick_device
-from threestudio_rf.app.check import check_group
-from threestudio_rf.app.compose import compose, typed
-from threestudio_rf.app.config import Config
+from threestudio_rf.app.build import sampling as task
+from threestudio_rf.app.build.check import check_group
+from threestudio_rf.app.build.picture import read_picture
+from threestudio_rf.app.build.scene import build_prior, pick_device
 from threestudio_rf.app.errors import UserError, suggestion
-from threestudio_rf.app.picture import read_picture
-from threestudio_rf.app.settings import PriorConfig, SampleConfig
+from threestudio_rf.app.settings.compose import compose, typed
+from threestudio_rf.app.settings.config import Config
+from threestudio_rf.app.settings.groups import PriorConfig, SampleConfig
 from threestudio_rf.core.sample import Corrector, State
 from threestudio_rf.core.sample import invert as inverted
 from threestudio_rf.priors.base import Prior

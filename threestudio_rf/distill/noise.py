@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -19,9 +19,6 @@ from threestudio_rf.core.level import Level, Schedule, column
 from threestudio_rf.core.random import normal
 from threestudio_rf.core.sample import Predict, guided
 from threestudio_rf.core.solve import Field, fresh_noise, solve
-
-if TYPE_CHECKING:
-    from threestudio_rf.distill.method import Method
 
 
 class Noised(NamedTuple):
@@ -107,32 +104,54 @@ def implied(x0: Tensor, x_t: Tensor, level: Level) -> Tensor:
     return (x_t - alpha * x0) / sigma
 
 
+class Numbers(Protocol):
+    """The numbers of a `Method` that noise sources read."""
+
+    @property
+    def invert_eta(self) -> float: ...
+
+    @property
+    def invert_scale(self) -> float: ...
+
+    @property
+    def invert_steps(self) -> int: ...
+
+    @property
+    def ism_delta(self) -> float: ...
+
+    @property
+    def rev_step(self) -> float | None: ...
+
+    @property
+    def rev_steps(self) -> int: ...
+
+
 class Source(Protocol):
     """x0 (B, C, h, w), t (B,) -> x_t and eps."""
 
-    def __call__(self, x0: Tensor, t: Tensor, model: Model, *, method: Method, generator: Generator) -> Noised: ...
+    def __call__(self, x0: Tensor, t: Tensor, model: Model, *, method: Numbers, generator: Generator) -> Noised: ...
 
 
-def _random(x0: Tensor, t: Tensor, model: Model, *, method: Method, generator: Generator) -> Noised:
+def _random(x0: Tensor, t: Tensor, model: Model, *, method: Numbers, generator: Generator) -> Noised:
     eps = random_noise(x0, generator=generator)
     return Noised(noise(x0, eps, model.schedule(t)), eps)
 
 
-def _rev(x0: Tensor, t: Tensor, model: Model, *, method: Method, generator: Generator) -> Noised:
+def _rev(x0: Tensor, t: Tensor, model: Model, *, method: Numbers, generator: Generator) -> Noised:
     eps = random_noise(x0, generator=generator)
     step, steps, schedule = method.rev_step, method.rev_steps, model.schedule
     eps = rev_noise(x0, eps, t, model.predict, kind=model.kind, schedule=schedule, step=step, steps=steps)
     return Noised(noise(x0, eps, schedule(t)), eps)
 
 
-def _inverted(x0: Tensor, t: Tensor, model: Model, *, method: Method, generator: Generator) -> Noised:
+def _inverted(x0: Tensor, t: Tensor, model: Model, *, method: Numbers, generator: Generator) -> Noised:
     """SDI (arXiv 2405.15891): the noise of x0 is what DDIM inversion up to t finds."""
     steps, scale, eta = method.invert_steps, method.invert_scale, method.invert_eta
     x_t = inverted(x0, t, model, steps=steps, scale=scale, eta=eta, generator=generator)
     return Noised(x_t, implied(x0, x_t, model.schedule(t)))
 
 
-def _push_back(x0: Tensor, t: Tensor, model: Model, *, method: Method, generator: Generator) -> Noised:
+def _push_back(x0: Tensor, t: Tensor, model: Model, *, method: Numbers, generator: Generator) -> Noised:
     """UCM (FlowDreamer, arXiv 2408.05008): x0 pushed back to t = 1 is its noise, on the straight path as it is."""
     steps, scale, eta, end = method.invert_steps, method.invert_scale, method.invert_eta, torch.ones_like(t)
     x_1 = inverted(x0, end, model, steps=steps, scale=scale, eta=eta, generator=generator)
@@ -140,7 +159,7 @@ def _push_back(x0: Tensor, t: Tensor, model: Model, *, method: Method, generator
     return Noised(noise(x0, eps, model.schedule(t)), eps)
 
 
-def _ism(x0: Tensor, t: Tensor, model: Model, *, method: Method, generator: Generator) -> Noised:
+def _ism(x0: Tensor, t: Tensor, model: Model, *, method: Numbers, generator: Generator) -> Noised:
     """ISM (LucidDreamer, arXiv 2311.11284): 0 -> s = t - delta -> t by inversion; eps is eps_uncond(x_s), and x_t is
     not noise(x0, eps)."""
     steps, scale, eta = method.invert_steps, method.invert_scale, method.invert_eta

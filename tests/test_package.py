@@ -1,0 +1,78 @@
+"""The package as somebody else installs it: settings and weights inside, run from anywhere, the same results.
+
+Seen to fail: configs left out of the wheel, the weights of one prior left out, `python -m` without a __main__.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHORT = ["trainer.steps=2", "trainer.validate_every=0", "camera.test_views=1", "camera.eval_size=16"]
+SHORT += ["export.resolution=12", "evaluate.auto=false"]
+COMMANDS = {
+    "sample": ["task=sample", "prior=tiny_sd", "prompt=a red ball", "n=1", "steps=3"],
+    "lift": ["prompt=a red ball", "prior=tiny_sd3", *SHORT],
+}
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel's contents and nothing else of this checkout."""
+    place = tmp_path_factory.mktemp("package")
+    source = place / "source"
+    source.mkdir()
+    for name in ("threestudio_rf", "configs", "pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"), symlinks=True)
+        else:
+            shutil.copy2(ROOT / name, source / name)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(place), str(source)]
+    done = subprocess.run(build, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (wheel,) = place.glob("*.whl")
+    shutil.unpack_archive(str(wheel), place / "site", "zip")
+    shutil.rmtree(source)
+    return place / "site"
+
+
+def run(place: Path, line: list[str], folder: Path) -> str:
+    environment = os.environ | {"PYTHONPATH": str(place), "OMP_NUM_THREADS": "1"}
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-P", "-m", "threestudio_rf", *line]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    """Pictures, and rows of metrics without their seconds."""
+    found = {}
+    for file in sorted(folder.rglob("*")):
+        if file.suffix == ".png" and file.name != "curves.png":
+            found[f"{file.parent.name}/{file.name}"] = file.read_bytes()
+    return found
+
+
+def test_the_wheel_runs_from_another_folder_with_the_results_of_the_checkout(installed: Path, tmp_path: Path) -> None:
+    assert "prompt" in run(installed, ["--help"], tmp_path)
+    told = run(installed, ["task=doctor"], tmp_path)
+    assert str(installed / "threestudio_rf" / "weights") in told and "is whole" in told
+    for name, line in COMMANDS.items():
+        run(installed, [*line, f"exp_root_dir={tmp_path}/theirs/{name}"], tmp_path)
+        run(ROOT, [*line, f"exp_root_dir={tmp_path}/ours/{name}"], tmp_path)
+    theirs, ours = results(tmp_path / "theirs"), results(tmp_path / "ours")
+    assert len(theirs) >= 3 and theirs == ours
+
+
+def test_the_package_is_typed_and_has_its_command(installed: Path) -> None:
+    assert (installed / "threestudio_rf" / "py.typed").is_file()
+    (entry,) = installed.glob("*.dist-info/entry_points.txt")
+    assert "threestudio-rf = threestudio_rf.__main__:main" in entry.read_text()

@@ -1,0 +1,20 @@
+"""`python -m threestudio_rf prompt="a red mushroom"`, and the command `threestudio-rf`; `--help` shows everything."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from typing import NoReturn
+
+from threestudio_rf.app.cli.start import start
+
+
+def main() -> NoReturn:
+    """Run the command line and end the process with its exit code."""
+    code = start(sys.argv[1:])
+    gc.freeze()  # everything ends with the process: without this the interpreter searches it for cycles, for a second
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

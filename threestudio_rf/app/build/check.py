@@ -1,0 +1,221 @@
+"""Ranges and combinations of settings, checked before any model is loaded; the message names the key and the range."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from threestudio_rf.app.build.check_edit import check_edit
+from threestudio_rf.app.build.check_loss import check_loss
+from threestudio_rf.app.build.prior import GAUSSIAN_SIZE, knows_octants, wording
+from threestudio_rf.app.build.sampling import check_sample
+from threestudio_rf.app.errors import UserError, suggestion
+from threestudio_rf.app.settings.config import Config, leaves, value_of
+from threestudio_rf.app.settings.groups import PriorConfig
+from threestudio_rf.scenes.image import BOUNDS
+from threestudio_rf.trainer.ramp import ramp
+
+PICTURE_MULTIPLES = {"sd": 64, "instaflow": 64, "tiny_exact": 1}
+"""Pixels that a picture's sides are multiples of: VAE's factor times network's (SD's UNet halves latents thrice)."""
+VAE_TIMES_PATCH = 16
+FORMULAS = ("gaussian", "tiny_exact")
+FROM_THE_HUB = ("sd3", "sd", "instaflow")
+FLOWS_OF_SD = ("instaflow", "tiny_instaflow")
+
+
+def _range_text(rule: dict[str, Any]) -> str:
+    parts = [f"above {rule['above']}"] if "above" in rule else []
+    parts += [f"at least {rule['low']}"] if "low" in rule else []
+    parts += [f"at most {rule['high']}"] if "high" in rule else []
+    return " and ".join(parts)
+
+
+def _check_number(key: str, value: Any, rule: dict[str, Any], shown: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    outside = (
+        not math.isfinite(value)
+        or value < rule.get("low", -math.inf)
+        or value > rule.get("high", math.inf)
+        or value <= rule.get("above", -math.inf)
+    )
+    if outside:
+        raise UserError(f"{key}={shown}: expected {_range_text(rule) or 'a finite number'}, got {value}")
+
+
+def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        hint = suggestion(value, choices)
+        raise UserError(f"{key}={value}: expected one of {', '.join(c or repr(c) for c in choices)}{hint}")
+
+
+def _check_leaf(key: str, value: Any, rule: dict[str, Any]) -> None:
+    if value is None:
+        return
+    if rule.get("ramp"):
+        try:
+            corners = ramp(value).corners
+        except ValueError as error:
+            raise UserError(f"{key}={value}: {error}") from None
+        for _, corner in corners:
+            _check_number(key, corner, rule, value)
+        return
+    items = value if isinstance(value, list) else [value]
+    for item in items:
+        if "choices" in rule:
+            _check_choice(key, item, rule["choices"])
+        _check_number(key, item, rule, value)
+    if isinstance(value, list):
+        length = 2 if rule.get("span") else rule.get("length")
+        if length is not None and len(value) != length:
+            raise UserError(f"{key}={value}: expected {length} numbers, got {len(value)}")
+        if rule.get("span") and value[0] > value[1]:
+            raise UserError(f"{key}={value}: expected [low, high] with low at most high")
+
+
+def check(config: Config) -> None:
+    """Raises UserError for the first setting or combination that cannot work."""
+    for key, leaf in leaves().items():
+        _check_leaf(key, value_of(config, key), leaf.rule)
+    check_loss(config)
+    _check_camera(config)
+    _check_image(config)
+    _check_prior(config)
+    _check_text(config)
+    _check_other(config)
+    if config.task in ("edit", "invert"):
+        check_edit(config)
+    if config.task == "sample":
+        negative, image, mask = (bool(x) for x in (config.negative_prompt, config.sample.image, config.sample.mask))
+        check_sample(config.sample, negative_prompt=negative, image=image, mask=mask)
+
+
+def check_group(config: Config, name: str) -> None:
+    """One group of settings by itself, for callers in Python; raises UserError as `check`."""
+    for key, leaf in leaves().items():
+        if key.startswith(f"{name}."):
+            _check_leaf(key, value_of(config, key), leaf.rule)
+    if name == "prior":
+        _check_prior(config)
+
+
+def _check_camera(config: Config) -> None:
+    camera = config.camera
+    rising = all(a < b for a, b in zip(camera.milestones, camera.milestones[1:], strict=False))
+    if not rising:
+        raise UserError(f"camera.milestones={camera.milestones}: expected rising steps")
+    if len(camera.sizes) != len(camera.milestones) + 1:
+        raise UserError(
+            f"camera.sizes={camera.sizes}: expected one more than camera.milestones={camera.milestones}, "
+            f"got {len(camera.sizes)}"
+        )
+    if len(camera.views) not in (1, len(camera.sizes)):
+        raise UserError(f"camera.views={camera.views}: expected 1 or {len(camera.sizes)} numbers (as camera.sizes)")
+    prior = config.prior
+    factor = _multiple(prior)
+    shown = f"prior.image_size={prior.image_size}" if prior.image_size else f"camera.sizes={camera.sizes}"
+    for size in [prior.image_size] if prior.image_size else camera.sizes:
+        if size % factor:
+            raise UserError(f"{shown}: expected multiples of {factor} pixels for prior {prior.name}, got {size}")
+
+
+def _multiple(prior: PriorConfig) -> int:
+    """What the sides of a picture are multiples of."""
+    if prior.name == "gaussian":
+        return prior.size or GAUSSIAN_SIZE
+    return PICTURE_MULTIPLES.get(prior.name, VAE_TIMES_PATCH)
+
+
+def _check_image(config: Config) -> None:
+    image, loss = config.scene.image, config.loss
+    if config.scene.name != "image":
+        return
+    if image.per_step > image.particles:
+        raise UserError(
+            f"scene.image.per_step={image.per_step}: expected at most scene.image.particles={image.particles}"
+        )
+    if image.bound not in ("auto", *BOUNDS[image.kind]):
+        raise UserError(
+            f"scene.image.bound={image.bound}: expected auto, {', '.join(BOUNDS[image.kind])} "
+            f"with scene.image.kind={image.kind}"
+        )
+    factor = _multiple(config.prior) if image.kind == "pixels" or config.prior.name == "gaussian" else 1
+    if image.size % factor:
+        raise UserError(f"scene.image.size={image.size}: expected a multiple of {factor} for prior {config.prior.name}")
+    given = {"loss.perp_neg": loss.perp_neg, "loss.lambda_orient": loss.lambda_orient}
+    given |= {"loss.lambda_z_variance": loss.lambda_z_variance, "loss.lambda_border": loss.lambda_border}
+    for key, value in given.items():
+        if value:
+            raise UserError(f"{key}={value}: expected none with scene=image, which has no views and no depth")
+
+
+def _check_prior(config: Config) -> None:
+    prior = config.prior
+    if prior.name in FROM_THE_HUB and not prior.path:
+        raise UserError(f"prior={prior.name} needs weights: prior.path=<folder> or prior.path=<owner/name>")
+    flow = prior.name in FLOWS_OF_SD or (prior.name == "sd" and prior.kind == "flow")
+    if prior.kind != "auto" and prior.name != "sd" and not (flow and prior.kind == "flow"):
+        raise UserError(f"prior.kind={prior.kind}: expected auto with prior {prior.name}; only prior=sd has a choice")
+    if prior.mirror_time and not flow:
+        raise UserError(
+            f"prior.mirror_time=true: expected a flow of sd's shape ({', '.join(FLOWS_OF_SD)}, "
+            f"or prior=sd with prior.kind=flow), got prior {prior.name}"
+        )
+    if prior.max_sequence_length is not None and prior.name != "sd3":
+        length = prior.max_sequence_length
+        raise UserError(f"prior.max_sequence_length={length}: expected null, only prior=sd3 reads it")
+    if "none" not in (prior.storage, prior.quantization):
+        raise UserError(f"prior.storage={prior.storage}, prior.quantization={prior.quantization}: expected only one")
+    if prior.quantization == "nf4" and (prior.offload or config.device == "cpu"):
+        raise UserError("prior.quantization=nf4: expected prior.offload=false and a CUDA device, as nf4 stays on it")
+    if prior.name in FORMULAS and (prior.vae or {prior.storage, prior.quantization} != {"none"}):
+        raise UserError(
+            f"prior.vae, prior.storage, prior.quantization: expected none with prior {prior.name}, a formula"
+        )
+    _check_views(prior)
+
+
+def _check_views(prior: PriorConfig) -> None:
+    if prior.views == "camera" and prior.name != "tiny_exact":
+        raise UserError(
+            f"prior.views=camera: expected auto, four or octants; {prior.name} hears words, tiny_exact alone"
+        )
+    if prior.views == "octants" and not knows_octants(prior):
+        raise UserError(
+            f"prior.views=octants: expected auto or four; the captions of {prior.name} name four views only"
+        )
+    own = {view: getattr(prior, f"prompt_{view}") for view in ("side", "front", "back", "overhead")}
+    given = [f"prior.prompt_{view}" for view, text in own.items() if text is not None]
+    if given and wording(prior) != "four":
+        raise UserError(f"{given[0]}: expected prior.views=four, a prompt of its own is for one of SD's four views")
+
+
+def _check_text(config: Config) -> None:
+    needs = config.task in ("sample", "lift") and not config.resume
+    if needs and not config.prompt_file and not config.prompt.strip() and not config.allow_empty_prompt:
+        raise UserError(
+            'the prompt is empty; give one, for example prompt="a red mushroom" '
+            "(allow_empty_prompt=true runs without a text)"
+        )
+    if "{prompt}" not in config.prior.view_pattern:
+        raise UserError(f"prior.view_pattern={config.prior.view_pattern}: expected {{prompt}} in it")
+    if not config.name.strip():
+        raise UserError("name is empty: expected the name of a folder")
+
+
+def _check_other(config: Config) -> None:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
+        raise UserError(f"device={config.device}: expected auto, cpu, cuda or cuda:<number>")
+    level = config.export.threshold
+    number = isinstance(level, int | float) and not isinstance(level, bool) and math.isfinite(level)
+    if level != "auto" and not number:
+        raise UserError(f"export.threshold={level}: expected a number or auto")
+    if not config.export.formats:
+        raise UserError("export.formats=[]: expected at least one of glb, obj, ply")
+    if config.resume and config.weights:
+        raise UserError("resume= goes on with a run, weights= starts a new one: give only one of them")
+    lookers = config.task in ("export", "evaluate") or (config.task == "lift" and config.mode != "train")
+    if lookers and not config.resume:
+        what = f"task={config.task}" if config.task != "lift" else f"mode={config.mode}"
+        raise UserError(f"{what} needs a finished run: resume=<run folder or checkpoint> or resume=latest")

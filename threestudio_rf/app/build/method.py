@@ -1,0 +1,165 @@
+"""The loop's settings from the config: method, its roles and twin, times, factors, views, learning rates."""
+
+from __future__ import annotations
+
+from itertools import accumulate, chain, pairwise
+
+from threestudio_rf.app.build.prior import wording
+from threestudio_rf.app.settings.config import Config
+from threestudio_rf.app.settings.groups import PriorConfig
+from threestudio_rf.app.settings.loss import LossConfig
+from threestudio_rf.core.times import Bump
+from threestudio_rf.distill.method import Method
+from threestudio_rf.priors.base import Condition, Prior
+from threestudio_rf.priors.twin import NAME as TWIN
+from threestudio_rf.priors.twin import Twin
+from threestudio_rf.priors.views import OCTANT_WORDS, VIEWS, Curves, view_prompts
+from threestudio_rf.trainer.lift import LiftSettings, Times, Views
+from threestudio_rf.trainer.ramp import Value, ramp
+
+
+def pair(values: list[float]) -> tuple[float, float]:
+    """A list of two numbers as a range."""
+    low, high = values
+    return low, high
+
+
+def _views(config: Config) -> Views:
+    camera, prior = config.camera, config.prior
+    return Views(
+        sizes=camera.sizes,
+        milestones=camera.milestones,
+        counts=camera.views,
+        elevation=pair(camera.elevation),
+        azimuth=pair(camera.azimuth),
+        distance=pair(camera.distance),
+        fovy=pair(camera.fovy),
+        sphere=camera.sphere,
+        stratified=camera.stratified,
+        front=prior.front,
+        back=prior.back,
+        overhead=prior.overhead,
+        wording=wording(prior),  # type: ignore[arg-type]
+    )
+
+
+def lift_settings(config: Config) -> LiftSettings:
+    """The settings of the loop."""
+    loss = config.loss
+    return LiftSettings(
+        steps=config.trainer.steps,
+        method=method_of(loss),
+        rates=rates(config),
+        lambdas=factors(loss),
+        views=_views(config),
+        times=Times(
+            t_min=ramp(loss.t_min),
+            t_max=ramp(loss.t_max),
+            law=loss.t_law,  # type: ignore[arg-type]
+            shift=loss.t_shift,
+            width=loss.t_width,
+            draws=loss.draws,
+            bump=_bump(loss.t_bump),
+        ),
+        encode_size=config.prior.image_size,
+        latent=config.scene.name == "image" and config.scene.image.kind == "latent",
+        clip=config.optim.clip,
+        accumulate=config.optim.accumulate,
+        perp_neg=_curves(loss) if loss.perp_neg else None,
+        skip_limit=config.trainer.skip_limit,
+        empty_limit=config.trainer.empty_limit,
+        seed=config.seed,
+    )
+
+
+def method_of(loss: LossConfig) -> Method:
+    """The method that the settings spell out; ValueError where they do not fit together."""
+    return Method(
+        space=loss.space,  # type: ignore[arg-type]
+        weight=loss.weight,
+        noise=loss.noise,
+        scale=loss.scale,
+        rev_step=loss.rev_step,
+        rev_steps=loss.rev_steps,
+        invert_steps=loss.invert_steps,
+        invert_scale=loss.invert_scale,
+        invert_eta=loss.invert_eta,
+        ism_delta=loss.ism_delta,
+        combiner=loss.combiner,
+        stage_two=loss.stage_two,
+        stage_two_noise=loss.stage_two_noise,
+        stage_two_combiner=loss.stage_two_combiner,
+    )
+
+
+def _bump(values: list[float]) -> Bump:
+    m1, m2, s1, s2 = values
+    return m1, m2, s1, s2
+
+
+def _curves(loss: LossConfig) -> Curves:
+    given = (loss.perp_neg_f_fs, loss.perp_neg_f_sf, loss.perp_neg_f_fsb, loss.perp_neg_f_sb)
+    return Curves(*((a, b, c) for a, b, c in given))
+
+
+def rates(config: Config) -> dict[str, Value]:
+    """Learning rate of each group over steps."""
+    optim = config.optim
+    given = {"encoding": optim.lr_encoding, "networks": optim.lr_networks, "background": optim.lr_background}
+    given["image"] = optim.lr_image
+    return {name: ramp(value) for name, value in given.items()}
+
+
+def factors(loss: LossConfig) -> dict[str, Value]:
+    """Factor of the distillation and of each regulariser over steps; what is always 0 is left out."""
+    given = {
+        "sparsity": loss.lambda_sparsity,
+        "opaqueness": loss.lambda_opaque,
+        "orientation": loss.lambda_orient,
+        "z_variance": loss.lambda_z_variance,
+        "border": loss.lambda_border,
+        "total_variation": loss.lambda_tv,
+    }
+    found: dict[str, Value] = {"distill": ramp(loss.lambda_distill)}
+    return found | {name: ramp(value) for name, value in given.items() if value != 0}
+
+
+def role_patterns(config: Config) -> dict[str, str]:
+    """What is said in the roles that a method has beside the prompt and the negative prompt, with {prompt} in it.
+
+    A method with a role "neg" says nothing at all in "uncond".
+    """
+    loss, roles = config.loss, method_of(config.loss).roles
+    given = {"target": loss.target_prompt, "artifact": loss.artifact_prompt}
+    if "neg" in roles:
+        given |= {"neg": loss.neg_prompt or config.negative_prompt, "uncond": ""}
+    return {role: text for role, text in given.items() if role in roles}
+
+
+def names_of(config: PriorConfig) -> tuple[str, ...]:
+    """The names of views that the prior is asked with, one prompt each."""
+    return OCTANT_WORDS if wording(config) == "octants" else VIEWS
+
+
+def embed_roles(config: Config, prior: Prior, *, views: bool) -> dict[str, Condition]:
+    """`role_patterns` as conditions, those with the prompt in them once per view word where there are `views`."""
+    texts = {}
+    for role, pattern in role_patterns(config).items():
+        text = pattern.replace("{prompt}", config.prompt)
+        several = views and "{prompt}" in pattern
+        prompts = view_prompts(text, pattern=config.prior.view_pattern, fits=prior.fits, views=names_of(config.prior))
+        texts[role] = prompts if several else [text]
+    if not texts:
+        return {}
+    embedded = prior.embed(list(chain.from_iterable(texts.values())))
+    ends = accumulate((len(prompts) for prompts in texts.values()), initial=0)
+    return {role: embedded.select(list(range(*part))) for role, part in zip(texts, pairwise(ends), strict=True)}
+
+
+def build_twin(config: Config, prior: Prior, like: Condition) -> Twin | None:
+    """The twin of a method that has one; it sees cameras unless the scene is an image. Loads the network."""
+    loss = config.loss
+    if TWIN not in method_of(loss).roles:
+        return None
+    posed = config.scene.name != "image"
+    return Twin(prior, like, rank=loss.twin_rank, rate=loss.twin_lr, posed=posed, seed=config.seed)  # type: ignore[arg-type]

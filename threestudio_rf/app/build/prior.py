@@ -1,0 +1,161 @@
+"""Priors from settings: one row per name. `build.py` shows these names too."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from threestudio_rf.app.console import LOG
+from threestudio_rf.app.settings.groups import PriorConfig
+from threestudio_rf.priors.base import Prior
+from threestudio_rf.priors.gaussian import GaussianPrior
+from threestudio_rf.priors.parts import PartOptions
+from threestudio_rf.priors.sd import load_sd
+from threestudio_rf.priors.sd3 import load_sd3
+from threestudio_rf.priors.tiny import EMBEDDED, known_words, load_tiny, weights_folder
+from threestudio_rf.priors.views import HEIGHTS
+from threestudio_rf.tiny.world.bank import BankCameras
+from threestudio_rf.tiny.world.exact import ExactPrior
+from threestudio_rf.tiny.world.views import COLOURS
+
+TINY_WORLD = (*EMBEDDED, "tiny_exact")
+"""Priors whose prompts have a known truth."""
+GAUSSIAN_SIZE, EXACT_SIZE = 8, 64
+"""Height and width of a formula's pictures where prior.size is 0."""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_dtype(prior: PriorConfig, device: torch.device) -> torch.dtype:
+    """The number format of the network: auto is fp32 on a CPU and for embedded priors, else bf16."""
+    if prior.dtype == "auto":
+        small = device.type == "cpu" or prior.name in EMBEDDED
+        return torch.float32 if small else torch.bfloat16
+    if prior.dtype == "fp16" and device.type == "cpu":
+        LOG.warning("prior.dtype=fp16 is slower than fp32 on a CPU; fp32 is used (bf16 on request)")
+        return torch.float32
+    return DTYPES[prior.dtype]
+
+
+def text_cache(folder: str) -> Path:
+    """Where embedded texts are kept."""
+    return Path(folder).expanduser() if folder else _caches() / "texts"
+
+
+def bank_cache(folder: str) -> Path:
+    """Where the true views of the tiny world are kept; `folder` is that of the embedded texts."""
+    return (Path(folder).expanduser() if folder else _caches()) / "banks"
+
+
+def _caches() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "threestudio_rf"
+
+
+def knows_octants(config: PriorConfig) -> bool:
+    """Whether the prior's captions named octant and height of the camera."""
+    if config.name not in EMBEDDED:
+        return config.name == "tiny_exact"
+    folder = weights_folder() / config.name.replace("_", "-")
+    return folder.is_dir() and set(HEIGHTS) <= set(known_words(folder))
+
+
+def wording(config: PriorConfig) -> str:
+    """How the prior is asked for a view: four, octants or camera; auto is octants where it knows them and no view has
+    a prompt of its own."""
+    if config.views != "auto":
+        return config.views
+    own = (config.prompt_side, config.prompt_front, config.prompt_back, config.prompt_overhead)
+    return "octants" if knows_octants(config) and own == (None,) * 4 else "four"
+
+
+def part_options(config: PriorConfig) -> PartOptions:
+    """How network and VAE are kept."""
+    return PartOptions(
+        vae=config.vae,
+        vae_checkpointing=config.vae_checkpointing,
+        storage=config.storage,
+        quantization=config.quantization,
+        offload=config.offload,
+    )
+
+
+def _tiny(config: PriorConfig, device: torch.device) -> Prior:
+    return load_tiny(
+        config.name,
+        device=device,
+        dtype=pick_dtype(config, device),
+        mirror_time=config.mirror_time,
+        options=part_options(config),
+    )
+
+
+def _sd3(config: PriorConfig, device: torch.device) -> Prior:
+    return load_sd3(
+        config.path,
+        device=device,
+        dtype=pick_dtype(config, device),
+        revision=config.revision,
+        variant=config.variant,
+        t5=config.t5,
+        max_sequence_length=config.max_sequence_length,
+        cache=text_cache(config.cache),
+        options=part_options(config),
+        offline=config.offline,
+    )
+
+
+def _sd(config: PriorConfig, device: torch.device) -> Prior:
+    return load_sd(
+        config.path,
+        device=device,
+        dtype=pick_dtype(config, device),
+        kind="flow" if config.name == "instaflow" else config.kind,
+        mirror_time=config.mirror_time,
+        revision=config.revision,
+        variant=config.variant,
+        cache=text_cache(config.cache),
+        name=config.name,
+        options=part_options(config),
+        offline=config.offline,
+    )
+
+
+def _gaussian(config: PriorConfig, device: torch.device) -> Prior:
+    colours = 2 * torch.tensor(list(COLOURS.values())) - 1
+    size = config.size or GAUSSIAN_SIZE
+    means = colours[:, :, None, None].expand(-1, -1, size, size).to(device)
+    return GaussianPrior(means, config.std, names=list(COLOURS))
+
+
+def _exact(config: PriorConfig, device: torch.device) -> Prior:
+    size, cameras = config.size or EXACT_SIZE, BankCameras(config.bank_views, (1.8, 1.8), (46.0, 46.0))
+    return ExactPrior(size=size, cameras=cameras, q=config.bank_std, cache=bank_cache(config.cache), device=device)
+
+
+PRIORS: dict[str, Callable[[PriorConfig, torch.device], Prior]] = {
+    "tiny_sd3": _tiny,
+    "tiny_sd": _tiny,
+    "tiny_sd_v": _tiny,
+    "tiny_instaflow": _tiny,
+    "tiny_exact": _exact,
+    "sd3": _sd3,
+    "sd": _sd,
+    "instaflow": _sd,
+    "gaussian": _gaussian,
+}
+
+
+def build_prior(config: PriorConfig, device: torch.device) -> Prior:
+    """The frozen network; its licence is printed."""
+    prior = PRIORS[config.name](config, device)
+    LOG.info("prior %s, licence: %s", prior.name, prior.licence)
+    return prior
+
+
+def prior_id(config: PriorConfig) -> dict[str, str]:
+    """What identifies a prior in a checkpoint and in run.json."""
+    found = {"name": config.name, "path": config.path, "revision": config.revision or ""}
+    found |= {} if config.kind == "auto" else {"kind": config.kind}
+    return found | ({"mirror_time": "mirrored time"} if config.mirror_time else {})

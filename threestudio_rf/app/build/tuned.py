@@ -1,0 +1,74 @@
+"""Which settings an edit runs with: the method's own, those chosen for an embedded prior, and the command line's."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+from threestudio_rf.app.errors import UserError
+from threestudio_rf.app.settings.edit import EditConfig
+from threestudio_rf.edit.method import METHODS, Settings
+
+COMMON = ("image", "source", "prompts", "method", "mask", "paper", "keep", "video", "fps", "lpips")
+NAMES = {"cfg": "scale", "cfg_source": "scale_source"}
+"""Settings that no method has, and those with another name there."""
+
+_SD: dict[str, dict[str, Any]] = {
+    "euler": {"steps": 14, "t_start": 0.75, "scale": 2.0},
+    "rf_solver": {"steps": 5, "t_start": 0.75, "scale": 2.0},
+    "fireflow": {"steps": 9, "t_start": 0.75, "scale": 2.0},
+    "rf_inversion": {"steps": 10, "t_start": 0.85, "scale": 4.0, "eta": 0.5, "stop": 0.6},
+    "irfds": {"scale": 3.0},
+    "irfds_fast": {"scale": 3.0},
+    "flowedit": {"steps": 8, "t_start": 0.75, "scale": 2.0, "scale_source": 1.0},
+    "dds": {"steps": 16, "t_start": 0.9, "t_min": 0.1, "rate": 1.5, "scale": 3.0, "scale_source": 3.0},
+    "drfs": {"steps": 8, "t_start": 0.8, "scale": 3.0, "scale_source": 1.0},
+    "flowchef": {"steps": 14, "k": 0.05, "stop": 0.6, "scale": 3.0},
+    "sdedit": {"steps": 10, "scale": 3.0},
+}
+TUNED: dict[str, dict[str, dict[str, Any]]] = {
+    "tiny_sd3": _SD
+    | {
+        "euler": {"steps": 14, "t_start": 0.9, "scale": 2.0},
+        "rf_solver": {"steps": 5, "t_start": 0.9, "scale": 2.0},
+        "fireflow": {"steps": 9, "t_start": 0.9, "scale": 2.0},
+        "flowedit": {"steps": 8, "t_start": 0.85, "scale": 2.0, "scale_source": 1.0},
+        "drfs": {"steps": 8, "t_start": 0.9, "scale": 2.5, "scale_source": 1.0},
+        "sdedit": {"steps": 10, "scale": 4.0},
+    },
+    "tiny_sd": _SD,
+    "tiny_sd_v": _SD,
+    "tiny_instaflow": {
+        "euler": {"steps": 14, "t_start": 0.8, "scale": 1.0},
+        "rf_solver": {"steps": 5, "t_start": 0.8, "scale": 1.0},
+        "fireflow": {"steps": 9, "t_start": 0.8, "scale": 1.0},
+        "rf_inversion": {"steps": 10, "t_start": 0.9, "scale": 2.0, "eta": 0.5, "stop": 0.5},
+        "flowedit": {"steps": 8, "t_start": 0.8, "scale": 1.0, "scale_source": 1.0},
+        "dds": {"steps": 16, "t_start": 0.9, "t_min": 0.1, "rate": 1.5, "scale": 1.0, "scale_source": 1.0},
+        "drfs": {"steps": 8, "t_start": 0.75, "scale": 1.5, "scale_source": 1.0},
+        "flowchef": {"steps": 14, "k": 0.1, "stop": 0.5, "scale": 2.0},
+        "sdedit": {"steps": 10, "scale": 1.5},
+    },
+}
+"""prior -> method -> settings, chosen on a few dozen pictures that are not those of bench/edit.py. tiny_instaflow has
+its guidance built in by reflow."""
+
+
+def method_of(name: str, prior: str, config: EditConfig) -> Settings:
+    """The settings of method `name` for the prior of that name; UserError for a setting that the method lacks or whose
+    value it refuses."""
+    own = METHODS[name]
+    known = [field.name for field in fields(own)]
+    given = {} if config.paper else dict(TUNED.get(prior, {}).get(name, {}))
+    for field in fields(config):
+        value, inner = getattr(config, field.name), NAMES.get(field.name, field.name)
+        if field.name in COMMON or value is None:
+            continue
+        if inner not in known:
+            shown = sorted({key: other for other, key in NAMES.items()}.get(key, key) for key in known)
+            raise UserError(f"edit.{field.name}={value}: method {name} has no such setting; it has {', '.join(shown)}")
+        given[inner] = value
+    try:
+        return replace(own, **given)
+    except ValueError as error:
+        raise UserError(f"edit.method={name}: {error}") from None

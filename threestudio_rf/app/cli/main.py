@@ -1,0 +1,168 @@
+"""From a translated command line to a finished run folder and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import yaml
+
+from threestudio_rf.app.build.check import check
+from threestudio_rf.app.build.scene import pick_device, prior_id
+from threestudio_rf.app.console import LOG, close_log, open_log
+from threestudio_rf.app.errors import FAILED, GOOD, INTERRUPTED, USER_ERROR, RunError, UserError
+from threestudio_rf.app.run.folder import Lock, create, probe, write_start, write_status
+from threestudio_rf.app.run.run import Run, find_checkpoint, home, merge_stored, open_checkpoint, run_text
+from threestudio_rf.app.settings.compose import compose, from_file, on_top, to_text, typed
+from threestudio_rf.app.settings.config import Config
+from threestudio_rf.app.settings.flags import Launch
+from threestudio_rf.app.tasks.grid import folder_of as grid_folder
+from threestudio_rf.app.tasks.table import command_of, tiny_folder
+from threestudio_rf.priors.base import PriorError
+from threestudio_rf.trainer.checkpoint import CheckpointError, Loaded
+from threestudio_rf.trainer.lift import DivergedError
+
+MEMORY = (
+    "out of GPU memory. What helps, in this order: smaller camera.sizes, scene.renderer.samples_per_ray=256, "
+    "a smaller scene.renderer.ray_chunk, camera.views=[1], prior.dtype=bf16, preset=low_vram; "
+    "the last checkpoint is kept"
+)
+FIXED = {"train_tiny": tiny_folder, "grid": grid_folder}
+STATUS = {GOOD: "finished", FAILED: "failed", USER_ERROR: "refused"}
+
+
+def settings_of(launch: Launch) -> tuple[Config, Loaded | None]:
+    """The checked settings of a command line, merged with a stored file or the checkpoint that is resumed."""
+    if launch.stored:
+        config = on_top(from_file(Path(launch.stored)), launch.overrides)
+    else:
+        config = typed(compose(launch.overrides))
+    path, loaded = find_checkpoint(config), None
+    if path is not None:
+        loaded = open_checkpoint(path)
+        config = merge_stored(config, launch.overrides, loaded)
+    check(config)
+    return config, loaded
+
+
+def folder_of(config: Config, loaded: Loaded | None, suffix: str) -> Path:
+    """The folder of a run: that of the resumed run, the fixed one of train_tiny and grid, or a new one."""
+    if config.task in FIXED:
+        folder = FIXED[config.task](config)
+        probe(folder)
+        return folder
+    if loaded is not None and config.resume:
+        own = home(config, loaded.path)
+        if own is not None:
+            probe(own)
+            return own
+    return create(config.exp_root_dir, config.name, run_text(config), suffix=suffix)
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """The exit code of `work`; known errors become one paragraph, others one line with the traceback in log.txt."""
+    try:
+        return work()
+    except (UserError, PriorError, CheckpointError) as error:
+        return _told(USER_ERROR, str(error))
+    except (RunError, DivergedError) as error:
+        return _told(FAILED, str(error))
+    except torch.OutOfMemoryError:
+        return _told(FAILED, MEMORY)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        hint = "; free some space and go on with resume=" if error.errno == errno.ENOSPC else ""
+        return _told(FAILED, f"{error}{hint}")
+    except Exception as error:  # the last line of defence: a user sees one line, log.txt has the rest
+        return _told(FAILED, f"{type(error).__name__}: {error} (the traceback is in log.txt, or use log_level=debug)")
+
+
+def _told(code: int, text: str) -> int:
+    LOG.debug("%s", traceback.format_exc())
+    LOG.log(45, "error: %s", text)
+    return code
+
+
+Start = Callable[[list[str]], int]
+
+
+def run_one(config: Config, loaded: Loaded | None, launch: Launch, start: Start, *, suffix: str = "") -> int:
+    """One run in its folder, which may `start` others; prints `run: <folder>` at the end, whatever happened."""
+    device = pick_device(config.device)
+    folder = folder_of(config, loaded, suffix)
+    lock = Lock(folder)
+    lock.take()
+    try:
+        open_log(config.log_level, folder / "log.txt")
+        raw = yaml.safe_dump({"overrides": launch.overrides}, allow_unicode=True, width=1000)
+        prior = " ".join(value for value in prior_id(config.prior).values() if value)
+        write_start(folder, parsed=to_text(config), raw=raw, argv=launch.argv, prior=prior)
+        run = Run(config, folder, device, loaded, start)
+        code = guarded(lambda: command_of(config)(run))
+        _close(folder, code)
+    finally:
+        lock.release()
+        close_log()
+    print(f"run: {folder}", flush=True)
+    return code
+
+
+def _close(folder: Path, code: int) -> None:
+    try:
+        write_status(folder, {"status": STATUS.get(code, "interrupted"), "exit_code": code})
+    except OSError as error:
+        LOG.warning("run.json is not up to date: %s", error.strerror or error)
+
+
+def run(launch: Launch, start: Start) -> int:
+    """Everything behind launch.py; the exit code. `start` runs another command line in this process."""
+    open_log("info")
+    for note in launch.notes:
+        LOG.info("%s", note)
+    if launch.multirun:
+        from threestudio_rf.app.cli.sweep import sweep
+
+        def one(config: Config, number: int) -> int:
+            return run_one(config, None, launch, start, suffix=f"-{number}-seed{config.seed}")
+
+        return sweep(launch, one, guarded)
+    return guarded(lambda: _run(launch, start))
+
+
+def _run(launch: Launch, start: Start) -> int:
+    config, loaded = settings_of(launch)
+    open_log(config.log_level)
+    if launch.show == "cfg":
+        sys.stdout.write(to_text(config))
+        return GOOD
+    if config.prompt_file:
+        from threestudio_rf.app.cli.sweep import prompts_of
+
+        return _run_prompts(config, prompts_of(Path(config.prompt_file)), launch, start)
+    return run_one(config, loaded, launch, start)
+
+
+def _run_prompts(config: Config, prompts: list[str], launch: Launch, start: Start) -> int:
+    failed = []
+    for number, prompt in enumerate(prompts, 1):
+        open_log(config.log_level)
+        LOG.info("run %d of %d: %s", number, len(prompts), prompt)
+        one = replace(config, prompt=prompt, prompt_file="")
+        code = guarded(lambda one=one: run_one(one, None, launch, start))  # type: ignore[misc]
+        if code in (INTERRUPTED, 143):
+            return code
+        if code != GOOD:
+            failed.append(prompt)
+    open_log(config.log_level)
+    LOG.info("%d of %d runs are good%s", len(prompts) - len(failed), len(prompts), ":" if not failed else "; failed:")
+    for prompt in failed:
+        LOG.info("  %s", prompt)
+    return FAILED if failed else GOOD

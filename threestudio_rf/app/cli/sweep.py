@@ -1,0 +1,62 @@
+"""Several runs from one command line: Hydra's sweeps (-m) and files of prompts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from threestudio_rf.app.build.check import check
+from threestudio_rf.app.console import open_log
+from threestudio_rf.app.errors import FAILED, RunError, UserError
+from threestudio_rf.app.settings.compose import register, typed
+from threestudio_rf.app.settings.config import Config
+from threestudio_rf.app.settings.flags import CONFIGS, Launch
+
+
+def prompts_of(file: Path) -> list[str]:
+    """The prompts of a text file, one per line: BOM, CRLF, blank lines and repetitions are taken away."""
+    try:
+        text = file.expanduser().read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"prompt_file={file}: {error}") from None
+    prompts = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+    if not prompts:
+        raise UserError(f"prompt_file={file}: expected one prompt per line, got none")
+    return prompts
+
+
+def sweep(launch: Launch, run_one: Callable[[Config, int], int], guarded: Callable[[Callable[[], int]], int]) -> int:
+    """One run per combination, `run_one(settings, number)`, by the launcher that Hydra is told to use; the worst exit
+    code of those that ran in this process. `guarded` turns errors into exit codes."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+
+    codes: list[int] = []
+
+    def job(settings: DictConfig) -> None:
+        config = typed(settings)
+        open_log(config.log_level)
+        number = HydraConfig.get().job.num
+
+        def work() -> int:
+            if config.resume or config.weights:
+                raise UserError("a sweep (-m) begins new runs; resume= and weights= are for one run")
+            check(config)
+            return run_one(config, number)
+
+        codes.append(guarded(work))
+        if codes[-1] not in (0, 1, 2):
+            raise RunError(f"interrupted in job {number}")
+
+    register()
+    before, sys.argv = sys.argv, [sys.argv[0], "--multirun", *launch.overrides]
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(job)()
+    except SystemExit as ended:
+        return codes[-1] if codes and codes[-1] > 2 else int(ended.code or 0) or FAILED
+    finally:
+        sys.argv = before
+    return max(codes, default=0)

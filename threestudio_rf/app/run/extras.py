@@ -1,0 +1,35 @@
+"""Optional packages: imported where they are used; where one is missing the run says how to get it and goes on."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from types import ModuleType
+
+from threestudio_rf.app.console import LOG
+from threestudio_rf.app.run.run import Run
+from threestudio_rf.app.settings.compose import plain
+
+Publish = Callable[[int, Mapping[str, float]], None]
+
+
+def optional(module: str, extra: str, instead: str) -> ModuleType | None:
+    """The module, or None with one line that installs it and says what is done `instead`."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        LOG.warning('%s is not usable (%s); pip install "threestudio_rf[%s]"; %s', module, error, extra, instead)
+        return None
+
+
+def open_wandb(run: Run) -> Publish | None:
+    """What sends a row of figures to Weights & Biases, or None."""
+    wandb = optional("wandb", "log", "the figures are in csv_logs/metrics.csv")
+    if wandb is None:
+        return None
+    started = wandb.init(project="threestudio_rf", name=run.folder.name, dir=str(run.folder), config=plain(run.config))
+
+    def publish(step: int, row: Mapping[str, float]) -> None:
+        started.log(dict(row), step=step)
+
+    return publish

@@ -1,0 +1,229 @@
+"""The run folder: its name, its lock, and what is written into it before the work begins.
+
+`<exp_root_dir>/<name>/<slug>@<YYYYmmdd-HHMMSS>/`, as threestudio names it and T3Bench looks for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import time
+import unicodedata
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from threestudio_rf.app.errors import UserError
+
+ALLOWED = "_,'’().+-"
+RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)", re.IGNORECASE)
+LONGEST = 120
+LOCK = ".lock"
+PACKAGES: tuple[str, ...] = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "hydra-core",
+    "omegaconf",
+    "numpy",
+    "nerfacc",
+    "trimesh",
+)
+PACKAGES += ("scikit-image", "imageio-ffmpeg")
+SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|KEY", re.IGNORECASE)
+SHOWN = re.compile(r"(HF_|HUGGING|CUDA_|OMP_|MKL_|NCCL_|SLURM_JOB|TRANSFORMERS_|DIFFUSERS_|WANDB_)\w*|RANK|WORLD_SIZE")
+
+
+def slug(text: str) -> str:
+    """A prompt as a file name: NFKC, space to `_`, letters, digits and `_ , ' ’ ( ) . + -` kept, others `-`, at most
+    120 bytes; six digits of its sha256 are added when anything but spaces was changed."""
+    wanted = text.replace(" ", "_")
+    normal = unicodedata.normalize("NFKC", text).replace(" ", "_")
+    kept = "".join(c if c.isalnum() or c in ALLOWED else "-" for c in normal).lstrip(".").rstrip(".")
+    if RESERVED.fullmatch(kept.split(".", 1)[0]):
+        kept = f"-{kept}"
+    if kept == wanted and kept and len(kept.encode()) <= LONGEST:
+        return kept
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:6]
+    short = kept.encode("utf-8", "ignore")[: LONGEST - 7].decode("utf-8", "ignore")
+    return f"{short}-{digest}" if short else digest
+
+
+def _within(root: Path, name: str) -> Path:
+    path = root / slug(name)
+    if root.resolve() not in path.resolve().parents:
+        raise UserError(f"{path} is not below {root}")
+    return path
+
+
+class Lock:
+    """One process per run folder: a file with process, its start and host. One of a dead process is removed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / LOCK
+
+    def take(self) -> None:
+        """Raises UserError while another process holds it."""
+        pid = os.getpid()
+        owner = {"pid": pid, "started": _started(pid), "host": socket.gethostname()}
+        for _ in range(3):
+            try:
+                with self.path.open("x", encoding="utf-8") as handle:
+                    json.dump(owner, handle)
+                return
+            except FileExistsError:
+                self._remove_stale()
+        raise UserError(f"{self.path} cannot be taken; remove it when no run uses this folder")
+
+    def _remove_stale(self) -> None:
+        try:
+            owner = json.loads(self.path.read_text(encoding="utf-8"))
+            pid, host, started = int(owner["pid"]), str(owner["host"]), float(owner["started"])
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, KeyError, TypeError):
+            if time.time() - self.path.stat().st_mtime < 5:
+                raise UserError(f"another run is starting in {self.path.parent}") from None
+            self.path.unlink(missing_ok=True)
+            return
+        if host == socket.gethostname() and abs(_started(pid) - started) > 1:
+            self.path.unlink(missing_ok=True)
+            return
+        raise UserError(
+            f"{self.path.parent} is in use by process {pid} on {host}; wait for it or choose another folder "
+            f"(if that process is gone, remove {self.path})"
+        )
+
+    def release(self) -> None:
+        """Give the folder back."""
+        self.path.unlink(missing_ok=True)
+
+
+def _started(pid: int) -> float:
+    """When a process of this machine started, in seconds; -1 when there is none."""
+    import psutil
+
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.Error:
+        return -1.0
+
+
+def probe(folder: Path) -> None:
+    """Make `folder` and try to write in it. UserError with the system's reason when that is impossible."""
+    trial = folder / f".probe.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial.write_bytes(b"probe")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}; choose another exp_root_dir=") from None
+    finally:
+        _quiet_unlink(trial)
+
+
+def _quiet_unlink(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return
+
+
+def create(root: str, name: str, text: str, *, suffix: str = "", now: float | None = None) -> Path:
+    """A new, empty, writable run folder for `text`, locked by nobody yet."""
+    base = Path(root).expanduser()
+    probe(base)
+    parent = _within(base, name)
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now)) + suffix
+    for number in range(1000):
+        folder = parent / (f"{slug(text)}@{stamp}" + (f"-{number}" if number else ""))
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"cannot make {folder}: {error.strerror or error}") from None
+        return folder
+    raise UserError(f"{parent} already holds a thousand runs of this second")
+
+
+def latest(root: str, name: str, text: str) -> Path | None:
+    """The last run folder of this name and prompt that holds a checkpoint."""
+    parent = _within(Path(root).expanduser(), name)
+    runs = [path for path in parent.glob("*@*") if path.name.rsplit("@", 1)[0] == slug(text)]
+    runs = [path for path in runs if any((path / "ckpts").glob("*.ckpt"))]
+    return max(runs, key=lambda path: path.name, default=None)
+
+
+def run_of(path: Path) -> Path | None:
+    """The run folder that a resumed path belongs to: the folder itself, or the one around `ckpts/`."""
+    folder = path if path.is_dir() else path.parent
+    if folder.name == "ckpts":
+        return folder.parent
+    return folder if (folder / "ckpts").is_dir() else None
+
+
+def about(prior: str) -> dict[str, Any]:
+    """What run.json says of the program and the machine; nothing secret."""
+    variables = {k: v for k, v in sorted(os.environ.items()) if SHOWN.fullmatch(k)}
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "versions": {name: _version(name) for name in ("threestudio_rf", *PACKAGES)},
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "commit": commit(),
+        "prior": prior,
+        "environment": {k: "***" if SECRET.search(k) else v for k, v in variables.items()},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def commit() -> str | None:
+    """The commit of this checkout, with `+` when files differ from it; None outside of one."""
+    root = Path(__file__).resolve().parents[3]
+    if not (root / ".git").exists():
+        return None
+    try:
+        head = _git(root, "rev-parse", "HEAD")
+        return head + ("+" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(root: Path, *words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()
+
+
+def write_start(folder: Path, *, parsed: str, raw: str, argv: Sequence[str], prior: str) -> None:
+    """cmd.txt, configs/ and run.json of a run that begins or goes on; an earlier command stays in cmd.txt."""
+    (folder / "configs").mkdir(exist_ok=True)
+    with (folder / "cmd.txt").open("a", encoding="utf-8") as handle:
+        handle.write(f"{shlex.join([Path(sys.executable).name, 'launch.py', *argv])}\n")
+    (folder / "configs" / "parsed.yaml").write_text(parsed, encoding="utf-8")
+    (folder / "configs" / "raw.yaml").write_text(raw, encoding="utf-8")
+    write_status(folder, about(prior) | {"status": "running"})
+
+
+def write_status(folder: Path, values: dict[str, Any]) -> None:
+    """Add `values` to run.json."""
+    file = folder / "run.json"
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    file.write_text(json.dumps(known | values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,102 @@
+"""One run: its settings, folder, device and the checkpoint it goes on from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from threestudio_rf.app.console import LOG
+from threestudio_rf.app.errors import UserError
+from threestudio_rf.app.run.folder import latest, run_of
+from threestudio_rf.app.settings.compose import differences, from_text, on_top
+from threestudio_rf.app.settings.config import Config
+from threestudio_rf.trainer.checkpoint import Loaded, load
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a command gets. `resumed` is the checkpoint of `resume=` or `weights=`."""
+
+    config: Config
+    folder: Path
+    device: torch.device
+    resumed: Loaded | None = None
+    start: Callable[[list[str]], int] | None = None
+    """Runs another command line in this process, for a grid."""
+
+    def save(self, *names: str) -> Path:
+        """A path below `save/`."""
+        return self.folder.joinpath("save", *names)
+
+
+def run_text(config: Config) -> str:
+    """What a run folder is named after."""
+    return config.tag or config.prompt or config.task
+
+
+def find_checkpoint(config: Config) -> Path | None:
+    """The file or folder that `resume=` or `weights=` means; UserError when there is none."""
+    wanted = config.resume or config.weights
+    if not wanted:
+        return None
+    if wanted == "latest":
+        found = latest(config.exp_root_dir, config.name, run_text(config))
+        if found is None:
+            raise UserError(
+                f"resume=latest: no run of {run_text(config)!r} with a checkpoint below "
+                f"{Path(config.exp_root_dir) / config.name}"
+            )
+        return found
+    path = Path(wanted).expanduser()
+    if not path.exists():
+        raise UserError(f"resume={wanted}: no such file or folder")
+    return path
+
+
+def open_checkpoint(path: Path) -> Loaded:
+    """The newest good checkpoint at `path`; each damaged one that was passed over is told."""
+    loaded = load(path)
+    for problem in loaded.passed_over:
+        LOG.warning("%s", problem)
+    if loaded.passed_over:
+        LOG.warning("using the checkpoint before: %s (step %d)", loaded.path, loaded.state["step"])
+    return loaded
+
+
+def merge_stored(config: Config, overrides: list[str], loaded: Loaded) -> Config:
+    """The settings of a resumed run under the changes of this command line.
+
+    An experiment that is named and differs from the stored one replaces its settings, and a run that only starts from
+    stored weights (`weights=`, `init=`) keeps none of them but the scene's, unless others are named; then the prior may
+    be another one too. Settings that the stored scene
+    or prior does not fit raise UserError with their keys; the others are allowed and logged.
+    """
+    stored = from_text(loaded.state["config"], str(loaded.path))
+    named = any(item.startswith("experiment=") for item in overrides)
+    same = bool(config.resume) and (not named or config.experiment == stored.experiment)
+    merged = on_top(stored, overrides) if same else config
+    if config.weights and not any(item.startswith("scene") for item in overrides):
+        merged.scene = stored.scene
+    structural, other = differences(stored, merged)
+    if config.weights:
+        structural, other = [line for line in structural if line.startswith("scene.")], []
+    if structural:
+        raise UserError(
+            f"{loaded.path} does not fit these settings: {'; '.join(structural)}; leave them as they were stored, "
+            "or begin a new run"
+        )
+    for line in other:
+        LOG.info("changed on resume: %s", line)
+    merged.resume, merged.weights = config.resume, config.weights
+    return merged
+
+
+def home(config: Config, path: Path) -> Path | None:
+    """The run folder that results of a resumed run join: its own, unless another exp_root_dir is named."""
+    folder = run_of(path)
+    if folder is None or Path(config.exp_root_dir).expanduser().resolve() not in folder.resolve().parents:
+        return None
+    return folder

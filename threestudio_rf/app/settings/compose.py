@@ -1,0 +1,183 @@
+"""From overrides and files to a checked `Config`: Hydra composes, stored settings are read, errors become one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from threestudio_rf.app.errors import UserError, suggestion
+from threestudio_rf.app.settings.config import VERSION, Config, leaves, value_of
+from threestudio_rf.app.settings.flags import CONFIGS, choices, groups
+
+SETTING_GROUPS = ("prior", "scene", "loss")
+RUN_KEYS: tuple[str, ...] = (
+    "version",
+    "task",
+    "mode",
+    "resume",
+    "weights",
+    "exp_root_dir",
+    "log_level",
+    "wandb",
+    "device",
+    "tag",
+)
+RUN_KEYS += ("name", "prompt_file", "preset", "experiment", "allow_empty_prompt")
+RUN_GROUPS = ("export.", "sample.", "edit.", "evaluate.", "train_tiny.", "grid.", "checkpoint.")
+FREE: tuple[str, ...] = ("scene.encoding.backend", "scene.background.random", "scene.renderer.samples_per_ray")
+FREE += ("scene.renderer.ray_chunk", "scene.renderer.marching")
+
+
+def register() -> None:
+    """Tell Hydra the schema."""
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(name="schema", node=Config)
+
+
+def compose(overrides: list[str]) -> DictConfig:
+    """The settings of `configs/` under `overrides`. Raises UserError in one line for what Hydra refuses."""
+    import hydra
+    from hydra.errors import HydraException
+
+    register()
+    if not CONFIGS.is_dir():
+        raise UserError(f"no folder of settings at {CONFIGS}; reinstall the package")
+    _check_choices(overrides)
+    try:
+        with hydra.initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
+            return hydra.compose("config", overrides=overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_reason(error)) from None
+
+
+def _check_choices(overrides: list[str]) -> None:
+    for item in overrides:
+        group, _, name = item.lstrip("+").partition("=")
+        if group in groups() and name not in choices(group) and "," not in name:
+            known = choices(group)
+            raise UserError(f"{group}={name}: expected one of {', '.join(known)}{suggestion(name, known)}")
+
+
+def _reason(error: BaseException) -> str:
+    cause = error.__cause__
+    lines = [str(e).strip().splitlines() for e in (error, cause) if e is not None and str(e).strip()]
+    first = lines[0][0] if lines else type(error).__name__
+    last = lines[-1][0] if len(lines) > 1 else ""
+    keys = [line.strip() for line in lines[-1] if line.strip().startswith("full_key:")] if lines else []
+    return ": ".join(part for part in (first, last, *keys) if part)
+
+
+def typed(settings: DictConfig) -> Config:
+    """The dataclasses of composed settings; UserError for a missing value or a wrong type."""
+    try:
+        result = OmegaConf.to_object(settings)
+    except OmegaConfBaseException as error:
+        raise UserError(_reason(error)) from None
+    if not isinstance(result, Config):
+        raise UserError(f"expected settings of {Config.__name__}, got {type(result).__name__}")
+    return result
+
+
+def plain(config: Config | DictConfig) -> dict[str, Any]:
+    """Settings as plain dictionaries, lists, numbers and text."""
+    settings = config if isinstance(config, DictConfig) else OmegaConf.structured(config)
+    return OmegaConf.to_container(settings, resolve=True)  # type: ignore[return-value]
+
+
+def to_text(config: Config) -> str:
+    """Settings as YAML that `from_text` reads back."""
+    import dataclasses
+
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True, width=1000)
+
+
+def _escaped(node: Any) -> Any:
+    """Stored text is literal: what looks like an interpolation is escaped."""
+    if isinstance(node, dict):
+        return {key: _escaped(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_escaped(value) for value in node]
+    if isinstance(node, str) and "${" in node:
+        import re
+
+        return re.sub(r"(\\*)\$\{", lambda m: m.group(1) * 2 + "\\${", node)
+    return node
+
+
+def _keys(node: dict[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key, value in node.items():
+        found += _keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
+    return found
+
+
+def from_text(text: str, source: str) -> Config:
+    """Stored settings. UserError for bad YAML, another program's file, another version, an unknown key or type."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict) or "version" not in data:
+        ours = ", ".join(choices("experiment"))
+        raise UserError(f"{source} holds no settings of a run (no version in it); experiments: {ours}")
+    version = data["version"]
+    if not isinstance(version, int) or version != VERSION:
+        raise UserError(f"{source} has version {version}, this program writes and reads version {VERSION}")
+    unknown = [key for key in _keys(data) if key not in leaves()]
+    if unknown:
+        raise UserError(f"{source}: unknown key {unknown[0]}{suggestion(unknown[0], leaves())}")
+    try:
+        return typed(OmegaConf.merge(OmegaConf.structured(Config), _escaped(data)))  # type: ignore[arg-type]
+    except OmegaConfBaseException as error:
+        raise UserError(f"{source}: {_reason(error)}") from None
+
+
+def from_file(path: Path) -> Config:
+    """Stored settings of a file."""
+    try:
+        return from_text(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """Every setting by its dotted key."""
+    return {key: value_of(config, key) for key in leaves()}
+
+
+def on_top(stored: Config, overrides: list[str]) -> Config:
+    """Stored settings with the changes of a command line: what the overrides name, and what their groups change."""
+    base = [item for item in overrides if item.startswith("experiment=")]
+    new, default = flat(typed(compose(overrides))), flat(typed(compose(base)))
+    named = [item.lstrip("+").partition("=")[0] for item in overrides]
+    inside = tuple(f"{name}." for name in named if name in SETTING_GROUPS)
+    changed = {
+        key: value
+        for key, value in new.items()
+        if value != default[key] or key in named or (inside and key.startswith(inside))
+    }
+    changed |= {"task": new["task"], "mode": new["mode"]}
+    merged = OmegaConf.structured(stored)
+    for key, value in changed.items():
+        OmegaConf.update(merged, key, _escaped(value))
+    return typed(merged)
+
+
+def differences(old: Config, new: Config) -> tuple[list[str], list[str]]:
+    """Lines `key: old -> new` of what differs: structural (the stored scene or prior does not fit), then the rest."""
+    structural: list[str] = []
+    other: list[str] = []
+    before, after = flat(old), flat(new)
+    for key, value in after.items():
+        if value == before[key] or key in RUN_KEYS or key.startswith(RUN_GROUPS):
+            continue
+        line = f"{key}: {before[key]} -> {value}"
+        fixed = key.startswith("scene.") and key not in FREE
+        fixed = fixed or key in ("prior.name", "prior.path", "prior.revision", "prior.variant")
+        (structural if fixed else other).append(line)
+    return structural, other

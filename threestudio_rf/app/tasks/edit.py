@@ -1,0 +1,126 @@
+"""task=edit: a picture becomes what the prompt says, at its own size."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from threestudio_rf.app.build.check_edit import prompts_of
+from threestudio_rf.app.build.picture import hidden_part, spread
+from threestudio_rf.app.console import LOG
+from threestudio_rf.app.errors import UserError
+from threestudio_rf.app.report.score import known, tellable
+from threestudio_rf.app.run.run import Run
+from threestudio_rf.app.tasks.blend import kept_edit
+from threestudio_rf.app.tasks.desk import Desk, Figures, Given, follow, over_pictures, report
+from threestudio_rf.core.random import generator
+from threestudio_rf.core.sample import State
+from threestudio_rf.export.media import contact_sheet, png, video
+from threestudio_rf.tiny.world.judge import NONE
+from threestudio_rf.tiny.world.shapes import SHAPES
+from threestudio_rf.tiny.world.views import COLOURS
+
+SHOWN_ROWS, SHOWN_FRAMES = 16, 64
+
+
+def delivered(given: Given, edited: Tensor, keep: float) -> Tensor:
+    """The edits (N, 3, H, W) at the picture's own size from those at the prior's (N, 3, h, w).
+
+    With `keep` above 0 the picture stays where the edit changed little (`kept_edit`), else the edited part replaces it;
+    what the prior did not see, and the black part of a mask, stay as they are.
+    """
+    size = (given.image.shape[-2], given.image.shape[-1])
+    if keep > 0:
+        new, detail = kept_edit(given.small, edited, given.plain, keep)
+        scaled_away = given.image - spread(given.small, size)
+        result = given.image + spread(new - given.small, size) - spread(1 - detail, size) * scaled_away
+    else:
+        seen = spread(torch.ones_like(given.plain[:, :1]), size)
+        result = given.image * (1 - seen) + spread(edited, size)
+    if given.mask is not None:
+        white = (given.mask.mean(0) >= 0.5).float()
+        result = given.image + white * (result - given.image)
+    return result.clamp(0, 1)
+
+
+def edit_picture(desk: Desk, given: Given) -> Figures:
+    """Every prompt on one picture: files, a row of the sheet, figures."""
+    prompts, settings = prompts_of(desk.run.config), desk.run.config.edit
+    started = time.perf_counter()
+    editing = desk.begin(prompts)
+    mask = None
+    if given.mask is not None:
+        mask = hidden_part(given.mask, given.image, desk.size, given.latents, "edit")
+    draws = [generator(desk.seed, 0, "edit") for _ in prompts]
+    frames: list[Tensor] = []
+
+    def watch(state: State) -> None:
+        frames.append(state.x0_hat)
+
+    states = editing.edit(given.latents.expand(len(prompts), -1, -1, -1), generator=draws, mask=mask)
+    last = follow(states, editing.settings, watch if settings.video else None)
+    results = delivered(given, desk.prior.decode(last).cpu(), settings.keep)
+    spent = {"network_calls": editing.predict.calls, "seconds": round(time.perf_counter() - started, 3)}
+    _write(desk, given, list(results), frames)
+    return _figures(desk, given, results) | spent
+
+
+def _figures(desk: Desk, given: Given, results: Tensor) -> Figures:
+    """PSNR and SSIM against the picture, outside of a mask by themselves, and the judge's word, per prompt."""
+    kept = None if given.mask is None else (given.mask.mean(0, keepdim=True) < 0.5).float()[None]
+    each: dict[str, Figures] = {}
+    for prompt, result in zip(prompts_of(desk.run.config), results, strict=True):
+        row = desk.likeness(result[None], given.image[None])
+        if kept is not None:
+            row["psnr_outside"] = desk.likeness(result[None], given.image[None], kept)["psnr"]
+        each[prompt] = row | _judged(desk, prompt, result)
+    bound = desk.likeness(given.plain, given.small)
+    shared = {f"bound_{key}": value for key, value in bound.items()}
+    return (next(iter(each.values())) | shared) if len(each) == 1 else shared | {"prompts": each}
+
+
+def _judged(desk: Desk, prompt: str, result: Tensor) -> Figures:
+    """Whether the judge sees the prompt's shape and colour; nothing where that cannot be told."""
+    if not tellable(desk.run.config, prompt):
+        return {}
+    try:
+        found, judge = known(prompt)
+    except UserError as error:
+        LOG.warning("nothing is judged: %s", error)
+        return {}
+    verdict = judge(result[None])
+    shape = [*SHAPES, NONE][int(verdict.shape.argmax())]
+    colour = list(COLOURS)[int(verdict.colour.argmax())]
+    right = (shape, (colour,)) == (found.solid.name, found.colours)
+    return {"judged_success": right, "judged_shape": shape, "judged_colour": colour}
+
+
+def _write(desk: Desk, given: Given, results: list[Tensor], frames: list[Tensor]) -> None:
+    """`<name>.png`, or `<name>-<i>.png` for several prompts; the videos."""
+    for i, result in enumerate(results):
+        name = given.name if len(results) == 1 else f"{given.name}-{i}"
+        png(desk.run.save(f"{name}.png"), result)
+        if frames:
+            every = max(1, -(-len(frames) // SHOWN_FRAMES))
+            shown = [given.small[0], *(desk.prior.decode(x[i : i + 1])[0].cpu() for x in frames[::every])]
+            path = desk.run.save(f"{name}-trajectory.mp4")
+            for file in video(path, torch.stack(shown), desk.run.config.edit.fps):
+                LOG.info("wrote %s", file)
+    if len(desk.sheet) < SHOWN_ROWS:
+        desk.sheet.append((given.name, [given.image, *results]))
+
+
+def command(run: Run) -> int:
+    """The edited pictures, `save/strip.png` (or `grid.png` of all), `metrics.json`."""
+    desk, done, failed = over_pictures(run, edit_picture)
+    if desk.sheet:
+        rows = desk.sheet
+        prompts = prompts_of(run.config)
+        name = "strip.png" if len(rows) == len(prompts) == 1 else "grid.png"
+        titles = [run.config.edit.source or "picture", *prompts]
+        cell = max(64, min(256, rows[0][1][0].shape[-2]))
+        sheet = contact_sheet(rows if len(rows) > 1 else [("", rows[0][1])], titles=titles, cell=cell)
+        LOG.info("wrote %s", png(run.save(name), sheet))
+    return report(run, done, failed)

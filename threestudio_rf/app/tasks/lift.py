@@ -1,0 +1,249 @@
+"""task=lift: build, run the loop, save, look, export, evaluate."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from threestudio_rf.app.build.method import build_twin, embed_roles
+from threestudio_rf.app.build.scene import (
+    EMBEDDED,
+    build_any,
+    build_prior,
+    build_scene,
+    embed_views,
+    lift_settings,
+    prior_id,
+    rates,
+)
+from threestudio_rf.app.build.words import warn_unknown_words
+from threestudio_rf.app.console import LOG, Progress, memory
+from threestudio_rf.app.errors import RunError
+from threestudio_rf.app.report.score import right_share
+from threestudio_rf.app.run.extras import open_wandb
+from threestudio_rf.app.run.run import Run
+from threestudio_rf.app.run.signals import Stop
+from threestudio_rf.app.settings.compose import to_text
+from threestudio_rf.app.settings.config import Config
+from threestudio_rf.app.tasks import image, look
+from threestudio_rf.app.tasks.finish import finish
+from threestudio_rf.priors.base import Prior
+from threestudio_rf.priors.twin import Twin
+from threestudio_rf.scenes.image import ImageScene
+from threestudio_rf.scenes.nerf import HashGridNeRF
+from threestudio_rf.tiny.world.bank import HIGH, LOW, NARROW
+from threestudio_rf.trainer import checkpoint
+from threestudio_rf.trainer.lift import LiftState, lift
+from threestudio_rf.trainer.log import Metrics
+from threestudio_rf.trainer.optim import make_optimiser
+
+MEDIA_BYTES = 100e6
+
+
+@dataclass
+class Lift:
+    """The objects of one lift and what it has spent."""
+
+    run: Run
+    scene: HashGridNeRF | ImageScene
+    prior: Prior
+    optimiser: torch.optim.Optimizer
+    twin: Twin | None = None
+    step: int = 0
+    figures: dict[str, float] = field(default_factory=lambda: {"seconds": 0.0, "network_calls": 0.0})
+
+    @property
+    def checkpoints(self) -> str:
+        """The folder of checkpoints."""
+        return str(self.run.folder / "ckpts")
+
+    def save(self) -> bool:
+        """A checkpoint of this step; a full disk is a warning, the older ones stay."""
+        state = checkpoint.pack(
+            step=self.step,
+            scene=self.scene.state_dict(),
+            optimiser=self.optimiser.state_dict(),
+            config=to_text(self.run.config),
+            prior=prior_id(self.run.config.prior),
+            figures=dict(self.figures),
+            extra={} if self.twin is None else {"twin": self.twin.state_dict()},
+        )
+        try:
+            checkpoint.save(self.run.folder / "ckpts", state, keep=self.run.config.checkpoint.keep)
+        except OSError as error:
+            LOG.warning("no checkpoint of step %d (%s); the one before is kept", self.step, error.strerror or error)
+            return False
+        return True
+
+
+def prepare(run: Run) -> Lift:
+    """Prior, scene and optimiser, with the state of the checkpoint that is resumed."""
+    config = run.config
+    prior = build_prior(config.prior, run.device)
+    scene = build_any(config, prior, run.device)
+    optim = config.optim
+    optimiser = make_optimiser(
+        scene, rates(config), betas=(optim.betas[0], optim.betas[1]), eps=optim.eps, weight_decay=optim.weight_decay
+    )
+    made = Lift(run, scene, prior, optimiser)
+    if run.resumed is not None:
+        scene.load_state_dict(run.resumed.state["scene"])
+        if config.resume:
+            optimiser.load_state_dict(run.resumed.state["optimiser"])
+            checkpoint.restore_random_states(run.resumed.state["rng"])
+            made.step = run.resumed.state["step"]
+            made.figures = dict(run.resumed.state["figures"])
+        LOG.info("scene of %s (step %d)", run.resumed.path, run.resumed.state["step"])
+    return made
+
+
+def stored_image(run: Run) -> tuple[ImageScene, Prior, int, dict[str, float]]:
+    """Pictures, prior, step and figures of the checkpoint that is resumed."""
+    made = prepare(run)
+    if not isinstance(made.scene, ImageScene):
+        raise RunError(f"got {type(made.scene).__name__}, expected the pictures of scene=image")
+    return made.scene, made.prior, made.step, made.figures
+
+
+def stored_scene(run: Run) -> tuple[HashGridNeRF, int, dict[str, float]]:
+    """Scene, step and figures of the checkpoint that is resumed, without a prior."""
+    if run.resumed is None:
+        raise RunError("a stored scene needs resume=")
+    scene = build_scene(run.config.scene, run.config.seed, run.device)
+    scene.load_state_dict(run.resumed.state["scene"])
+    return scene, run.resumed.state["step"], dict(run.resumed.state["figures"])
+
+
+def warn_bank(config: Config) -> None:
+    """Warn when cameras stand where tiny_exact has no true views: one distance and field of view, given elevations."""
+    if config.prior.name != "tiny_exact" or config.scene.name == "image":
+        return
+    camera, known = config.camera, NARROW
+    where = {"camera.distance": (camera.distance, known.distance), "camera.fovy": (camera.fovy, known.fovy)}
+    where["camera.elevation"] = (camera.elevation, (LOW, HIGH))
+    for key, (got, expected) in where.items():
+        if got[0] < expected[0] or got[1] > expected[1]:
+            LOG.warning(
+                "%s=%s: the true views that tiny_exact knows are seen from %s, so others look wrong to it; "
+                "experiment=tiny_exact sets cameras that fit",
+                key,
+                list(got),
+                list(expected),
+            )
+
+
+def warn_space(made: Lift) -> None:
+    """Warn when the disk cannot hold the checkpoints and pictures of this run."""
+    values = sum(value.numel() * value.element_size() for value in made.scene.state_dict().values())
+    needed = 3 * values * (made.run.config.checkpoint.keep + 1) + MEDIA_BYTES
+    free = shutil.disk_usage(made.run.folder).free
+    if free < needed:
+        LOG.warning("%.0f MB are free at %s, this run may need %.0f MB", free / 1e6, made.run.folder, needed / 1e6)
+
+
+def run_lift(made: Lift) -> Iterator[LiftState]:
+    """The trainer's loop over these objects."""
+    config = made.run.config
+    conditions, negative = embed_views(config, made.prior)
+    extra = embed_roles(config, made.prior, views=len(conditions) > 1)
+    made.twin = build_twin(config, made.prior, conditions)
+    if made.twin is not None and config.resume and made.run.resumed is not None:
+        learned = made.run.resumed.state.get("extra", {}).get("twin")
+        if learned is None:
+            LOG.warning("the checkpoint holds no twin: a fresh one begins")
+        else:
+            made.twin.load_state_dict(learned)
+    return lift(
+        made.scene,
+        made.prior,
+        conditions,
+        negative=negative,
+        optimiser=made.optimiser,
+        settings=lift_settings(config),
+        first_step=made.step,
+        device=made.run.device,
+        extra=extra,
+        twin=made.twin,
+    )
+
+
+def train(made: Lift, stop: Stop) -> None:
+    """Run the loop with its files: metrics, pictures, checkpoints. Ends early when `stop` is asked."""
+    config, total = made.run.config, made.run.config.trainer.steps
+    metrics = Metrics(made.run.folder / "csv_logs" / "metrics.csv")
+    metrics.resume(made.step)
+    publish = open_wandb(made.run) if config.wandb else None
+    judge, bar = right_share(made.run), Progress(total, made.step)
+    begun, first = time.perf_counter(), made.step
+    try:
+        for state in run_lift(made):
+            made.figures["seconds"] += time.perf_counter() - begun
+            if made.step == first and isinstance(made.scene, HashGridNeRF):
+                LOG.info("%s", made.scene.marching_reason)
+            made.step = state.step + 1
+            made.figures["network_calls"] += state.metrics["network_calls"]
+            if made.step % config.trainer.log_every == 0 or made.step == total:
+                row = {name: value for name, value in state.metrics.items() if name != "network_calls"}
+                metrics.add(made.step, row | {"seconds": made.figures["seconds"]})
+                if publish is not None:
+                    publish(made.step, row)
+            bar.update(made.step, _shown(state.metrics))
+            if _due(made.step, config.trainer.validate_every, total):
+                watch(made, judge)
+            if stop.asked or made.step == total or _due(made.step, config.checkpoint.every, total):
+                made.save()
+            if stop.asked:
+                return
+            begun = time.perf_counter()
+    finally:
+        bar.close()
+
+
+def watch(made: Lift, judge: Callable[[Tensor], float] | None) -> None:
+    """Pictures of this step. Figures `..._to_right`: what was spent until half of them were judged right, and at every
+    later look; the judge has no word for noise, so a lucky guess at the start must not count."""
+    if isinstance(made.scene, ImageScene):
+        images = image.snapshot(made.run, made.prior, made.scene, made.step)
+    else:
+        images = look.validation(made.run, made.scene, made.step)
+    if judge is None:
+        return
+    right = judge(images) >= 0.5
+    for name in ("seconds", "network_calls"):
+        if right:
+            made.figures.setdefault(f"{name}_to_right", made.figures[name])
+        else:
+            made.figures.pop(f"{name}_to_right", None)
+
+
+def _due(step: int, every: int, total: int) -> bool:
+    return every > 0 and (step % every == 0 or step == total)
+
+
+def _shown(metrics: dict[str, float]) -> dict[str, str]:
+    return {"loss": f"{metrics['loss']:.3g}", "t": f"{metrics['t']:.2f}", "memory": memory()}
+
+
+def command(run: Run) -> int:
+    """task=lift mode=train: exit code 0, 1 when the final files could not be written, 130 or 143 after a signal."""
+    config = run.config
+    LOG.info("experiment %s, preset %s, loss %s: %r", config.experiment, config.preset, config.loss.name, config.prompt)
+    made = prepare(run)
+    if config.prior.name in EMBEDDED:
+        warn_unknown_words(config.prompt, config.prior.name)
+    warn_space(made)
+    warn_bank(config)
+    with Stop() as stop:
+        if made.step < run.config.trainer.steps:
+            train(made, stop)
+        else:
+            LOG.info("already at step %d of %d: nothing to train", made.step, run.config.trainer.steps)
+        if stop.asked:
+            LOG.info("stopped after step %d; go on with: python launch.py resume=%s", made.step, run.folder)
+            return stop.code
+        return finish(run, made.prior, made.scene, step=made.step, figures=made.figures)

@@ -1,0 +1,159 @@
+"""What `task=` and `mode=` do: one plain table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from threestudio_rf.app.console import LOG, peak_memory_mb
+from threestudio_rf.app.errors import FAILED, GOOD, UserError
+from threestudio_rf.app.report.score import evaluate_scene, show, volume_of
+from threestudio_rf.app.run.run import Run
+from threestudio_rf.app.settings.config import Config
+from threestudio_rf.app.settings.groups import TrainTinyConfig
+from threestudio_rf.app.tasks import doctor, edit, grid, image, invert, lift, look, sample
+from threestudio_rf.app.tasks.finish import figures_of_image
+from threestudio_rf.export.mesh import EmptyGeometryError
+from threestudio_rf.tiny.train.denoise import Objective
+from threestudio_rf.tiny.train.stage import Sharpening
+from threestudio_rf.tiny.train.unet import OBJECTIVES
+
+
+def evaluate(run: Run) -> int:
+    """The figures of a finished run, into its `metrics.json`."""
+    if run.config.scene.name == "image":
+        pictures, prior, _, figures = lift.stored_image(run)
+        show(run, figures_of_image(run, prior, pictures, figures))
+        return GOOD
+    scene, _, figures = lift.stored_scene(run)
+    try:
+        mesh = look.mesh_of(run, scene)
+    except EmptyGeometryError as error:
+        LOG.warning("no mesh: %s", error)
+        mesh = None
+    volume = volume_of(scene, run.config.scene.radius, run.device)
+    show(run, evaluate_scene(run, scene, volume, mesh, figures | {"peak_memory_mb": peak_memory_mb()}))
+    return GOOD
+
+
+def export(run: Run) -> int:
+    """The mesh of a finished run."""
+    if run.config.scene.name == "image":
+        raise UserError("scene=image has no surface, so there is no mesh to export; its pictures lie in the run folder")
+    scene, step, _ = lift.stored_scene(run)
+    try:
+        look.export(run, scene, step)
+    except (OSError, EmptyGeometryError) as error:
+        LOG.error("no mesh: %s", error)
+        return FAILED
+    return GOOD
+
+
+def validate(run: Run) -> int:
+    """A few views of a finished run."""
+    if run.config.scene.name == "image":
+        lift.watch(lift.prepare(run), None)
+        return GOOD
+    scene, step, _ = lift.stored_scene(run)
+    look.validation(run, scene, step)
+    return GOOD
+
+
+def test(run: Run) -> int:
+    """The turntable of a finished run, of an image all its pictures."""
+    if run.config.scene.name == "image":
+        pictures, prior, step, _ = lift.stored_image(run)
+        return image.finish(run, image.snapshot(run, prior, pictures, step), step)
+    scene, step, _ = lift.stored_scene(run)
+    try:
+        for path in look.test(run, scene, step):
+            LOG.info("wrote %s", path)
+    except OSError as error:
+        LOG.error("the pictures could not be written: %s", error)
+        return FAILED
+    return GOOD
+
+
+def train_tiny(run: Run) -> int:
+    """One part of the embedded networks; the same command goes on where it stopped."""
+    from threestudio_rf.priors.tiny import weights_folder
+    from threestudio_rf.tiny.train.parts import run_part
+    from threestudio_rf.tiny.train.ship import folder_of, ship
+
+    settings = run.config.train_tiny
+    try:
+        start = weights_folder() / folder_of(settings.part) if settings.start == "shipped" else settings.start
+        run_part(
+            settings.part,
+            run.folder,
+            steps=settings.steps,
+            seconds=settings.seconds,
+            batch=settings.batch,
+            lr=settings.lr,
+            per_shape=settings.per_shape,
+            start=Path(start) if start else None,
+            device=run.device,
+            objective=_objective(settings),
+            sharpening=_sharpening(settings),
+            report=LOG.info,
+        )
+    except ValueError as error:
+        raise UserError(f"train_tiny: {error}") from error
+    if settings.ship:
+        ship(run.folder, weights_folder())
+        LOG.info("shipped to %s", weights_folder())
+    return GOOD
+
+
+def _sharpening(settings: TrainTinyConfig) -> Sharpening | None:
+    """The discriminator that the settings name; None without one."""
+    if settings.discriminator == "none":
+        if settings.perceptual:
+            raise UserError(
+                f"train_tiny.perceptual={settings.perceptual}: expected a discriminator beside it, got none"
+            )
+        return None
+    return Sharpening(
+        settings.discriminator, settings.discriminator_start, settings.discriminator_weight, settings.perceptual
+    )
+
+
+def _objective(settings: TrainTinyConfig) -> Objective | None:
+    """The objective that the settings name; None when they leave it to the part."""
+    own = OBJECTIVES.get(settings.part, Objective())
+    try:
+        chosen = replace(
+            own,
+            kind=settings.target or own.kind,  # type: ignore[arg-type]
+            norm=settings.norm,  # type: ignore[arg-type]
+            elbo=settings.elbo,
+            learn_logvar=settings.learn_logvar,
+        )
+    except ValueError as error:
+        raise UserError(f"train_tiny.elbo={settings.elbo}: {error}") from None
+    return None if chosen == own else chosen
+
+
+def tiny_folder(config: Config) -> Path:
+    """Where the parts are trained: always the same folder, so that they find each other and go on."""
+    return Path(config.train_tiny.folder or Path(config.exp_root_dir) / "train_tiny").expanduser()
+
+
+TASKS: dict[str, Callable[[Run], int]] = {
+    "lift": lift.command,
+    "sample": sample.command,
+    "edit": edit.command,
+    "invert": invert.command,
+    "evaluate": evaluate,
+    "export": export,
+    "train_tiny": train_tiny,
+    "grid": grid.command,
+    "doctor": doctor.command,
+}
+MODES: dict[str, Callable[[Run], int]] = {"train": lift.command, "validate": validate, "test": test, "export": export}
+
+
+def command_of(config: Config) -> Callable[[Run], int]:
+    """The function of a task, for lift of its mode."""
+    return MODES[config.mode] if config.task == "lift" else TASKS[config.task]

@@ -1,0 +1,147 @@
+"""The embedded UNets: denoising losses of DDPM (Ho et al. 2020), improved DDPM (Nichol and Dhariwal 2021) and latent
+diffusion (Rombach et al. 2022) on Stable Diffusion's table, and velocity matching on the straight path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Generator, Tensor, nn
+
+from threestudio_rf.core.convert import Kind, join, noise
+from threestudio_rf.core.ddpm import DDPM
+from threestudio_rf.core.level import Level, betas, rectified_flow
+from threestudio_rf.tiny.train.latents import CaptionedLatents
+from threestudio_rf.tiny.train.training import compiled, device_of, half
+
+STEPS = 1000
+Norm = Literal["l1", "l2"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a network learns.
+
+    `kind` is the target; "flow" is learned as InstaFlow does, as x0 - eps on the straight path. With e the error of a
+    sample (the mean over its elements of `norm`), k its index and s the learned log-variance of that index (0 unless
+    `learn_logvar`), its loss is simple (e exp(-s) + s) + elbo w_k e, where w_k is `DDPM.lvlb_weights`, 0 for a flow.
+    """
+
+    kind: Kind = "eps"
+    norm: Norm = "l2"
+    simple: float = 1.0
+    elbo: float = 0.0
+    learn_logvar: bool = False
+
+    def __post_init__(self) -> None:
+        if self.norm not in ("l1", "l2"):
+            raise ValueError(f"got norm {self.norm!r}, expected l1 or l2")
+        if self.kind == "flow" and self.elbo:
+            raise ValueError(f"got elbo {self.elbo} for a flow, expected 0: its path has no variational weights here")
+
+
+class Drawn(NamedTuple):
+    """Times of a batch: the label the network hears, index k in 0..999 (long), level and variational weight, (B,)."""
+
+    label: Tensor
+    k: Tensor
+    level: Level
+    weight: Tensor
+
+    def to(self, device: torch.device) -> Drawn:
+        """The same on another device."""
+        level = Level(*(x.to(device) for x in self.level))
+        return Drawn(self.label.to(device), self.k.to(device), level, self.weight.to(device))
+
+
+def table() -> DDPM:
+    """Stable Diffusion's process: scaled_linear, 0.00085 to 0.012, 1000 steps."""
+    return DDPM(betas("scaled_linear", STEPS))
+
+
+def draw_discrete(kind: Kind) -> Callable[[int, Generator], Drawn]:
+    """Indices k, uniform on the table; the label is k."""
+    process = table()
+    weights = process.lvlb_weights(kind).float()
+
+    def draw_times(n: int, draw: Generator) -> Drawn:
+        k = torch.randint(STEPS, (n,), generator=draw)
+        return Drawn(k, k, Level(*(x.float() for x in process.table.levels(k))), weights[k])
+
+    return draw_times
+
+
+def draw_straight(n: int, draw: Generator) -> Drawn:
+    """t uniform in [0, 1] on the straight path; the label is 1000 t."""
+    t = torch.rand(n, generator=draw)
+    return Drawn(1000 * t, (t * STEPS).long().clamp(max=STEPS - 1), rectified_flow(t), torch.zeros(n))
+
+
+def sample_error(prediction: Tensor, target: Tensor, norm: Norm) -> Tensor:
+    """(B,): the mean over everything but the batch of |difference| or its square."""
+    difference = (prediction - target).flatten(1)
+    return difference.abs().mean(1) if norm == "l1" else difference.square().mean(1)
+
+
+def weigh(error: Tensor, logvar: Tensor, weight: Tensor, objective: Objective) -> Tensor:
+    """The loss of a batch from errors, log-variances and variational weights, all (B,); see `Objective`."""
+    simple = error * torch.exp(-logvar) + logvar
+    return (objective.simple * simple + objective.elbo * weight * error).mean()
+
+
+class LogVariance(nn.Module):
+    """The learned log-variance of every index, 0 at the start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(STEPS))
+
+    def forward(self, k: Tensor) -> Tensor:
+        return self.value[k]
+
+
+class DenoisePart:
+    """A UNet and its text encoder under an `Objective`. `noises` (N, C, h, w) fixes the noise of every row (reflow)."""
+
+    def __init__(
+        self,
+        name: str,
+        unet: Any,
+        encoder: Any,
+        data: CaptionedLatents,
+        *,
+        objective: Objective,
+        batch: int = 64,
+        noises: Tensor | None = None,
+        autocast: bool = True,
+    ) -> None:
+        self.name, self.unet, self.encoder = name, unet.to(memory_format=torch.channels_last), encoder
+        self.modules = nn.ModuleDict({"unet": unet, "text": encoder})
+        self.call = compiled(self.unet)
+        self.logvar = LogVariance()
+        self.logvar.to(device_of(self.modules))
+        if objective.learn_logvar:
+            self.modules["logvar"] = self.logvar
+        self.data, self.objective, self.batch = data, objective, batch
+        self.noises, self.autocast = noises, autocast
+        self.times = draw_straight if objective.kind == "flow" else draw_discrete(objective.kind)
+
+    def loss(self, step: int, draw: Generator) -> tuple[Tensor, dict[str, float]]:
+        """The weighted error, and its plain mean over the noisy and the clean half."""
+        device = device_of(self.modules)
+        x0, (ids,), rows = self.data.draw(self.batch, draw)
+        drawn = self.times(self.batch, draw).to(device)
+        eps = torch.randn(x0.shape, generator=draw) if self.noises is None else self.noises[rows].float()
+        x0, eps = x0.to(device), eps.to(device)
+        with half(device, self.autocast):
+            hidden = self.encoder(ids.to(device)).last_hidden_state
+            x_t = noise(x0, eps, drawn.level).contiguous(memory_format=torch.channels_last)
+            output = self.call(x_t, drawn.label, hidden).sample.float()
+        sign = -1 if self.objective.kind == "flow" else 1
+        target = sign * join(self.objective.kind, x0, eps, drawn.level)
+        error = sample_error(output, target, self.objective.norm)
+        loss = weigh(error, self.logvar(drawn.k), drawn.weight, self.objective)
+        late = drawn.k >= STEPS // 2
+        return loss, {"noisy": error[late].mean().item(), "clean": error[~late].mean().item()}

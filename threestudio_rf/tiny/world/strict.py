@@ -1,0 +1,60 @@
+"""The strict figure of pictures: how well the outline of a sample is that of a true view of its shape.
+
+The judge forgives what is nearly right; this does not: a chair with melted legs has no true view near it.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from threestudio_rf.tiny.world.bank import BankCameras, load_bank
+from threestudio_rf.tiny.world.shapes import SHAPES, Shape
+
+SIZE = 64
+CONTRAST = 0.25
+WORLD = BankCameras()
+"""1,500 views by the cameras of the whole world."""
+
+
+def border(images: Tensor) -> Tensor:
+    """The outermost pixels (N, 3, P)."""
+    return torch.cat([images[:, :, [0, -1]].flatten(2), images[..., [0, -1]].flatten(2)], dim=2)
+
+
+def own_mask(images: Tensor) -> Tensor:
+    """Where pictures (N, 3, H, W) in [0, 1] are further (Euclidean, rgb) than 0.25 from the median of their border;
+    bool (N, H, W)."""
+    background = border(images).median(dim=2).values[..., None, None]
+    return (images - background).norm(dim=1) > CONTRAST
+
+
+def nearest_iou(seen: Tensor, true: Tensor) -> Tensor:
+    """The best intersection over union (N,) of masks (N, H, W) with any of the masks (V, H, W); 0 for an empty one."""
+    a, b = seen.flatten(1).float(), true.flatten(1).float()
+    both = a @ b.T
+    either = a.sum(1, keepdim=True) + b.sum(1) - both
+    return (both / either.clamp_min(1)).amax(dim=1)
+
+
+@lru_cache(maxsize=2 * len(SHAPES))
+def true_masks(shape: Shape, cameras: BankCameras = WORLD, cache: Path | None = None) -> Tensor:
+    """The masks (V, 64, 64) of the true views of a solid, bool."""
+    return load_bank(shape, size=SIZE, cameras=cameras, cache=cache).mask > 127
+
+
+def nearest_view_iou(
+    images: Tensor, shape: Shape, *, cameras: BankCameras = WORLD, cache: Path | None = None
+) -> Tensor:
+    """For pictures (N, 3, H, W) in [0, 1] the best IoU (N,) of their own mask with a true view of `shape`, in [0, 1].
+
+    Pictures of another size than 64 are brought to it by area. The bound is not 1: a true picture lies between the
+    views, and a part whose colour is near the background's is missing from its own mask.
+    """
+    if images.shape[-2:] != (SIZE, SIZE):
+        images = F.interpolate(images, (SIZE, SIZE), mode="area")
+    return nearest_iou(own_mask(images), true_masks(shape, cameras, cache))
