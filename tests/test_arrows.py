@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "export": {"scenes"},
     "trainer": {"core", "priors", "distill", "edit", "scenes"},
     "__main__": {"app"},
+    "__init__": {"app"},
     "app": {"core", "priors", "distill", "edit", "scenes", "tiny", "export", "trainer"},
 }
 ONLY_IN = {
@@ -43,7 +44,16 @@ ONLY_IN = {
 ONLY_INSIDE_FUNCTIONS = {"diffusers", "peft", "transformers", "trimesh", "skimage", "imageio", "nerfacc", "tinycudann"}
 
 
-ROOMS = (("errors", "console"), ("settings",), ("build",), ("run",), ("report",), ("tasks",), ("cli",), ("api",))
+ROOMS = (
+    ("errors", "console"),
+    ("settings",),
+    ("build",),
+    ("run",),
+    ("report",),
+    ("tasks",),
+    ("cli",),
+    ("api", "objects"),
+)
 """The rooms of app, each may import those before it."""
 LARGEST_FOLDER = 16
 """Python files that lie flat in one folder at the most."""

@@ -1,6 +1,6 @@
 """Pictures from Python, by the code behind `task=sample`:
 
-    from threestudio_rf.app.api import invert, load_prior, sample
+    from threestudio_rf import invert, load_prior, sample
 
     images = sample("a red mushroom", prior="tiny_sd3", n=4, seed=0)      # (4, 3, 64, 64) in [0, 1]
     noise = invert(images[:1], "a red mushroom", sampler="heun")          # (1, 16, 8, 8)
@@ -24,9 +24,9 @@ from threestudio_rf.app.build.check import check_group
 from threestudio_rf.app.build.picture import read_picture
 from threestudio_rf.app.build.scene import build_prior, pick_device
 from threestudio_rf.app.errors import UserError, suggestion
-from threestudio_rf.app.settings.compose import compose, typed
 from threestudio_rf.app.settings.config import Config
 from threestudio_rf.app.settings.groups import PriorConfig, SampleConfig
+from threestudio_rf.app.settings.layers import settings as settings_from
 from threestudio_rf.core.sample import Corrector, State
 from threestudio_rf.core.sample import invert as inverted
 from threestudio_rf.priors.base import Prior
@@ -42,7 +42,7 @@ def load_prior(name: str = "tiny_sd3", *, device: str = "auto", **settings: Any)
     bf16, fp16), revision, variant and the others. Raises UserError for an unknown name or setting, or a device that is
     not there, PriorError for weights that cannot be used.
     """
-    config = typed(compose([f"prior={name}", "task=doctor"]))
+    config = settings_from({"prior": name, "task": "doctor"})
     known = [field.name for field in fields(PriorConfig) if field.name != "name"]
     _check_names(settings, known)
     config.prior, config.device = replace(config.prior, **settings), device

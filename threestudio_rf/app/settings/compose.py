@@ -96,12 +96,12 @@ def to_text(config: Config) -> str:
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True, width=1000)
 
 
-def _escaped(node: Any) -> Any:
+def escaped(node: Any) -> Any:
     """Stored text is literal: what looks like an interpolation is escaped."""
     if isinstance(node, dict):
-        return {key: _escaped(value) for key, value in node.items()}
+        return {key: escaped(value) for key, value in node.items()}
     if isinstance(node, list):
-        return [_escaped(value) for value in node]
+        return [escaped(value) for value in node]
     if isinstance(node, str) and "${" in node:
         import re
 
@@ -132,7 +132,7 @@ def from_text(text: str, source: str) -> Config:
     if unknown:
         raise UserError(f"{source}: unknown key {unknown[0]}{suggestion(unknown[0], leaves())}")
     try:
-        return typed(OmegaConf.merge(OmegaConf.structured(Config), _escaped(data)))  # type: ignore[arg-type]
+        return typed(OmegaConf.merge(OmegaConf.structured(Config), escaped(data)))  # type: ignore[arg-type]
     except OmegaConfBaseException as error:
         raise UserError(f"{source}: {_reason(error)}") from None
 
@@ -164,7 +164,7 @@ def on_top(stored: Config, overrides: list[str]) -> Config:
     changed |= {"task": new["task"], "mode": new["mode"]}
     merged = OmegaConf.structured(stored)
     for key, value in changed.items():
-        OmegaConf.update(merged, key, _escaped(value))
+        OmegaConf.update(merged, key, escaped(value))
     return typed(merged)
 
 

@@ -1,0 +1,112 @@
+"""Text to 3D from Python, by the code behind `task=lift`, without a run folder:
+
+from threestudio_rf import lift
+
+run = lift("a red mushroom", steps=200)
+for state in run:                      # one per step; leave the loop and come back whenever you like
+    print(state.step, state.metrics["loss"])
+run.figures()["volume_iou"]            # for prompts whose truth is known
+run.save("mushroom")                   # mesh, video and pictures
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from threestudio_rf.app.build.check import check
+from threestudio_rf.app.build.scene import pick_device, turntable
+from threestudio_rf.app.errors import UserError
+from threestudio_rf.app.report.score import evaluate_scene, tellable, volume_of
+from threestudio_rf.app.run.run import Run
+from threestudio_rf.app.settings.config import Config
+from threestudio_rf.app.settings.layers import settings as settings_from
+from threestudio_rf.app.tasks.lift import prepare, run_lift
+from threestudio_rf.app.tasks.look import FPS, mesh_of, renderings
+from threestudio_rf.export.media import png, video
+from threestudio_rf.export.mesh import Mesh, write
+from threestudio_rf.scenes.nerf import HashGridNeRF
+from threestudio_rf.trainer.lift import LiftState
+
+
+class Lifting:
+    """A run of text to 3D in this process. Iterating takes its steps; what it has reached can be asked at any time."""
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self.run = Run(config, Path(), device)
+        self._made = prepare(self.run)
+        if not isinstance(self._made.scene, HashGridNeRF):
+            raise UserError("scene=image: expected an object, pictures are made by sample()")
+        self.scene: HashGridNeRF = self._made.scene
+        self._states = run_lift(self._made)
+
+    @property
+    def step(self) -> int:
+        """How many steps have been taken."""
+        return self._made.step
+
+    def __iter__(self) -> Iterator[LiftState]:
+        for state in self._states:
+            self._made.step = state.step + 1
+            yield state
+
+    def pictures(self, views: int = 8) -> Tensor:
+        """Views all round, (views, 3, H, W) in [0, 1], H = W = `camera.eval_size`."""
+        camera = turntable(self.run.config.camera, views)
+        return torch.cat([seen.rgb for seen in renderings(self.scene, camera, self.run.device)])
+
+    def mesh(self) -> Mesh:
+        """Triangles with colours; EmptyGeometryError where there is no surface yet."""
+        return mesh_of(self.run, self.scene)
+
+    def figures(self) -> dict[str, float | None]:
+        """How right the object is, as metrics.json of a run, without what it cost. UserError for a prompt whose truth
+        is not known."""
+        config = self.run.config
+        if not tellable(config, config.prompt):
+            raise UserError(f"{config.prompt!r} with prior {config.prior.name}: its truth is not known")
+        volume = volume_of(self.scene, config.scene.radius, self.run.device)
+        found = evaluate_scene(self.run, self.scene, volume, None if volume is None else self.mesh(), {})
+        return {name: value for name, value in found.items() if "seconds" not in name and "calls" not in name}
+
+    def save(self, folder: str | Path) -> Path:
+        """Write model.glb, .obj and .ply, turntable.mp4 and front.png into `folder` and return it."""
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        views = self.pictures(self.run.config.camera.test_views)
+        video(place / "turntable.mp4", views, FPS)
+        png(place / "front.png", views[0])
+        write(self.mesh(), place, formats=self.run.config.export.formats)
+        return place
+
+
+def lift(
+    prompt: str,
+    *,
+    experiment: str = "tiny",
+    prior: str | None = None,
+    loss: str | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    settings: dict[str, Any] | None = None,
+) -> Lifting:
+    """An object for `prompt`, not yet begun; iterate over it to take its steps.
+
+    `experiment`, `prior` and `loss` are files of configs/ by name, None keeps the experiment's own; `steps` is
+    trainer.steps. `settings` are any others by dotted key, {"camera.sizes": [32]}. Raises UserError for what the
+    command line would refuse, PriorError for weights that cannot be used.
+
+    >>> run = lift("a red ball", steps=2, settings={"camera.sizes": [16]})
+    >>> [state.step for state in run]
+    [0, 1]
+    """
+    chosen = {"experiment": experiment, "prior": prior, "loss": loss}
+    changes = {"prompt": prompt, "seed": seed, "device": device} | ({} if steps is None else {"trainer.steps": steps})
+    config = settings_from({key: name for key, name in chosen.items() if name}, changes | (settings or {}))
+    check(config)
+    return Lifting(config, pick_device(device))
