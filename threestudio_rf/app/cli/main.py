@@ -16,7 +16,7 @@ from threestudio_rf.app.build.check import check
 from threestudio_rf.app.build.scene import pick_device, prior_id
 from threestudio_rf.app.console import LOG, close_log, open_log
 from threestudio_rf.app.errors import FAILED, GOOD, INTERRUPTED, USER_ERROR, RunError, UserError
-from threestudio_rf.app.run.folder import Lock, create, probe, write_start, write_status
+from threestudio_rf.app.run.folder import Lock, create, probe, write_command, write_start, write_status
 from threestudio_rf.app.run.run import Run, find_checkpoint, home, merge_stored, open_checkpoint, run_text
 from threestudio_rf.app.settings.compose import compose, from_file, on_top, to_text, typed
 from threestudio_rf.app.settings.config import Config
@@ -104,15 +104,28 @@ def run_one(config: Config, loaded: Loaded | None, launch: Launch, start: Start,
         open_log(config.log_level, folder / "log.txt")
         raw = yaml.safe_dump({"overrides": launch.overrides}, allow_unicode=True, width=1000)
         prior = " ".join(value for value in prior_id(config.prior).values() if value)
-        write_start(folder, parsed=to_text(config), raw=raw, argv=launch.argv, prior=prior)
+        look = only_looks(config, loaded)
+        if look:
+            write_command(folder, launch.argv)
+        else:
+            made = to_text(replace(config, resume="", weights=""))
+            write_start(folder, parsed=made, raw=raw, argv=launch.argv, prior=prior)
         run = Run(config, folder, device, loaded, start)
         code = guarded(lambda: command_of(config)(run))
-        _close(folder, code)
+        if not look:
+            _close(folder, code)
     finally:
         lock.release()
         close_log()
     print(f"run: {folder}", flush=True)
     return code
+
+
+def only_looks(config: Config, loaded: Loaded | None) -> bool:
+    """Whether a command adds to a stored run without changing how it was made: its record then stays as it is."""
+    if loaded is None or not config.resume or config.task in ("sample", "edit", "invert", "grid", "train_tiny"):
+        return False
+    return config.task != "lift" or config.mode != "train" or loaded.state["step"] >= config.trainer.steps
 
 
 def _close(folder: Path, code: int) -> None:

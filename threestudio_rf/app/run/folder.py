@@ -209,11 +209,16 @@ def _git(root: Path, *words: str) -> str:
     return done.stdout.strip()
 
 
+def write_command(folder: Path, argv: Sequence[str]) -> None:
+    """One more line of cmd.txt."""
+    with (folder / "cmd.txt").open("a", encoding="utf-8") as handle:
+        handle.write(f"{shlex.join([Path(sys.executable).name, 'launch.py', *argv])}\n")
+
+
 def write_start(folder: Path, *, parsed: str, raw: str, argv: Sequence[str], prior: str) -> None:
     """cmd.txt, configs/ and run.json of a run that begins or goes on; an earlier command stays in cmd.txt."""
     (folder / "configs").mkdir(exist_ok=True)
-    with (folder / "cmd.txt").open("a", encoding="utf-8") as handle:
-        handle.write(f"{shlex.join([Path(sys.executable).name, 'launch.py', *argv])}\n")
+    write_command(folder, argv)
     (folder / "configs" / "parsed.yaml").write_text(parsed, encoding="utf-8")
     (folder / "configs" / "raw.yaml").write_text(raw, encoding="utf-8")
     write_status(folder, about(prior) | {"status": "running"})

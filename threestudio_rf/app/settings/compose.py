@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,6 @@ def plain(config: Config | DictConfig) -> dict[str, Any]:
 
 def to_text(config: Config) -> str:
     """Settings as YAML that `from_text` reads back."""
-    import dataclasses
-
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True, width=1000)
 
 
@@ -151,7 +150,11 @@ def flat(config: Config) -> dict[str, Any]:
 
 
 def on_top(stored: Config, overrides: list[str]) -> Config:
-    """Stored settings with the changes of a command line: what the overrides name, and what their groups change."""
+    """Stored settings with the changes of a command line: what the overrides name, and what their groups change.
+
+    What a stored command was about (which run it went on with, task and mode) is never inherited.
+    """
+    stored = dataclasses.replace(stored, resume="", weights="")
     base = [item for item in overrides if item.startswith("experiment=")]
     new, default = flat(typed(compose(overrides))), flat(typed(compose(base)))
     named = [item.lstrip("+").partition("=")[0] for item in overrides]
