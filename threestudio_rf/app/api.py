@@ -21,7 +21,7 @@ from torch import Tensor
 
 from threestudio_rf.app.build import sampling as task
 from threestudio_rf.app.build.check import check_group
-from threestudio_rf.app.build.picture import read_picture
+from threestudio_rf.app.build.picture import read_mask, read_picture
 from threestudio_rf.app.build.scene import build_prior, pick_device
 from threestudio_rf.app.errors import UserError, suggestion
 from threestudio_rf.app.settings.config import Config
@@ -157,7 +157,7 @@ def _check_names(given: Iterable[str], known: list[str]) -> None:
 def picture_of(image: Picture, key: str) -> Tensor:
     """(3, H, W) of a file or a tensor; ValueError for a tensor of another shape or with values that are not finite."""
     if not isinstance(image, Tensor):
-        return read_picture(image, key)
+        return read_mask(image, key).expand(3, -1, -1) if key == "mask" else read_picture(image, key)
     one = image[0] if image.ndim == 4 and len(image) == 1 else image
     if one.ndim != 3 or one.shape[0] not in (1, 3) or not bool(one.isfinite().all()):
         raise ValueError(f"{key}: got {tuple(image.shape)}, expected finite (3, H, W) or (1, 3, H, W)")

@@ -13,7 +13,10 @@ from torch import Tensor
 from threestudio_rf.app.console import LOG
 from threestudio_rf.app.errors import UserError
 
-SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
+WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
+UNSAFE = ("EPS",)
+"""Formats that Pillow hands to another program."""
 
 
 def read_picture(path: Path | str, key: str) -> Tensor:
@@ -22,13 +25,42 @@ def read_picture(path: Path | str, key: str) -> Tensor:
 
     Raises UserError for a file that is missing, broken, too large, or no picture of 8 or 16 bits.
     """
+    picture = _opened(path, key)
+    return torch.from_numpy(_rgb(picture, f"{key}={path}")).permute(2, 0, 1).contiguous()
+
+
+def read_mask(path: Path | str, key: str) -> Tensor:
+    """(1, H, W) in [0, 1], 1 where a picture may change: white is 1, black and what is transparent 0.
+
+    Of a picture in one colour with transparency the opaque part is 1, and a mask whose values are 0 and 1 is taken as
+    meant; both are told. Raises UserError as `read_picture`.
+    """
+    picture, name = _opened(path, key), f"{key}={path}"
+    if picture.mode in WITH_ALPHA or "transparency" in picture.info:
+        layers = torch.from_numpy(np.asarray(picture.convert("RGBA")).astype(np.float32) / 255).permute(2, 0, 1)
+        colour, alpha = layers[:3], layers[3:]
+        shown = colour[:, alpha[0] > 0]
+        if shown.shape[1] and float((shown.amax(1) - shown.amin(1)).max()) == 0 and float(alpha.min()) < 1:
+            LOG.info("%s has one colour: its opaque part is the part that may change", name)
+            return alpha.contiguous()
+        return (colour.mean(0, keepdim=True) * alpha).contiguous()
+    grey = torch.from_numpy(_rgb(picture, name)).mean(2)[None]
+    if 0 < float(grey.max()) <= 1.5 / 255:
+        LOG.info("%s has the values 0 and 1: 1 is taken for white", name)
+        grey = grey / grey.max()
+    return grey.contiguous()
+
+
+def _opened(path: Path | str, key: str) -> Any:
+    """A PIL picture, turned as its EXIF data say. UserError as `read_picture`."""
     from PIL import Image, ImageOps
 
     path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"{key}={path}: no such file")
+    Image.init()
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=[name for name in Image.OPEN if name not in UNSAFE]) as file:
             frames = getattr(file, "n_frames", 1)
             if frames > 1:
                 LOG.info("%s=%s has %d frames: the first is used", key, path, frames)
@@ -42,18 +74,33 @@ def read_picture(path: Path | str, key: str) -> Tensor:
         raise UserError(f"{key}={path}: the file is broken ({error})") from None
     if picture.mode == "F":
         raise UserError(f"{key}={path}: a picture of floating-point numbers; convert it to 8 or 16 bits")
-    return torch.from_numpy(_rgb(picture)).permute(2, 0, 1).contiguous()
+    return picture
 
 
-def _rgb(picture: Any) -> np.ndarray:
-    """float32 (H, W, 3) of a PIL picture of any mode."""
+def suffixes() -> set[str]:
+    """The endings of files that are read, lower case, with their dot."""
+    from PIL import Image
+
+    return {end for end, name in Image.registered_extensions().items() if name in Image.OPEN and name not in UNSAFE}
+
+
+def _rgb(picture: Any, name: str) -> np.ndarray:
+    """float32 (H, W, 3) of a PIL picture of any mode; `name` is what it is called in messages."""
     if picture.mode in SIXTEEN_BITS:
-        grey = np.asarray(picture).astype(np.float32) / 65535
-        return np.repeat(grey.clip(0, 1)[:, :, None], 3, axis=2)
-    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+        return _grey(np.asarray(picture), 65535)
+    if picture.mode == "I":
+        values = np.asarray(picture)
+        largest = 255 if values.max() <= 255 else 65535
+        LOG.info("%s has whole numbers up to %d: 0 to %d are taken for black to white", name, values.max(), largest)
+        return _grey(values, largest)
+    if picture.mode in WITH_ALPHA or "transparency" in picture.info:
         layers = np.asarray(picture.convert("RGBA")).astype(np.float32) / 255
         return layers[:, :, :3] * layers[:, :, 3:] + (1 - layers[:, :, 3:])
     return np.asarray(picture.convert("RGB")).astype(np.float32) / 255
+
+
+def _grey(values: np.ndarray, white: int) -> np.ndarray:
+    return np.repeat((values.astype(np.float32) / white).clip(0, 1)[:, :, None], 3, axis=2)
 
 
 def fitted(image: Tensor, size: tuple[int, int], key: str) -> Tensor:
@@ -94,7 +141,10 @@ def check_mask(mask: Tensor, image: Tensor, group: str) -> None:
         shapes = [f"{x.shape[-1]} x {x.shape[-2]}" for x in (mask, image)]
         raise UserError(f"{group}.mask is {shapes[0]}, expected the size of {group}.image, {shapes[1]}")
     if not bool((mask.mean(0) >= 0.5).any()):
-        raise UserError(f"{group}.mask has no white part, so there is nothing to make anew")
+        raise UserError(
+            f"{group}.mask has no white part (its largest value is {255 * float(mask.max()):.0f} of 255), so there is "
+            "nothing to make anew"
+        )
 
 
 def hidden_part(mask: Tensor, image: Tensor, size: tuple[int, int], latent: Tensor, group: str) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from threestudio_rf.app.build.check_edit import name_of, prompts_of
-from threestudio_rf.app.build.picture import check_mask, fitted, read_picture
+from threestudio_rf.app.build.picture import check_mask, fitted, read_mask, read_picture, suffixes
 from threestudio_rf.app.build.sampling import picture_size
 from threestudio_rf.app.build.scene import EMBEDDED, build_prior
 from threestudio_rf.app.build.tuned import method_of
@@ -28,7 +28,6 @@ from threestudio_rf.edit.method import Settings, states_of
 from threestudio_rf.priors.base import Prior
 from threestudio_rf.trainer.edit import Editing, begin
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 Figures = dict[str, Any]
 
 
@@ -108,9 +107,13 @@ def pictures_of(image: str) -> list[Path]:
     path = Path(image).expanduser()
     if not path.is_dir():
         return [path]
-    found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+    files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+    known = suffixes()
+    found = [file for file in files if file.suffix.lower() in known]
     if not found:
-        raise UserError(f"edit.image={path}: the folder has no pictures ({', '.join(SUFFIXES)})")
+        raise UserError(f"edit.image={path}: the folder has no pictures (PNG, JPEG, WebP and others are read)")
+    if len(found) < len(files):
+        LOG.warning("left out: %s", ", ".join(file.name for file in files if file not in found))
     return found
 
 
@@ -130,7 +133,7 @@ def over_pictures(run: Run, work: Work) -> tuple[Desk, dict[str, Figures], dict[
     settings, desk = run.config.edit, Desk(run)
     _ = desk.lpips
     paths = pictures_of(settings.image)
-    mask = read_picture(settings.mask, "edit.mask") if settings.mask else None
+    mask = read_mask(settings.mask, "edit.mask") if settings.mask else None
     stems = [path.stem for path in paths]
     done: dict[str, Figures] = {}
     failed: dict[str, str] = {}

@@ -122,5 +122,7 @@ def command(run: Run) -> int:
         titles = [run.config.edit.source or "picture", *prompts]
         cell = max(64, min(256, rows[0][1][0].shape[-2]))
         sheet = contact_sheet(rows if len(rows) > 1 else [("", rows[0][1])], titles=titles, cell=cell)
+        while run.save(name).exists():  # an edited picture has that name
+            name = f"all-{name}"
         LOG.info("wrote %s", png(run.save(name), sheet))
     return report(run, done, failed)

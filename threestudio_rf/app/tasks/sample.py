@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 
-from threestudio_rf.app.build.picture import read_picture
+from threestudio_rf.app.build.picture import read_mask, read_picture
 from threestudio_rf.app.build.prior import EMBEDDED, build_prior
 from threestudio_rf.app.build.sampling import plan, run
 from threestudio_rf.app.build.scene import with_view
@@ -32,7 +32,7 @@ def command(run_: Run) -> int:
     """`save/00000.png ...`, `save/sheet.png` and on request `save/strip.png`."""
     config, settings = run_.config, run_.config.sample
     image = read_picture(settings.image, "sample.image") if settings.image else None
-    mask = read_picture(settings.mask, "sample.mask") if settings.mask else None
+    mask = read_mask(settings.mask, "sample.mask") if settings.mask else None
     prior = build_prior(config.prior, run_.device)
     made = plan(
         prior,

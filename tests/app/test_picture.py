@@ -1,0 +1,95 @@
+"""Pictures and masks that people bring: what is transparent, what is white, which range, which files of a folder.
+
+Seen to fail: transparency of a mask taken for white, the colour of a one-coloured mask for its value, 0..1 for black,
+whole numbers of 8 bits for 16, a file left out without a word, an edit overwritten by the sheet of the same name.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from threestudio_rf.app.build.picture import check_mask, read_mask, read_picture, suffixes
+from threestudio_rf.app.errors import UserError
+from threestudio_rf.app.tasks.desk import pictures_of
+
+
+def save(path: Path, values: np.ndarray, mode: str | None = None) -> Path:
+    Image.fromarray(values, mode).save(path)
+    return path
+
+
+def layers(colour: tuple[int, int, int], alpha: np.ndarray) -> np.ndarray:
+    return np.dstack([*(np.full(alpha.shape, c, np.uint8) for c in colour), alpha.astype(np.uint8)])
+
+
+ALPHA = np.zeros((4, 6), np.uint8)
+ALPHA[1:3, 2:4] = 255
+
+
+@pytest.mark.parametrize("colour", [(255, 255, 255), (0, 0, 0), (200, 30, 60)])
+def test_of_a_mask_in_one_colour_the_opaque_part_may_change(tmp_path: Path, colour, capfd) -> None:
+    mask = read_mask(save(tmp_path / "m.png", layers(colour, ALPHA)), "edit.mask")
+    assert mask.shape == (1, 4, 6) and torch.equal(mask[0], torch.from_numpy(ALPHA) / 255)
+
+
+def test_of_a_painted_mask_white_may_change_and_what_is_transparent_is_kept(tmp_path: Path) -> None:
+    painted = layers((0, 0, 0), ALPHA)
+    painted[1, 2:4, :3] = 255
+    mask = read_mask(save(tmp_path / "m.png", painted), "edit.mask")
+    assert mask.sum() == 2 and (mask[0, 1, 2:4] == 1).all()
+    assert read_picture(tmp_path / "m.png", "edit.image")[:, 0, 0].tolist() == [1, 1, 1], "a picture is before white"
+    grey = read_mask(save(tmp_path / "g.png", ALPHA), "edit.mask")
+    assert torch.equal(grey[0], torch.from_numpy(ALPHA) / 255)
+
+
+def test_a_mask_of_zeros_and_ones_is_taken_as_meant_and_a_dark_one_is_refused_with_its_largest_value(
+    tmp_path: Path,
+) -> None:
+    ones = read_mask(save(tmp_path / "ones.png", ALPHA // 255), "edit.mask")
+    assert torch.equal(ones[0], torch.from_numpy(ALPHA) / 255)
+    dark = read_mask(save(tmp_path / "dark.png", ALPHA // 5), "edit.mask")
+    with pytest.raises(UserError, match="largest value is 51 of 255"):
+        check_mask(dark, torch.zeros(3, 4, 6), "edit")
+
+
+@pytest.mark.parametrize(("largest", "white"), [(255, 255), (40_000, 65_535)])
+def test_whole_numbers_without_a_stated_range_are_read_by_their_values(
+    tmp_path: Path, largest: int, white: int
+) -> None:
+    values = np.linspace(0, largest, 24).astype(np.int32).reshape(4, 6)
+    picture = read_picture(save(tmp_path / "n.tif", values), "edit.image")
+    assert picture[0, -1, -1] == pytest.approx(largest / white, abs=1e-4)
+
+
+def test_every_picture_of_a_folder_is_taken_and_what_is_left_out_is_told(tmp_path: Path, monkeypatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("threestudio_rf.app.tasks.desk.LOG.warning", lambda text, *names: told.append(text % names))
+    for name in ("a.png", "b.jfif", "c.webp"):
+        save(tmp_path / name, np.zeros((4, 4, 3), np.uint8))
+    for name in ("notes.txt", "d.heic", "._a.png", ".DS_Store"):
+        (tmp_path / name).write_bytes(b"x")
+    assert [path.name for path in pictures_of(str(tmp_path))] == ["a.png", "b.jfif", "c.webp"]
+    assert told == ["left out: d.heic, notes.txt"]
+    assert {".jpg", ".jfif", ".tif", ".webp"} <= suffixes() and ".eps" not in suffixes()
+
+
+def test_postscript_is_not_handed_to_another_program(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    with pytest.raises(UserError, match="not a picture"):
+        read_picture(tmp_path / "a.png", "edit.image")
+
+
+@pytest.mark.parametrize("name", ["strip", "ball"])
+def test_an_edited_picture_is_not_overwritten_by_the_sheet(launcher, tmp_path: Path, name: str) -> None:
+    red = save(tmp_path / f"{name}.png", np.full((16, 16, 3), (200, 30, 30), np.uint8))
+    line = ["task=edit", "prior=gaussian", f"image={red}", "source=red", "prompt=blue", f"exp_root_dir={tmp_path}/out"]
+    code, folder, _, err = launcher(*line)
+    assert code == 0, err
+    sheet = "all-strip.png" if name == "strip" else "strip.png"
+    assert Image.open(folder / f"save/{name}.png").size == (16, 16) and (folder / "save" / sheet).exists()
+    assert Image.open(folder / "save" / sheet).size[0] > 100
