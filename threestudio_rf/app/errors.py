@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 GOOD, FAILED, USER_ERROR, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
@@ -27,3 +28,11 @@ def suggestion(word: str, known: Iterable[str]) -> str:
         last = word.rsplit(".", 1)[-1]
         near = [name for tail in difflib.get_close_matches(last, tails, n=2, cutoff=0.75) for name in tails[tail]]
     return f"; did you mean {' or '.join(near[:3])}?" if near else ""
+
+
+def user_path(text: str | Path, key: str) -> Path:
+    """A path that a user gives, `~` resolved. UserError naming `key` where there is no home folder."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{key}={text}: {error}; give a path without ~") from None

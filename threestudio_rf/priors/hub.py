@@ -23,7 +23,10 @@ def locate(
     `fetch(name, local_only)` returns the snapshot folder of a repository; `complete(folder)` raises PriorError when
     a folder is not whole, upon which a cached snapshot is fetched again, unless `offline`.
     """
-    local = Path(path).expanduser()
+    try:
+        local = Path(path).expanduser()
+    except RuntimeError as error:
+        raise PriorError(f"prior.path={path}: {error}; give a path without ~") from None
     if local.is_dir():
         complete(local)
         return local

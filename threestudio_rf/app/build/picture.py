@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from threestudio_rf.app.console import LOG
-from threestudio_rf.app.errors import UserError
+from threestudio_rf.app.errors import UserError, user_path
 
 SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
@@ -55,7 +55,7 @@ def _opened(path: Path | str, key: str) -> Any:
     """A PIL picture, turned as its EXIF data say. UserError as `read_picture`."""
     from PIL import Image, ImageOps
 
-    path = Path(path).expanduser()
+    path = user_path(path, key)
     if not path.is_file():
         raise UserError(f"{key}={path}: no such file")
     Image.init()

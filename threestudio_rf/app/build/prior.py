@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from threestudio_rf.app.console import LOG
+from threestudio_rf.app.errors import user_path
 from threestudio_rf.app.settings.groups import PriorConfig
 from threestudio_rf.priors.base import Prior
 from threestudio_rf.priors.gaussian import GaussianPrior
@@ -41,12 +42,12 @@ def pick_dtype(prior: PriorConfig, device: torch.device) -> torch.dtype:
 
 def text_cache(folder: str) -> Path:
     """Where embedded texts are kept."""
-    return Path(folder).expanduser() if folder else _caches() / "texts"
+    return user_path(folder, "prior.cache") if folder else _caches() / "texts"
 
 
 def bank_cache(folder: str) -> Path:
     """Where the true views of the tiny world are kept; `folder` is that of the embedded texts."""
-    return (Path(folder).expanduser() if folder else _caches()) / "banks"
+    return (user_path(folder, "prior.cache") if folder else _caches()) / "banks"
 
 
 def _caches() -> Path:

@@ -141,10 +141,13 @@ def run(launch: Launch, start: Start) -> int:
     for note in launch.notes:
         LOG.info("%s", note)
     if launch.multirun:
-        from threestudio_rf.app.cli.sweep import sweep
+        from threestudio_rf.app.cli.sweep import prompts_of, sweep
 
         def one(config: Config, number: int) -> int:
-            return run_one(config, None, launch, start, suffix=f"-{number}-seed{config.seed}")
+            suffix = f"-{number}-seed{config.seed}"
+            if config.prompt_file:
+                return _run_prompts(config, prompts_of(Path(config.prompt_file)), launch, start, suffix=suffix)
+            return run_one(config, None, launch, start, suffix=suffix)
 
         return sweep(launch, one, guarded)
     return guarded(lambda: _run(launch, start))
@@ -163,13 +166,13 @@ def _run(launch: Launch, start: Start) -> int:
     return run_one(config, loaded, launch, start)
 
 
-def _run_prompts(config: Config, prompts: list[str], launch: Launch, start: Start) -> int:
+def _run_prompts(config: Config, prompts: list[str], launch: Launch, start: Start, *, suffix: str = "") -> int:
     failed = []
     for number, prompt in enumerate(prompts, 1):
         open_log(config.log_level)
         LOG.info("run %d of %d: %s", number, len(prompts), prompt)
         one = replace(config, prompt=prompt, prompt_file="")
-        code = guarded(lambda one=one: run_one(one, None, launch, start))  # type: ignore[misc]
+        code = guarded(lambda one=one: run_one(one, None, launch, start, suffix=suffix))  # type: ignore[misc]
         if code in (INTERRUPTED, 143):
             return code
         if code != GOOD:

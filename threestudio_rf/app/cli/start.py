@@ -34,6 +34,9 @@ def prepare(launch: Launch, environment: MutableMapping[str, str]) -> None:
 def _begin(argv: list[str]) -> int:
     if sys.version_info[:2] >= (3, 14):
         raise UserError(f"Python 3.11 to 3.13 is needed (Hydra 1.3 stops on 3.14), this is {sys.version.split()[0]}")
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes.isdigit() and int(processes) > 1:
+        raise UserError(f"WORLD_SIZE={processes}: a run is one process; start it without torchrun")
     launch = translate(argv)
     if launch.show == "help":
         from threestudio_rf.app.cli.help import text

@@ -14,7 +14,7 @@ import yaml
 from torch import Tensor
 
 from threestudio_rf.app.build.picture import read_picture
-from threestudio_rf.app.errors import UserError
+from threestudio_rf.app.errors import UserError, user_path
 from threestudio_rf.app.report.curves import snapshots
 from threestudio_rf.export.files import write_files
 from threestudio_rf.export.media import contact_sheet, png
@@ -193,7 +193,7 @@ def write_grid(folder: Path, results: Sequence[Result], *, title: str, docs: str
     files = {folder / "grid.csv": csv_text(results).encode(), folder / "grid.md": f"# {title}\n\n{text}".encode()}
     files[folder / "grid.md"] += b"\n![All cells](grid.png)\n"
     if docs:
-        page = Path(docs).expanduser()
+        page = user_path(docs, "grid.docs")
         files |= _inserted(page, title, f"{text}\n![{title}](images/{title}.png)\n")
         files |= {page.parent / "images" / f"{title}.png": picture.read_bytes()}
     write_files(files)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from threestudio_rf.app.errors import UserError
+from threestudio_rf.app.errors import UserError, user_path
 
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
@@ -94,7 +94,7 @@ def _unit(x: Tensor) -> Tensor:
 
 def load_lpips(folder: Path | str, net: str = "") -> LPIPS:
     """LPIPS of `net`, or of the first of alex and squeeze whose files lie in `folder`; UserError when none does."""
-    root = Path(folder).expanduser()
+    root = user_path(folder, "edit.lpips")
     for name, one in nets().items():
         files = [sorted(root.glob(pattern)) for pattern in one.files]
         if net in ("", name) and all(files):

@@ -13,18 +13,18 @@ from threestudio_rf.app.settings.compose import plain
 Publish = Callable[[int, Mapping[str, float]], None]
 
 
-def optional(module: str, extra: str, instead: str) -> ModuleType | None:
+def optional(module: str, instead: str) -> ModuleType | None:
     """The module, or None with one line that installs it and says what is done `instead`."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        LOG.warning('%s is not usable (%s); pip install "threestudio_rf[%s]"; %s', module, error, extra, instead)
+        LOG.warning("%s is not usable (%s); pip install %s; %s", module, error, module, instead)
         return None
 
 
 def open_wandb(run: Run) -> Publish | None:
     """What sends a row of figures to Weights & Biases, or None."""
-    wandb = optional("wandb", "log", "the figures are in csv_logs/metrics.csv")
+    wandb = optional("wandb", "the figures are in csv_logs/metrics.csv")
     if wandb is None:
         return None
     started = wandb.init(project="threestudio_rf", name=run.folder.name, dir=str(run.folder), config=plain(run.config))

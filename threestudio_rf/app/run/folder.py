@@ -21,7 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from threestudio_rf.app.errors import UserError
+from threestudio_rf.app.errors import UserError, user_path
 
 ALLOWED = "_,'’().+-"
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)", re.IGNORECASE)
@@ -138,7 +138,7 @@ def _quiet_unlink(path: Path) -> None:
 
 def create(root: str, name: str, text: str, *, suffix: str = "", now: float | None = None) -> Path:
     """A new, empty, writable run folder for `text`, locked by nobody yet."""
-    base = Path(root).expanduser()
+    base = user_path(root, "exp_root_dir")
     probe(base)
     parent = _within(base, name)
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now)) + suffix
@@ -157,7 +157,7 @@ def create(root: str, name: str, text: str, *, suffix: str = "", now: float | No
 
 def latest(root: str, name: str, text: str) -> Path | None:
     """The last run folder of this name and prompt that holds a checkpoint."""
-    parent = _within(Path(root).expanduser(), name)
+    parent = _within(user_path(root, "exp_root_dir"), name)
     runs = [path for path in parent.glob("*@*") if path.name.rsplit("@", 1)[0] == slug(text)]
     runs = [path for path in runs if any((path / "ckpts").glob("*.ckpt"))]
     return max(runs, key=lambda path: path.name, default=None)

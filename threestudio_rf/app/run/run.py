@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from threestudio_rf.app.console import LOG
-from threestudio_rf.app.errors import UserError
+from threestudio_rf.app.errors import UserError, user_path
 from threestudio_rf.app.run.folder import latest, run_of
 from threestudio_rf.app.settings.compose import differences, from_text, on_top
 from threestudio_rf.app.settings.config import Config
@@ -50,7 +50,7 @@ def find_checkpoint(config: Config) -> Path | None:
                 f"{Path(config.exp_root_dir) / config.name}"
             )
         return found
-    path = Path(wanted).expanduser()
+    path = user_path(wanted, "resume")
     if not path.exists():
         raise UserError(f"resume={wanted}: no such file or folder")
     return path
@@ -97,6 +97,6 @@ def merge_stored(config: Config, overrides: list[str], loaded: Loaded) -> Config
 def home(config: Config, path: Path) -> Path | None:
     """The run folder that results of a resumed run join: its own, unless another exp_root_dir is named."""
     folder = run_of(path)
-    if folder is None or Path(config.exp_root_dir).expanduser().resolve() not in folder.resolve().parents:
+    if folder is None or user_path(config.exp_root_dir, "exp_root_dir").resolve() not in folder.resolve().parents:
         return None
     return folder

@@ -118,9 +118,9 @@ def _keys(node: dict[str, Any], prefix: str = "") -> list[str]:
 def from_text(text: str, source: str) -> Config:
     """Stored settings. UserError for bad YAML, another program's file, another version, an unknown key or type."""
     try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
+        data, written = yaml.safe_load(text), yaml.load(text, yaml.BaseLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{source} is not YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(data, dict) or "version" not in data:
         ours = ", ".join(choices("experiment"))
         raise UserError(f"{source} holds no settings of a run (no version in it); experiments: {ours}")
@@ -130,10 +130,21 @@ def from_text(text: str, source: str) -> Config:
     unknown = [key for key in _keys(data) if key not in leaves()]
     if unknown:
         raise UserError(f"{source}: unknown key {unknown[0]}{suggestion(unknown[0], leaves())}")
+    _as_written(data, written)
     try:
         return typed(OmegaConf.merge(OmegaConf.structured(Config), escaped(data)))  # type: ignore[arg-type]
     except OmegaConfBaseException as error:
         raise UserError(f"{source}: {_reason(error)}") from None
+
+
+def _as_written(data: dict[str, Any], written: dict[str, Any], prefix: str = "") -> None:
+    """Give the keys that take text, in place, the scalar as it was written: `prompt: yes` is not a truth value."""
+    for key, value in data.items():
+        leaf = leaves().get(prefix + key)
+        if isinstance(value, dict):
+            _as_written(value, written[key], f"{prefix}{key}.")
+        elif leaf is not None and leaf.type in (str, str | None) and isinstance(value, bool | int | float):
+            data[key] = written[key]
 
 
 def from_file(path: Path) -> Config:

@@ -91,6 +91,8 @@ def _text_keys() -> dict[str, bool]:
 def _check_key(key: str) -> None:
     known = leaves()
     plain = key.split("@", 1)[0]
+    if plain == "version":
+        raise UserError("version is that of the settings' format, which this program writes; it is not to choose")
     if plain in known or plain in groups() or plain.startswith(("hydra.", "hydra/")):
         return
     if any(name.startswith(plain + ".") for name in known):
@@ -157,12 +159,18 @@ def _config(value: str, launch: Launch) -> None:
         )
 
 
+MODES = ("--train", "--validate", "--test", "--export")
+
+
 def _flag(flag: str, value: str, launch: Launch) -> None:
     if flag == "--config":
         _config(value, launch)
     elif flag == "--gpu":
         launch.gpu = value
-    elif flag in ("--train", "--validate", "--test", "--export"):
+    elif flag in MODES:
+        other = [item for item in launch.overrides if item.startswith("mode=") and item != f"mode={flag[2:]}"]
+        if other:
+            raise UserError(f"{flag} and --{other[0].partition('=')[2]}: expected one of {', '.join(MODES)}")
         launch.overrides.append(f"mode={flag[2:]}")
     elif flag == "--verbose":
         launch.overrides.append("log_level=debug")

@@ -19,7 +19,7 @@ from threestudio_rf.app.build.scene import EMBEDDED, build_prior
 from threestudio_rf.app.build.tuned import method_of
 from threestudio_rf.app.build.words import warn_unknown_words
 from threestudio_rf.app.console import LOG, Progress
-from threestudio_rf.app.errors import FAILED, GOOD, UserError
+from threestudio_rf.app.errors import FAILED, GOOD, UserError, user_path
 from threestudio_rf.app.report.likeness import likeness
 from threestudio_rf.app.report.lpips import LPIPS, load_lpips
 from threestudio_rf.app.run.run import Run
@@ -104,7 +104,7 @@ Work = Callable[[Desk, Given], Figures]
 
 def pictures_of(image: str) -> list[Path]:
     """The file, or the pictures of the folder in the order of their names; UserError when it has none."""
-    path = Path(image).expanduser()
+    path = user_path(image, "edit.image")
     if not path.is_dir():
         return [path]
     files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
@@ -141,7 +141,7 @@ def over_pictures(run: Run, work: Work) -> tuple[Desk, dict[str, Figures], dict[
         try:
             image = _read(path, mask)
         except UserError as error:
-            if not Path(settings.image).expanduser().is_dir():
+            if not user_path(settings.image, "edit.image").is_dir():
                 raise
             failed[path.name] = str(error)
             continue
@@ -176,7 +176,7 @@ def table(rows: dict[str, Figures]) -> str:
 
 def report(run: Run, done: dict[str, Figures], failed: dict[str, str]) -> int:
     """`metrics.json`, for a folder `save/table.md` too; files that failed are told at the end. The exit code."""
-    single = len(done) == 1 and not failed and not Path(run.config.edit.image).expanduser().is_dir()
+    single = len(done) == 1 and not failed and not user_path(run.config.edit.image, "edit.image").is_dir()
     figures: Figures = next(iter(done.values())) if single else {"pictures": done, "failed": failed}
     (run.folder / "metrics.json").write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", "utf-8")
     rows = _rows(done)

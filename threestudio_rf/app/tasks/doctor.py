@@ -19,7 +19,8 @@ from threestudio_rf.priors.tiny import verify_weights, weights_folder
 from threestudio_rf.scenes.hashgrid import encoding_backend
 from threestudio_rf.scenes.occupancy import marching_backend
 
-OPTIONAL = {"mesh": ("xatlas", "fast-simplification"), "viewer": ("viser",), "log": ("tensorboard", "wandb")}
+OPTIONAL = {"wandb": "wandb=true", "hydra-joblib-launcher": "sweeps side by side", "hydra-submitit-launcher": "Slurm"}
+"""Packages that are used where they are there, and what for."""
 
 
 def _installed(name: str) -> str | None:
@@ -37,10 +38,9 @@ def versions() -> Iterator[str]:
     yield f"Python {platform.python_version()} on {platform.platform()}, {os.cpu_count()} processors"
     for name in PACKAGES:
         yield f"{name} {_installed(name) or 'MISSING'}"
-    for extra, names in OPTIONAL.items():
-        absent = [name for name in names if _installed(name) is None]
-        if absent:
-            yield f'optional, not installed: {", ".join(absent)} (pip install "threestudio_rf[{extra}]")'
+    for name, use in OPTIONAL.items():
+        if _installed(name) is None:
+            yield f"optional, not installed: {name}, for {use} (pip install {name})"
 
 
 def devices(device: torch.device) -> Iterator[str]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from threestudio_rf.app.console import LOG, Progress, open_log
-from threestudio_rf.app.errors import FAILED, GOOD, UserError
+from threestudio_rf.app.errors import FAILED, GOOD, UserError, user_path
 from threestudio_rf.app.report.grid_table import Result, write_grid
 from threestudio_rf.app.run.folder import slug
 from threestudio_rf.app.run.run import Run
@@ -145,7 +145,7 @@ def command(run: Run) -> int:
 
 def folder_of(config: Config) -> Path:
     """Where a grid is kept: always the same folder, so that it can go on."""
-    return Path(config.exp_root_dir).expanduser().absolute() / "grid" / slug(config.grid.name)
+    return user_path(config.exp_root_dir, "exp_root_dir").absolute() / "grid" / slug(config.grid.name)
 
 
 def _begin(cell: Cell) -> list[str]:

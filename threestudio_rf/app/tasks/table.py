@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from threestudio_rf.app.console import LOG, peak_memory_mb
-from threestudio_rf.app.errors import FAILED, GOOD, UserError
+from threestudio_rf.app.errors import FAILED, GOOD, UserError, user_path
 from threestudio_rf.app.report.score import evaluate_scene, show, volume_of
 from threestudio_rf.app.run.run import Run
 from threestudio_rf.app.settings.config import Config
@@ -137,7 +137,7 @@ def _objective(settings: TrainTinyConfig) -> Objective | None:
 
 def tiny_folder(config: Config) -> Path:
     """Where the parts are trained: always the same folder, so that they find each other and go on."""
-    return Path(config.train_tiny.folder or Path(config.exp_root_dir) / "train_tiny").expanduser()
+    return user_path(config.train_tiny.folder or Path(config.exp_root_dir) / "train_tiny", "train_tiny.folder")
 
 
 TASKS: dict[str, Callable[[Run], int]] = {

@@ -74,10 +74,13 @@ def train_unet(
     (z - shift) scaling_factor.
 
     `objective` replaces the part's own, `start` is the folder of a trained prior to begin with instead of `STARTS`.
-    FileNotFoundError when the part it starts from has not been trained.
+    ValueError when what it begins with is not there.
     """
     objective = OBJECTIVES[part] if objective is None else objective
     begin = folder / FOLDERS[STARTS[part]] if start is None and part in STARTS else start
+    if begin is not None and not begin.is_dir():
+        hint = f"train the part {STARTS[part]} first, or " if part in STARTS else ""
+        raise ValueError(f"{part} begins with the weights of {begin}, which is not there: {hint}use start=shipped")
     unet, encoder, tokenizer = fresh() if begin is None else trained(begin)
     unet, encoder = unet.to(device_of(vae)), encoder.to(device_of(vae))
     noises: Tensor | None = None

@@ -1,0 +1,64 @@
+"""What people bring at the edges: several ways to ask for several runs, flags that exclude each other, homes that are
+not there, words of other programs.
+
+Seen to fail: each refusal removed; the prompts of a file dropped in a sweep; `#` lines run; `yes` as a truth value.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from threestudio_rf.app.cli.sweep import prompts_of
+from threestudio_rf.app.errors import UserError, user_path
+from threestudio_rf.app.settings.compose import from_text, to_text
+from threestudio_rf.app.settings.config import Config
+
+
+def test_a_sweep_over_seeds_runs_every_prompt_of_a_file(launcher, small, tmp_path: Path) -> None:
+    (tmp_path / "two.txt").write_text("# a comment\na red ball\n\na blue cube\n")
+    line = ["-m", *small, "trainer.steps=1", "seed=0,1", f"prompt_file={tmp_path}/two.txt"]
+    code, _, _, err = launcher(*line, f"exp_root_dir={tmp_path}/out")
+    assert code == 0, err
+    names = sorted(path.name for path in (tmp_path / "out/tiny").iterdir())
+    assert len(names) == 4 and all(any(f"seed{s}" in name for name in names) for s in (0, 1))
+    assert sum("red_ball" in name for name in names) == 2 and sum("blue_cube" in name for name in names) == 2
+    assert prompts_of(tmp_path / "two.txt") == ["a red ball", "a blue cube"]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (["--train", "--test", "prompt=a red ball"], "--test and --train: expected one of"),
+        (["version=2", "prompt=a red ball"], "version is that of the settings' format"),
+        (["prompt=lib:cowboy_boots"], 'prompt="cowboy boots"'),
+        (["task=train_tiny", "train_tiny.part=sd_v"], "train the part instaflow first"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_in_one_line(launcher, small, tmp_path: Path, line, words) -> None:
+    sizes = ["train_tiny.per_shape=1", "train_tiny.steps=1"] if "train_tiny" in line[0] else []
+    code, _, _, err = launcher(*line, *sizes, f"exp_root_dir={tmp_path}/out")
+    assert code == 2 and words in err and len(err.strip().splitlines()[-1]) > 10, err
+
+
+def test_several_processes_are_refused_as_long_as_they_would_be_copies(launcher, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, _, err = launcher("prompt=a red ball", f"exp_root_dir={tmp_path}")
+    assert code == 2 and "WORLD_SIZE=2" in err and not any(tmp_path.iterdir())
+
+
+def test_a_home_that_is_not_there_is_told_with_the_key(monkeypatch) -> None:
+    def nowhere(self: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", nowhere)
+    with pytest.raises(UserError, match=r"prior\.cache=~/x: Could not determine home"):
+        user_path("~/x", "prior.cache")
+
+
+@pytest.mark.parametrize("word", ["yes", "on", "1.50", "007", "no"])
+def test_text_is_taken_as_it_was_written(word: str) -> None:
+    text = to_text(Config(prompt="PROMPT")).replace("prompt: PROMPT", f"prompt: {word}")
+    assert from_text(text, "file").prompt == word
+    assert from_text(text.replace("wandb: false", "wandb: yes"), "file").wandb is True
