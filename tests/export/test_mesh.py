@@ -17,7 +17,7 @@ import torch
 import trimesh
 from torch import Tensor
 
-from threestudio_rf.export.files import temporary
+from threestudio_rf.core.files import temporary
 from threestudio_rf.export.mesh import EmptyGeometryError, Mesh, automatic_level, extract, sample_grid, to_linear, write
 from threestudio_rf.scenes.camera import sphere_views
 from threestudio_rf.tiny.world.shapes import SHAPES

@@ -9,7 +9,8 @@ import os
 import pytest
 import torch
 
-from threestudio_rf.priors.cache import ConditionCache, write_atomically
+from threestudio_rf.core.files import write_files
+from threestudio_rf.priors.cache import ConditionCache
 from threestudio_rf.priors.sd import load_sd
 from threestudio_rf.priors.sd3 import load_sd3
 
@@ -73,14 +74,14 @@ def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path):
 
 def test_an_interrupted_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     target = tmp_path / "x"
-    write_atomically(target, b"old")
+    write_files({target: b"old"})
 
     def fail(*args):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="No space"):
-        write_atomically(target, b"new")
+        write_files({target: b"new"})
     assert target.read_bytes() == b"old" and list(tmp_path.iterdir()) == [target]
 
 

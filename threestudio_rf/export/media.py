@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from threestudio_rf.export.files import temporary, write_files
+from threestudio_rf.core.files import temporary, write_files
 from threestudio_rf.scenes.base import Rendering
 
 Frames = Tensor | Sequence[Tensor]

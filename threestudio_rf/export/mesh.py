@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from threestudio_rf.export.files import write_files
+from threestudio_rf.core.files import write_files
 
 FORMATS = ("glb", "obj", "ply")
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from threestudio_rf.core.files import write_files
 from threestudio_rf.priors.base import Condition
 
 
@@ -51,7 +50,7 @@ class ConditionCache:
         if file is None:
             return
         try:
-            write_atomically(file, save(self.memory[text]))
+            write_files({file: save(self.memory[text])})
         except OSError as error:
             warnings.warn(f"embedded texts are not kept: cannot write {file.parent}: {error.strerror}", stacklevel=2)
 
@@ -67,18 +66,3 @@ class ConditionCache:
         """Condition of texts that are all known; KeyError for one that is not."""
         rows = [self.memory[text] for text in texts]
         return Condition({name: torch.stack([row[name] for row in rows]) for name in rows[0]})
-
-
-def write_atomically(file: Path, content: bytes) -> None:
-    """Write `content` under a temporary name in the same folder, flush it to the disk, rename it to `file`."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=".", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from threestudio_rf.core.files import sync, temporary, write_files, write_text
+
 FORMAT = "threestudio_rf checkpoint 1"
 LAST, MANIFEST = "last.ckpt", "manifest.json"
 KEYS = ("format", "step", "scene", "optimiser", "config", "prior", "figures", "rng")
@@ -76,30 +78,6 @@ def pack(
     }
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """`data` under a temporary name, flushed to the disk, then renamed. OSError leaves the old file and no new one."""
-    temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}")
-    try:
-        with temporary.open("wb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def save(folder: Path, state: dict[str, Any], *, keep: int = 2) -> Path:
     """Write `state` (of `pack`) as the newest checkpoint of `folder` and keep the `keep` newest.
 
@@ -113,7 +91,7 @@ def save(folder: Path, state: dict[str, Any], *, keep: int = 2) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(folder)
     path = folder / f"step-{state['step']:07d}.ckpt"
-    write_atomically(path, data)
+    write_files({path: data})
     entry = {"step": state["step"], "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     files = read_manifest(folder) | {path.name: entry, LAST: entry}
     kept = {path.name} | set(sorted(_step_files(folder) - {path.name}, reverse=True)[: keep - 1])
@@ -131,14 +109,14 @@ def _step_files(folder: Path) -> set[str]:
 
 def _make_last(path: Path) -> None:
     """`last.ckpt` becomes another name of `path`; a copy where the file system has no links."""
-    temporary = path.with_name(f"{LAST}.tmp.{os.getpid()}")
+    last = path.with_name(LAST)
     try:
-        os.link(path, temporary)
+        os.link(path, temporary(last))
     except OSError:
-        write_atomically(path.with_name(LAST), path.read_bytes())
+        write_files({last: path.read_bytes()})
     else:
-        os.replace(temporary, path.with_name(LAST))
-        _sync_folder(path.parent)
+        os.replace(temporary(last), last)
+        sync(path.parent)
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -158,7 +136,7 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
 
 def write_manifest(folder: Path, files: dict[str, dict[str, Any]]) -> None:
     """Write the entries atomically."""
-    write_atomically(folder / MANIFEST, (json.dumps({"files": files}, indent=1) + "\n").encode())
+    write_text(folder / MANIFEST, json.dumps({"files": files}, indent=1) + "\n")
 
 
 def _read(path: Path, known: set[str]) -> dict[str, Any]:

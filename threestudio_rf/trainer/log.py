@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from threestudio_rf.trainer.checkpoint import write_atomically
+from threestudio_rf.core.files import write_files, write_text
 
 
 class Metrics:
@@ -66,7 +66,7 @@ class Metrics:
         text = ",".join(self.columns) + "\n" + "".join(self._line(row) for row in rows)
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.file, text.encode())
+            write_text(self.file, text)
         except OSError as error:
             self._warn(error)
 
@@ -100,7 +100,7 @@ def image(file: Path, picture: Tensor) -> None:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, buffer.getvalue())
+    write_files({file: buffer.getvalue()})
 
 
 def row_of_pictures(pictures: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from threestudio_rf.app.settings.config import Config
 from threestudio_rf.app.settings.flags import Launch
 from threestudio_rf.app.tasks.grid import folder_of as grid_folder
 from threestudio_rf.app.tasks.table import command_of, tiny_folder
+from threestudio_rf.core.files import remove_leftovers
 from threestudio_rf.priors.base import PriorError
 from threestudio_rf.trainer.checkpoint import CheckpointError, Loaded
 from threestudio_rf.trainer.lift import DivergedError
@@ -101,6 +102,8 @@ def run_one(config: Config, loaded: Loaded | None, launch: Launch, start: Start,
     lock = Lock(folder)
     lock.take()
     try:
+        if loaded is not None:
+            remove_leftovers(folder)
         open_log(config.log_level, folder / "log.txt")
         raw = yaml.safe_dump({"overrides": launch.overrides}, allow_unicode=True, width=1000)
         prior = " ".join(value for value in prior_id(config.prior).values() if value)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from threestudio_rf.app.build.picture import read_picture
-from threestudio_rf.export.files import write_files
+from threestudio_rf.core.files import write_files
 from threestudio_rf.export.media import contact_sheet
 from threestudio_rf.trainer.log import Metrics
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from threestudio_rf.app.build.picture import read_picture
 from threestudio_rf.app.errors import UserError, user_path
 from threestudio_rf.app.report.curves import snapshots
-from threestudio_rf.export.files import write_files
+from threestudio_rf.core.files import write_files
 from threestudio_rf.export.media import contact_sheet, png
 from threestudio_rf.trainer.log import Metrics
 

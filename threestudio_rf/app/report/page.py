@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from threestudio_rf.core.files import write_text
 from threestudio_rf.trainer.log import Metrics
 
 CURVES = ("loss", "residual_norm", "opacity", "grad_norm")
@@ -48,7 +49,12 @@ def _media(folder: Path) -> str:
 
 
 def _json(path: Path) -> dict[str, object]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """What a file holds, nothing where it is missing or broken: a page without a figure is better than none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def write_report(folder: Path, title: str) -> Path:
@@ -69,5 +75,5 @@ def write_report(folder: Path, title: str) -> Path:
         f"<pre>{html.escape(command)}</pre><details><summary>settings</summary><pre>{html.escape(settings)}</pre></details>",
     ]
     path = folder / "index.html"
-    path.write_text("\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+    write_text(path, "\n".join(part for part in parts if part) + "\n")
     return path

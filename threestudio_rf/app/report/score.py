@@ -13,6 +13,7 @@ from threestudio_rf.app.console import LOG
 from threestudio_rf.app.errors import UserError
 from threestudio_rf.app.run.run import Run
 from threestudio_rf.app.settings.config import Config
+from threestudio_rf.core.files import write_text
 from threestudio_rf.core.random import generator
 from threestudio_rf.export.mesh import EmptyGeometryError, Mesh, automatic_level, sample_grid
 from threestudio_rf.priors.tiny import verify_weights, weights_folder
@@ -142,7 +143,7 @@ def evaluate_scene(
 
 def show(run: Run, figures: dict[str, float | None]) -> None:
     """The figures as a table, and as `metrics.json` in the run folder."""
-    (run.folder / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    write_text(run.folder / "metrics.json", json.dumps(figures, indent=2) + "\n")
     for key, value in figures.items():
         LOG.info("%-22s %10s  %s", key, "-" if value is None else f"{value:.4g}", meaning(key, value))
 

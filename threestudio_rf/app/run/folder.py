@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from threestudio_rf.app.errors import UserError, user_path
+from threestudio_rf.core.files import write_text
 
 ALLOWED = "_,'’().+-"
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)", re.IGNORECASE)
@@ -219,8 +220,8 @@ def write_start(folder: Path, *, parsed: str, raw: str, argv: Sequence[str], pri
     """cmd.txt, configs/ and run.json of a run that begins or goes on; an earlier command stays in cmd.txt."""
     (folder / "configs").mkdir(exist_ok=True)
     write_command(folder, argv)
-    (folder / "configs" / "parsed.yaml").write_text(parsed, encoding="utf-8")
-    (folder / "configs" / "raw.yaml").write_text(raw, encoding="utf-8")
+    write_text(folder / "configs" / "parsed.yaml", parsed)
+    write_text(folder / "configs" / "raw.yaml", raw)
     write_status(folder, about(prior) | {"status": "running"})
 
 
@@ -231,4 +232,5 @@ def write_status(folder: Path, values: dict[str, Any]) -> None:
         known = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         known = {}
-    file.write_text(json.dumps(known | values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    known = known if isinstance(known, dict) else {}
+    write_text(file, json.dumps(known | values, indent=2, ensure_ascii=False) + "\n")

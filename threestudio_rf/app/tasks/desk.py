@@ -23,6 +23,7 @@ from threestudio_rf.app.errors import FAILED, GOOD, UserError, user_path
 from threestudio_rf.app.report.likeness import likeness
 from threestudio_rf.app.report.lpips import LPIPS, load_lpips
 from threestudio_rf.app.run.run import Run
+from threestudio_rf.core.files import write_text
 from threestudio_rf.core.sample import State
 from threestudio_rf.edit.method import Settings, states_of
 from threestudio_rf.priors.base import Prior
@@ -178,7 +179,7 @@ def report(run: Run, done: dict[str, Figures], failed: dict[str, str]) -> int:
     """`metrics.json`, for a folder `save/table.md` too; files that failed are told at the end. The exit code."""
     single = len(done) == 1 and not failed and not user_path(run.config.edit.image, "edit.image").is_dir()
     figures: Figures = next(iter(done.values())) if single else {"pictures": done, "failed": failed}
-    (run.folder / "metrics.json").write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    write_text(run.folder / "metrics.json", json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
     rows = _rows(done)
     if single and len(rows) == 1:
         for key, value in next(iter(rows.values())).items():
@@ -186,7 +187,7 @@ def report(run: Run, done: dict[str, Figures], failed: dict[str, str]) -> int:
     elif rows:
         text = table(rows)
         LOG.info("%s", text)
-        run.save("table.md").write_text(text + "\n", encoding="utf-8")
+        write_text(run.save("table.md"), text + "\n")
     for name, reason in failed.items():
         LOG.error("failed: %s: %s", name, reason)
     if failed:

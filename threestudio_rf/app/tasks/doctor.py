@@ -15,6 +15,7 @@ from threestudio_rf.app.build.scene import text_cache
 from threestudio_rf.app.errors import FAILED, GOOD
 from threestudio_rf.app.run.folder import PACKAGES, about, commit
 from threestudio_rf.app.run.run import Run
+from threestudio_rf.core.files import write_text
 from threestudio_rf.priors.tiny import verify_weights, weights_folder
 from threestudio_rf.scenes.hashgrid import encoding_backend
 from threestudio_rf.scenes.occupancy import marching_backend
@@ -80,7 +81,7 @@ def command(run: Run) -> int:
     faults = weights()
     whole = [f"weights: {fault}" for fault in faults] or [f"weights: {weights_folder()} is whole"]
     lines = [*versions(), *devices(run.device), *backends(run), *whole, *places(run)]
-    (run.folder / "doctor.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(run.folder / "doctor.txt", "\n".join(lines) + "\n")
     for line in lines:
         print(line)
     return FAILED if faults else GOOD

@@ -29,6 +29,7 @@ from threestudio_rf.app.run.signals import Stop
 from threestudio_rf.app.settings.config import Config
 from threestudio_rf.app.settings.flags import PACKAGE, choices
 from threestudio_rf.app.settings.groups import GridConfig
+from threestudio_rf.core.files import write_text
 
 STOPPED = (130, 143)
 WAIT = 0.2
@@ -70,7 +71,7 @@ class Cell:
 
     def write(self, **more: Any) -> None:
         """Write `cell.json`: the overrides and what else is known."""
-        self.note.write_text(json.dumps({"overrides": self.overrides, **more}, indent=2) + "\n", encoding="utf-8")
+        write_text(self.note, json.dumps({"overrides": self.overrides, **more}, indent=2) + "\n")
 
     def result(self) -> Result:
         """Its figures where it has finished with these overrides, else its error or nothing."""

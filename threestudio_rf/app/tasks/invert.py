@@ -11,9 +11,9 @@ from threestudio_rf.app.build.check_edit import name_of
 from threestudio_rf.app.console import LOG
 from threestudio_rf.app.run.run import Run
 from threestudio_rf.app.tasks.desk import Desk, Figures, Given, follow, over_pictures, report
+from threestudio_rf.core.files import write_files
 from threestudio_rf.core.random import generator
 from threestudio_rf.edit.method import times_of
-from threestudio_rf.export.files import write_files
 from threestudio_rf.export.media import contact_sheet, png
 
 TITLES = ("picture", "first stage", "reconstruction")

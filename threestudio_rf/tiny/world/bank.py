@@ -7,7 +7,7 @@ named by a digest of all of them, so that a shape that changes gets a new bank.
 from __future__ import annotations
 
 import hashlib
-import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from threestudio_rf.core.files import write_files
 from threestudio_rf.core.random import generator
 from threestudio_rf.scenes.camera import Camera, random_views
 from threestudio_rf.tiny.world.shapes import Shape
@@ -85,7 +86,7 @@ def load_bank(shape: Shape, *, size: int, cameras: BankCameras = NARROW, cache: 
     A cache that cannot be written or read costs the time of rendering only.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file, save
 
     key = hashlib.sha256(f"{_fingerprint(shape)} {cameras} {size}".encode()).hexdigest()[:16]
     file = None if cache is None else cache / f"{shape.name.replace(' ', '_')}-{size}-{key}.safetensors"
@@ -96,11 +97,6 @@ def load_bank(shape: Shape, *, size: int, cameras: BankCameras = NARROW, cache: 
             file.unlink(missing_ok=True)
     bank = _rendered(shape, cameras.cameras(size))
     if file is not None:
-        temporary = file.with_name(f".{file.name}.tmp.{os.getpid()}")
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            save_file({name: value.contiguous() for name, value in bank._asdict().items()}, temporary)
-            os.replace(temporary, file)
-        except (OSError, SafetensorError):
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            write_files({file: save({name: value.contiguous() for name, value in bank._asdict().items()})})
     return bank

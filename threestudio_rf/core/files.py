@@ -12,6 +12,18 @@ def temporary(path: Path) -> Path:
     return path.with_name(f".{path.stem}.tmp.{os.getpid()}{path.suffix}")
 
 
+def write_text(path: Path, text: str) -> None:
+    """One file of text in UTF-8; OSError as `write_files`."""
+    write_files({path: text.encode("utf-8")})
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Temporary files below `folder` that killed processes have left. Nobody else may write there."""
+    for path in folder.rglob(".*.tmp.*"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
+
+
 def write_files(files: Mapping[Path, bytes]) -> None:
     """Write all of `files` or none; folders are made. No file is replaced before every byte is on the disk.
 
@@ -28,7 +40,22 @@ def write_files(files: Mapping[Path, bytes]) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         for path in files:
-            temporary(path).replace(path)
+            os.replace(temporary(path), path)
+        for folder in {path.parent for path in files}:
+            sync(folder)
     finally:
         for path in files:
             temporary(path).unlink(missing_ok=True)
+
+
+def sync(folder: Path) -> None:
+    """Flush the names of a folder's files to the disk, where the system has a way to."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:  # some file systems refuse this for folders
+        pass
+    finally:
+        os.close(handle)
