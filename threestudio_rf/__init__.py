@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from threestudio_rf.app.api import invert, load_prior, sample
     from threestudio_rf.app.objects import lift
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 __all__ = ["__version__", "invert", "lift", "load_prior", "sample"]
 _PLACES = {"invert": "api", "lift": "objects", "load_prior": "api", "sample": "api"}
 
