@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
+from threestudio_rf.app.build.sampling import picture_size
 from threestudio_rf.app.build.tuned import method_of
 from threestudio_rf.app.report.likeness import psnr, ssim
 from threestudio_rf.app.settings.edit import EditConfig
@@ -82,9 +83,9 @@ class Case(NamedTuple):
 
 @torch.no_grad()
 def cases(prior: Any, n: int, seed: int) -> dict[str, list[Case]]:
-    """The held-out edits in batches, by kind."""
+    """The held-out edits, at the size of the prior's pictures, in batches by kind."""
     found: dict[str, list[Case]] = {}
-    for kind, pairs in held_out_pairs(n, seed).items():
+    for kind, pairs in held_out_pairs(n, seed, size=picture_size(prior, "cpu")[0]).items():
         for first in range(0, n, BATCH):
             some = pairs.select(slice(first, first + BATCH))
             x0 = prior.encode(some.before)
