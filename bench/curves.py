@@ -14,7 +14,7 @@ PANELS = (
     (("sd3", "sd3_continued"), "loss", "tiny-sd3: velocity error"),
     (("sd",), "loss", "tiny-sd: eps error"),
     (("sd_v",), "loss", "tiny-sd-v: v error"),
-    (("instaflow", "reflow"), "loss", "tiny-instaflow: velocity error, then reflow"),
+    (("instaflow_128",), "loss", "tiny-instaflow, 128 pixels: velocity error"),
     (("judge",), "shape", "judge: shape accuracy of a batch"),
 )
 """Trainings that follow each other, the column and the title of each panel."""
