@@ -82,7 +82,7 @@ def train_vae(
     for _ in train(part, schedule, folder, seed=TRAIN_SEED, report=report):
         pass
     vae.eval()
-    shift, scale = latent_statistics(vae, world, TRAIN_SEED)
+    shift, scale = latent_statistics(vae, world, TRAIN_SEED, n=min(2048, 64 * per_shape))
     vae.register_to_config(scaling_factor=round(scale, 4), shift_factor=round(shift, 4))
     vae.save_pretrained(folder / "vae-final", safe_serialization=True)
     views = min(HELD_OUT_VIEWS, per_shape)
