@@ -38,7 +38,7 @@ KEYS_2D = ("nearest_view_iou", "colour_error", "saturation", "diversity", "diver
 MEANING = {
     "volume_iou": "overlap of the solid with the true one: good from 0.85, fair from 0.7",
     "silhouette_iou": "overlap of the outlines, bound 1",
-    "nearest_view_iou": "overlap of each outline with the nearest true view, bound about 0.92",
+    "nearest_view_iou": "overlap of each outline with the nearest true view, bound about 0.94",
     "recognised": "by the judge: share of views whose shape and colour it names; it forgives melted shapes",
     "chamfer": "mean distance of the surfaces, longest side of the true one = 1",
     "colour_error": "CIE76 distance to the named colour",

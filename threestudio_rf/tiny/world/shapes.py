@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from threestudio_rf.tiny.world import painted, solids
+from threestudio_rf.tiny.world import solids
 from threestudio_rf.tiny.world.primitives import Distance as Distance
 from threestudio_rf.tiny.world.primitives import box, capped_cone, cylinder, sphere, torus, union
 
@@ -86,14 +86,14 @@ _ALL: Sequence[Shape] = (
     _plain("house", solids.house, front=True),
     _plain("arrow", solids.arrow),
     _plain("star", solids.star),
-    _painted("car", painted.car(), front=True),
-    _painted("tree", painted.tree(), revolution=True),
-    _painted("rocket", painted.rocket(), front=True),
-    _painted("cup", painted.cup()),
-    _painted("lamp", painted.lamp(), revolution=True),
-    _painted("boat", painted.boat(), front=True),
-    _painted("castle", painted.castle(), front=True),
-    _painted("duck", painted.duck(), front=True),
+    _painted("car", solids.car(), front=True),
+    _painted("tree", solids.tree(), revolution=True),
+    _painted("rocket", solids.rocket(), front=True),
+    _painted("cup", solids.cup()),
+    _painted("lamp", solids.lamp(), revolution=True),
+    _painted("boat", solids.boat(), front=True),
+    _painted("castle", solids.castle(), front=True),
+    _painted("duck", solids.duck(), front=True),
 )
 SHAPES: dict[str, Shape] = {shape.name: shape for shape in _ALL}
 TWELVE: tuple[str, ...] = tuple(SHAPES)[:12]
