@@ -24,6 +24,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -163,16 +164,28 @@ def load_vae(folder: str | os.PathLike[str]) -> AutoencoderKL:
     return AutoencoderKL.from_pretrained(folder, local_files_only=True, use_safetensors=True)
 
 
-def copy_weights(module: nn.Module, folder: str | os.PathLike[str]) -> None:
-    """Set the weights of `module` to those of a saved part, in place. RuntimeError when names or shapes differ."""
+def copy_weights(module: nn.Module, folder: str | os.PathLike[str], *, silent: str = "") -> None:
+    """Set the weights of `module` to those of a saved part, in place.
+
+    `silent` is a pattern of the last weights of layers (its group "layer") that the saved part may lack: they become
+    zero, so that the module does at first what the saved part does. RuntimeError when names or shapes differ otherwise.
+    """
     from safetensors.torch import load_file
 
     weights: dict[str, torch.Tensor] = {}
     for file in sorted(Path(folder).glob("*.safetensors")):
         weights |= load_file(file)
-    missing, unexpected = module.load_state_dict(weights, strict=False)
-    if unexpected or [name for name in missing if name in dict(module.named_parameters())]:
-        raise RuntimeError(f"{folder}: got other weights than {type(module).__name__}'s, such as {missing[:3]}")
+    own = dict(module.named_parameters())
+    lacking = [name for name in own if name not in weights]
+    last = {name: match for name in lacking if (match := re.match(silent, name))} if silent else {}
+    layers = tuple(f"{match['layer']}." for match in last.values())
+    strange = [name for name in lacking if not name.startswith(layers)]
+    unexpected = module.load_state_dict(weights, strict=False).unexpected_keys
+    if unexpected or strange:
+        raise RuntimeError(f"{folder}: got other weights than {type(module).__name__}'s, such as {strange[:3]}")
+    with torch.no_grad():
+        for name in last:
+            own[name].zero_()
 
 
 def make_transformer(

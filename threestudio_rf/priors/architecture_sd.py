@@ -60,12 +60,14 @@ def make_unet(
     groups: int = 8,
     extra_channels: int = 0,
     class_width: int | None = None,
+    pooled: bool = False,
     seed: int = 0,
 ) -> UNet2DConditionModel:
     """UNet with one residual block per level; `attention` says which levels read the text, the middle always does.
 
     Without a `text_width` nothing reads text. `extra_channels` are read beside the latents. A vector (B, class_width)
-    given as `class_labels` is added to the embedded time after a small network. ValueError unless there is one entry
+    given as `class_labels` is added to the embedded time after a small network. With `pooled` the text, pooled by
+    attention, is added there too, so that every block hears it. ValueError unless there is one entry
     of `attention` per level, all False where there is no text.
     """
     from diffusers import UNet2DConditionModel
@@ -88,6 +90,8 @@ def make_unet(
             cross_attention_dim=text_width or 1,  # a number is wanted even where nothing reads text
             class_embed_type=None if class_width is None else "projection",
             projection_class_embeddings_input_dim=class_width,
+            addition_embed_type="text" if pooled else None,
+            addition_embed_type_num_heads=heads,
             attention_head_dim=heads,  # diffusers' name for the number of heads
             norm_num_groups=groups,
         ).train()

@@ -263,6 +263,7 @@ class TrainTinyConfig:
     batch: int | None = opt(None, "batch; null: the part's own number", low=1)
     lr: float | None = opt(None, "learning rate; null: the part's own", above=0, high=1)
     per_shape: int | None = opt(None, "stored views per shape; null: the part's own number", low=1)
+    processes: int = opt(1, "processes of one thread each that share every batch", low=1, high=64)
     start: str = opt("", "weights to begin with: `shipped`, or the folder of a trained prior; empty: fresh ones")
     target: str = opt("", "UNets: what is learned; empty: the part's own", choices=("", "eps", "x0", "v", "flow"))
     norm: str = opt("l2", "UNets: norm of the error", choices=("l1", "l2"))

@@ -78,26 +78,20 @@ def test(run: Run) -> int:
 def train_tiny(run: Run) -> int:
     """One part of the embedded networks; the same command goes on where it stopped."""
     from threestudio_rf.priors.tiny import weights_folder
-    from threestudio_rf.tiny.train.parts import run_part
+    from threestudio_rf.tiny.train.crew import Crew
+    from threestudio_rf.tiny.train.parts import Shared, run_part
     from threestudio_rf.tiny.train.ship import folder_of, ship
 
     settings = run.config.train_tiny
     try:
         start = weights_folder() / folder_of(settings.part) if settings.start == "shipped" else settings.start
-        run_part(
-            settings.part,
-            run.folder,
-            steps=settings.steps,
-            seconds=settings.seconds,
-            batch=settings.batch,
-            lr=settings.lr,
-            per_shape=settings.per_shape,
-            start=Path(start) if start else None,
-            device=run.device,
-            objective=_objective(settings),
-            sharpening=_sharpening(settings),
-            report=LOG.info,
-        )
+        options = {name: getattr(settings, name) for name in ("steps", "seconds", "batch", "lr", "per_shape")}
+        options |= {"start": Path(start) if start else None, "device": run.device}
+        options |= {"objective": _objective(settings), "sharpening": _sharpening(settings)}
+        crew = None
+        if settings.processes > 1:
+            crew = Crew(settings.processes, Shared(settings.part, run.folder, options))
+        run_part(settings.part, run.folder, **options, report=LOG.info, crew=crew)
     except ValueError as error:
         raise UserError(f"train_tiny: {error}") from error
     if settings.ship:

@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 from threestudio_rf.core.convert import Kind, join, noise
 from threestudio_rf.core.ddpm import DDPM
 from threestudio_rf.core.level import Level, betas, rectified_flow
+from threestudio_rf.core.times import shift_time
 from threestudio_rf.tiny.train.latents import CaptionedLatents
 from threestudio_rf.tiny.train.training import compiled, device_of, half
 
@@ -27,6 +28,7 @@ class Objective:
     `kind` is the target; "flow" is learned as InstaFlow does, as x0 - eps on the straight path. With e the error of a
     sample (the mean over its elements of `norm`), k its index and s the learned log-variance of that index (0 unless
     `learn_logvar`), its loss is simple (e exp(-s) + s) + elbo w_k e, where w_k is `DDPM.lvlb_weights`, 0 for a flow.
+    `shift` draws a flow's times as SD3 does, nearer to the noise the larger it is (`shift_time`); 1: uniformly.
     """
 
     kind: Kind = "eps"
@@ -34,6 +36,7 @@ class Objective:
     simple: float = 1.0
     elbo: float = 0.0
     learn_logvar: bool = False
+    shift: float = 1.0
 
     def __post_init__(self) -> None:
         if self.norm not in ("l1", "l2"):
@@ -73,10 +76,14 @@ def draw_discrete(kind: Kind) -> Callable[[int, Generator], Drawn]:
     return draw_times
 
 
-def draw_straight(n: int, draw: Generator) -> Drawn:
-    """t uniform in [0, 1] on the straight path; the label is 1000 t."""
-    t = torch.rand(n, generator=draw)
-    return Drawn(1000 * t, (t * STEPS).long().clamp(max=STEPS - 1), rectified_flow(t), torch.zeros(n))
+def draw_straight(shift: float = 1.0) -> Callable[[int, Generator], Drawn]:
+    """Times t in [0, 1] on the straight path, uniform before the shift; the label is 1000 t."""
+
+    def draw_times(n: int, draw: Generator) -> Drawn:
+        t = shift_time(torch.rand(n, generator=draw), shift)
+        return Drawn(1000 * t, (t * STEPS).long().clamp(max=STEPS - 1), rectified_flow(t), torch.zeros(n))
+
+    return draw_times
 
 
 def sample_error(prediction: Tensor, target: Tensor, norm: Norm) -> Tensor:
@@ -126,7 +133,8 @@ class DenoisePart:
             self.modules["logvar"] = self.logvar
         self.data, self.objective, self.batch = data, objective, batch
         self.noises, self.autocast = noises, autocast
-        self.times = draw_straight if objective.kind == "flow" else draw_discrete(objective.kind)
+        flow = objective.kind == "flow"
+        self.times = draw_straight(objective.shift) if flow else draw_discrete(objective.kind)
 
     def loss(self, step: int, draw: Generator) -> tuple[Tensor, dict[str, float]]:
         """The weighted error, and its plain mean over the noisy and the clean half."""

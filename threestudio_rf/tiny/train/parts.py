@@ -21,6 +21,7 @@ import torch
 from threestudio_rf.core.random import generator
 from threestudio_rf.priors import architecture
 from threestudio_rf.priors.tiny import weights_folder
+from threestudio_rf.tiny.train.crew import Crew, silent
 from threestudio_rf.tiny.train.denoise import Objective
 from threestudio_rf.tiny.train.flow import FlowPart
 from threestudio_rf.tiny.train.judging import JudgeDistance, JudgePart, judge_accuracy, refused_share
@@ -232,20 +233,37 @@ def run_part(
     sharpening: Sharpening | None = None,
     report: Report = print,
     device: torch.device | str = "cpu",
+    crew: Crew | None = None,
 ) -> None:
     """Train one of `PARTS` on `device`, for at most `seconds`; None keeps the part's own. `start` is the folder of a
-    trained prior whose weights the part begins with, `sharpening` gives the first stage a discriminator. Raises
-    ValueError for an unknown part, or an option that the part does not have."""
+    trained prior whose weights the part begins with, `sharpening` gives the first stage a discriminator, `crew` are the
+    processes that share every batch. Raises ValueError for an unknown part, or an option that the part does not
+    have."""
     if part not in PARTS:
         raise ValueError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
     row = PARTS[part]
-    changes: dict[str, Any] = {"steps": steps, "lr": lr, "seconds": seconds}
+    changes: dict[str, Any] = {"steps": steps, "lr": lr, "seconds": seconds, "crew": crew}
     schedule = replace(row.schedule, **{name: value for name, value in changes.items() if value is not None})
     given = {"batch": batch, "per_shape": per_shape}
     sizes = row.sizes | {name: value for name, value in given.items() if value is not None}
+    if crew is not None:
+        sizes["batch"] = crew.share(sizes["batch"])
     chosen = {"start": start, "objective": objective, "sharpening": sharpening}
     options = {name: value for name, value in chosen.items() if value is not None}
     for name in options.keys() - row.options:
         able = [other for other, its in PARTS.items() if name in its.options]
         raise ValueError(f"{name}: got one for the part {part!r}, expected one of {', '.join(able)}")
     row.run(folder, schedule, report=report, device=device, **sizes, **options)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """`run_part` by several processes: what each of them is told."""
+
+    part: str
+    folder: Path
+    options: dict[str, Any]
+
+    def __call__(self, crew: Crew) -> None:
+        """The same training in another process, which says nothing."""
+        run_part(self.part, self.folder, **self.options, report=silent, crew=crew)

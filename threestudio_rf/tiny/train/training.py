@@ -22,6 +22,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from threestudio_rf.core.random import generator
+from threestudio_rf.tiny.train.crew import Crew, average_gradients, of_the_first
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -66,6 +67,8 @@ class Schedule:
     seconds: float = math.inf
     """Where it is finite, the training is over after so long at the latest, and its rate falls with the time that is
     left; what it reaches then depends on the machine too."""
+    crew: Crew | None = None
+    """The processes that share every batch; None: this one alone."""
 
     def rate(self, step: int, elapsed: float = 0.0) -> float:
         """Learning rate of `step` after `elapsed` seconds: linear warm-up, then a half cosine down to `final` of the
@@ -137,7 +140,7 @@ def train(
     """Train `part` for `schedule.steps`, resuming from `<folder>/<part>.pt`; yields after every step. When it ends the
     modules hold the averaged weights. A loss that is not finite raises FloatingPointError with the step."""
     folder.mkdir(parents=True, exist_ok=True)
-    file, curve = folder / f"{part.name}.pt", Curve(folder / f"{part.name}.csv")
+    file, curve, crew = folder / f"{part.name}.pt", Curve(folder / f"{part.name}.csv"), schedule.crew
     optimiser = torch.optim.AdamW(
         part.modules.parameters(), lr=schedule.lr, betas=schedule.betas, weight_decay=schedule.weight_decay
     )
@@ -146,52 +149,55 @@ def train(
     if file.exists():
         mean, first, seconds = _restore(file, part, optimiser)
         report(f"{part.name}: resumed at step {first}")
-    curve.resume(first)
+    if crew is not None:
+        crew.meet(part.modules)
+    writes = crew is None or crew.rank == 0
+    if writes:
+        curve.resume(first)
     started, saved = time.perf_counter() - seconds, time.perf_counter()
-
-    def save(step: int) -> None:
-        _save(
-            {
-                "modules": part.modules.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "mean": mean,
-                "step": step,
-                "seconds": time.perf_counter() - started,
-            },
-            file,
-        )
-
     for step in range(first, schedule.steps):
-        rate = schedule.rate(step, time.perf_counter() - started)
-        logged = _step(part, rate, schedule.clip, optimiser, step, seed)
+        rate = schedule.rate(step, _agreed(crew, time.perf_counter() - started))
+        logged = _step(part, rate, schedule, optimiser, step, seed)
         _average(mean, part.modules, schedule.ema, step)
-        seconds = time.perf_counter() - started
+        seconds = _agreed(crew, time.perf_counter() - started)
         last = step + 1 == schedule.steps or seconds > schedule.seconds
-        if (step + 1) % schedule.log_every == 0:
+        if writes and (step + 1) % schedule.log_every == 0:
             curve.add({"step": step, "seconds": round(seconds, 1), "lr": rate, **logged})
             report(f"{part.name} {step + 1}/{schedule.steps} {seconds:.0f} s  {_text(logged)}")
-        if time.perf_counter() - saved > schedule.save_seconds or last:
-            save(step + 1)
+        if writes and (time.perf_counter() - saved > schedule.save_seconds or last):
+            modules = part.modules.state_dict()
+            state = {"modules": modules, "optimiser": optimiser.state_dict(), "mean": mean}
+            _save(state | {"step": step + 1, "seconds": seconds}, file)
             saved = time.perf_counter()
         yield step
         if last:
             break
+    if crew is not None:
+        crew.part()
     part.modules.load_state_dict(mean)
 
 
+def _agreed(crew: Crew | None, seconds: float) -> float:
+    """The time that has passed, the same in all processes."""
+    return seconds if crew is None else of_the_first(seconds)
+
+
 def _step(
-    part: Part, rate: float, clip: float, optimiser: torch.optim.Optimizer, step: int, seed: int
+    part: Part, rate: float, schedule: Schedule, optimiser: torch.optim.Optimizer, step: int, seed: int
 ) -> dict[str, float]:
     for group in optimiser.param_groups:
         group["lr"] = rate
     on_cpu = device_of(part.modules).type == "cpu"  # with few tokens the fused kernel's backward is half of a CPU step
     with sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext():
-        loss, logged = part.loss(step, generator(seed, step, f"train/{part.name}"))
+        stream = "" if schedule.crew is None else schedule.crew.stream
+        loss, logged = part.loss(step, generator(seed, step, f"train/{part.name}{stream}"))
         if not loss.isfinite():
             raise FloatingPointError(f"{part.name}: the loss of step {step} is {loss.item()}")
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-    norm = nn.utils.clip_grad_norm_(part.modules.parameters(), clip)
+    if schedule.crew is not None:
+        average_gradients(part.modules)
+    norm = nn.utils.clip_grad_norm_(part.modules.parameters(), schedule.clip)
     optimiser.step()
     return {"loss": loss.item(), "grad_norm": norm.item(), **logged}
 

@@ -25,10 +25,12 @@ from threestudio_rf.tiny.world.views import VOCABULARY
 
 SEED = 0
 TEXT_WIDTH = 96
-CHANNELS, ATTENTION, HEADS = (64, 128, 160), (False, False, True), 4
-"""Of the UNet: 16 x 16 latents cost most at the first level, so text is read at 4 x 4 only."""
+CHANNELS, ATTENTION, HEADS = (64, 128, 160), (False, True, True), 4
+"""Of the UNet: 16 x 16 latents cost most at the first level, so text is read at 8 x 8 and below, and pooled by all."""
+SILENT = r"(?P<layer>.*attentions\.\d+|add_embedding)\.(proj_out|(?<=^add_embedding\.)norm2)\."
+"""The last weights of the layers that say nothing where they are zero."""
 FOLDERS = {"sd": "tiny-sd", "sd_v": "tiny-sd-v", "instaflow": "tiny-instaflow-1", "reflow": "tiny-instaflow"}
-FLOW = Objective(kind="flow")
+FLOW = Objective(kind="flow", shift=2.0)
 OBJECTIVES = {"sd": Objective(), "sd_v": Objective(kind="v"), "instaflow": FLOW, "reflow": FLOW}
 PREDICTION_TYPES = {"eps": "epsilon", "v": "v_prediction", "x0": "sample", "flow": "epsilon"}
 """diffusers' name of each target; it has none for a flow in a UNet's folder."""
@@ -45,15 +47,15 @@ def fresh() -> tuple[Any, Any, Any]:
     tokenizer = architecture.make_tokenizer([word for word in VOCABULARY if word.isalpha()])
     encoder = architecture_sd.make_sd_text_encoder(tokenizer, width=TEXT_WIDTH, seed=SEED + 1)
     unet = architecture_sd.make_unet(
-        TEXT_WIDTH, channels=CHANNELS, attention=ATTENTION, heads=HEADS, sample_size=16, seed=SEED
+        TEXT_WIDTH, channels=CHANNELS, attention=ATTENTION, heads=HEADS, sample_size=16, pooled=True, seed=SEED
     )
     return unet, encoder, tokenizer
 
 
 def trained(folder: Path) -> tuple[Any, Any, Any]:
-    """(UNet, text encoder, tokenizer) with the weights of a saved folder."""
+    """(UNet, text encoder, tokenizer) with the weights of a saved folder; layers it lacks say nothing at first."""
     unet, encoder, tokenizer = fresh()
-    architecture.copy_weights(unet, folder / "unet")
+    architecture.copy_weights(unet, folder / "unet", silent=SILENT)
     architecture.copy_weights(encoder, folder / "text_encoder")
     return unet, encoder, tokenizer
 
