@@ -6,7 +6,8 @@
 Every shape, colours and view words in turn. Flows take Euler steps under `--shift`, noise models DDIM steps with eta 0
 on Stable Diffusion's own times, where there is no shift. `--cfg` and `--shift` are those of `PRESETS` unless given.
 Prints for every shape the nearest-view IoU of the samples, its bound (true views, of cameras that are not in the bank,
-through the prior's first stage) and the share of samples whose judged shape AND colour are the prompt's.
+through the prior's first stage), the share of samples whose judged shape AND colour are the prompt's, and for shapes
+with a front, asked by octant, the share whose nearest true view is of that octant (chance: 0.125).
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ from threestudio_rf.priors.base import Prior, bind
 from threestudio_rf.priors.sd import load_sd
 from threestudio_rf.priors.sd3 import load_sd3
 from threestudio_rf.priors.tiny import EMBEDDED, known_words, load_tiny, weights_folder
-from threestudio_rf.priors.views import HEIGHTS, OCTANT_WORDS
+from threestudio_rf.priors.views import HEIGHTS, OCTANT_WORDS, octant_index
 from threestudio_rf.scenes.camera import random_views
 from threestudio_rf.tiny.world.exact import ExactPrior
 from threestudio_rf.tiny.world.judge import Judge, load_judge
 from threestudio_rf.tiny.world.shapes import SHAPES, TWELVE
-from threestudio_rf.tiny.world.strict import nearest_view_iou
+from threestudio_rf.tiny.world.strict import nearest_view_iou, seen_from
 from threestudio_rf.tiny.world.views import COLOURS, VIEW_WORDS, compose, palette, prompt_of, random_backgrounds, render
 
 PRESETS = {"tiny_sd3": (3.5, 3.0), "tiny_sd": (4.0, 1.0), "tiny_sd_v": (4.0, 1.0), "tiny_instaflow": (1.5, 1.0)}
@@ -97,6 +98,17 @@ def right(judge: Judge, image: Tensor, shape: str, colours: list[int]) -> Tensor
     return found.float()
 
 
+def octants_right(image: Tensor, shape: str, colours: list[int], words: list[str]) -> float:
+    """The share of pictures (N, 3, H, W) whose nearest true view stands in the octant of their word."""
+    solid, named = SHAPES[shape], palette()[torch.tensor(colours)]
+    found = []
+    for one, colour in zip(image.split(1), solid.palette(named), strict=True):
+        azimuth, elevation = seen_from(one, solid, colour, cache=CACHE)
+        found.append(octant_index(azimuth, elevation) // len(HEIGHTS))
+    asked = torch.tensor([OCTANT_WORDS.index(word) // len(HEIGHTS) for word in words])
+    return (torch.cat(found) == asked).float().mean().item()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prior", choices=(*EMBEDDED, "tiny_exact"), default="tiny_sd3")
@@ -131,7 +143,12 @@ def main() -> None:
         rows.append(
             (float(found), bound(prior, shape, size, options.samples), right(judge, image, shape, colours).mean())
         )
-        print(f"  {shape:<9} IoU {rows[-1][0]:.3f}  bound {rows[-1][1]:.3f}  recognised {rows[-1][2]:.3f}", flush=True)
+        sides = octants_right(image, shape, colours, names) if words is OCTANT_WORDS and SHAPES[shape].front else None
+        told = "" if sides is None else f"  octant {sides:.2f}"
+        print(
+            f"  {shape:<9} IoU {rows[-1][0]:.3f}  bound {rows[-1][1]:.3f}  recognised {rows[-1][2]:.3f}{told}",
+            flush=True,
+        )
         sheet.append(image[:10].permute(1, 2, 0, 3).flatten(2))
     table = torch.tensor(rows)
     print(f"{options.prior}, scale {options.cfg:g}, {options.samples} samples of {len(shapes)} shapes: ", end="")

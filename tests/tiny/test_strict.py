@@ -10,7 +10,7 @@ import torch
 from threestudio_rf.core.random import generator
 from threestudio_rf.scenes.camera import random_views
 from threestudio_rf.tiny.world.shapes import SHAPES
-from threestudio_rf.tiny.world.strict import nearest_iou, nearest_view_iou, own_mask
+from threestudio_rf.tiny.world.strict import BankCameras, nearest_iou, nearest_view_iou, own_mask, seen_from
 from threestudio_rf.tiny.world.views import COLOURS, compose, render
 
 
@@ -45,3 +45,15 @@ def test_the_own_mask_is_what_differs_from_the_border() -> None:
     picture[:, 0, 2:5, 2:5] = 0.8
     picture[:, 0, 6, 6] = 0.7
     assert own_mask(picture).sum() == 9
+
+
+def test_a_true_picture_is_seen_from_where_its_camera_stands() -> None:
+    duck, cameras = SHAPES["duck"], BankCameras(views=400)
+    camera = random_views(12, generator(9, 1, "strict"), height=64, width=64)
+    colours = duck.palette(torch.tensor([COLOURS["yellow"]]))
+    view = render(duck, camera)
+    pictures = compose(view, colours.expand(12, -1, -1), torch.full((12, 3), 0.1))
+    azimuth, elevation = seen_from(pictures, duck, colours[0], cameras=cameras)
+    off = ((azimuth - camera.azimuth + 180) % 360 - 180).abs()
+    assert off.median() < 12 and (off < 45).sum() >= 11
+    assert (elevation - camera.elevation).abs().median() < 12

@@ -1,6 +1,7 @@
-"""The strict figure of pictures: how well the outline of a sample is that of a true view of its shape.
+"""The strict figures of pictures: how well the outline of a sample is that of a true view of its shape, and from where
+that view is seen.
 
-The judge forgives what is nearly right; this does not: a chair with melted legs has no true view near it.
+The judge forgives what is nearly right; these do not: a chair with melted legs has no true view near it.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from torch import Tensor
 
 from threestudio_rf.tiny.world.bank import BankCameras, load_bank
 from threestudio_rf.tiny.world.shapes import SHAPES, Shape
+from threestudio_rf.tiny.world.views import View, compose
 
 SIZE = 64
 CONTRAST = 0.25
+GREY = 0.5
 WORLD = BankCameras()
 """1,500 views by the cameras of the whole world."""
 
@@ -58,3 +61,20 @@ def nearest_view_iou(
     if images.shape[-2:] != (SIZE, SIZE):
         images = F.interpolate(images, (SIZE, SIZE), mode="area")
     return nearest_iou(own_mask(images), true_masks(shape, cameras, cache))
+
+
+def seen_from(
+    images: Tensor, shape: Shape, colours: Tensor, *, cameras: BankCameras = WORLD, cache: Path | None = None
+) -> tuple[Tensor, Tensor]:
+    """Azimuth and elevation (N,) in degrees of the true view whose pixels are nearest to each picture (N, 3, H, W) with
+    its background made grey; colours (K, 3) are those of the shape's parts. A shape looks the same from several sides
+    where it has a symmetry, so this tells something of shapes with a front."""
+    if images.shape[-2:] != (SIZE, SIZE):
+        images = F.interpolate(images, (SIZE, SIZE), mode="area")
+    seen = torch.where(own_mask(images)[:, None], images, GREY).flatten(1)
+    bank = load_bank(shape, size=SIZE, cameras=cameras, cache=cache)
+    mask, shading, part = (x[:, None] for x in bank[:3])
+    view = View(mask.float() / 255, shading.float() / 255, mask, part.long())
+    true = compose(view, colours.expand(len(mask), -1, -1), torch.full((len(mask), 3), GREY)).flatten(1)
+    nearest = (true.square().sum(1) - 2 * seen @ true.T).argmin(1)
+    return bank.azimuth[nearest], bank.elevation[nearest]
