@@ -62,3 +62,26 @@ def test_text_is_taken_as_it_was_written(word: str) -> None:
     text = to_text(Config(prompt="PROMPT")).replace("prompt: PROMPT", f"prompt: {word}")
     assert from_text(text, "file").prompt == word
     assert from_text(text.replace("wandb: false", "wandb: yes"), "file").wandb is True
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_a_file_of_prompts_is_read_in_every_unicode_encoding(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "list.txt").write_bytes("a red ball\r\n# no\r\nein grüner Würfel\r\n".encode(encoding))
+    assert prompts_of(tmp_path / "list.txt") == ["a red ball", "ein grüner Würfel"]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ("a ball\nein grüner Würfel\n".encode("latin-1"), "the byte 0xfc in line 2; save it as UTF-8"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "the byte 0x89 in line 1"),
+        (b"a ball\0\0\0\0more of it", "zero bytes"),
+        (b"", "got none"),
+    ],
+)
+def test_a_file_that_is_no_text_says_where(tmp_path: Path, data: bytes, words: str) -> None:
+    (tmp_path / "list.txt").write_bytes(data)
+    with pytest.raises(UserError, match=words):
+        prompts_of(tmp_path / "list.txt")
+    with pytest.raises(UserError, match=r"prompt_file=.*: Is a directory"):
+        prompts_of(tmp_path)

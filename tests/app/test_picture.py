@@ -1,11 +1,13 @@
 """Pictures and masks that people bring: what is transparent, what is white, which range, which files of a folder.
 
 Seen to fail: transparency of a mask taken for white, the colour of a one-coloured mask for its value, 0..1 for black,
-whole numbers of 8 bits for 16, a file left out without a word, an edit overwritten by the sheet of the same name.
+whole numbers of 8 bits for 16, a file left out without a word, an edit overwritten by the sheet of the same name, strips without their
+offset, figures of the whole picture, two pictures of one name.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,19 @@ import pytest
 import torch
 from PIL import Image
 
-from threestudio_rf.app.build.picture import check_mask, read_mask, read_picture, suffixes
+from threestudio_rf.app.build.picture import (
+    bounded,
+    check_mask,
+    fitted,
+    read_mask,
+    read_picture,
+    spread,
+    suffixes,
+)
 from threestudio_rf.app.errors import UserError
-from threestudio_rf.app.tasks.desk import pictures_of
+from threestudio_rf.app.tasks import edit
+from threestudio_rf.app.tasks.desk import Given, names_of, pictures_of
+from threestudio_rf.app.tasks.edit import delivered
 
 
 def save(path: Path, values: np.ndarray, mode: str | None = None) -> Path:
@@ -93,3 +105,51 @@ def test_an_edited_picture_is_not_overwritten_by_the_sheet(launcher, tmp_path: P
     sheet = "all-strip.png" if name == "strip" else "strip.png"
     assert Image.open(folder / f"save/{name}.png").size == (16, 16) and (folder / "save" / sheet).exists()
     assert Image.open(folder / "save" / sheet).size[0] > 100
+
+
+@pytest.mark.parametrize("size", [(90, 130), (37, 64), (20, 11)])
+def test_rows_that_are_scaled_back_by_themselves_are_those_of_the_whole(size: tuple[int, int]) -> None:
+    small = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    whole = spread(small, size)
+    parts = [spread(small, size, slice(at, min(at + 7, size[0]))) for at in range(0, size[0], 7)]
+    assert torch.allclose(torch.cat(parts, 2), whole, atol=1e-6)
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.15])
+def test_a_large_picture_is_put_together_strip_by_strip_as_in_one(monkeypatch, keep: float) -> None:
+    image = torch.rand(3, 90, 130, generator=torch.Generator().manual_seed(2))
+    mask = torch.zeros(1, 90, 130)
+    mask[:, 20:70] = 1
+    small = fitted(image, (16, 16), "x")
+    given = Given("x", image, mask, small, small, small)
+    edited = torch.cat([1 - small, small * 0.5])
+    whole = delivered(given, edited, keep)
+    monkeypatch.setattr(edit, "STRIP", 130 * 8)
+    assert torch.allclose(delivered(given, edited, keep), whole, atol=1e-5)
+
+
+def test_a_large_picture_is_edited_at_its_size_and_measured_at_a_bounded_one(launcher, tmp_path: Path) -> None:
+    red = save(tmp_path / "big.png", np.full((700, 1030, 3), (200, 30, 30), np.uint8))
+    line = ["task=edit", "prior=gaussian", f"image={red}", "source=red", "prompt=blue", f"exp_root_dir={tmp_path}/out"]
+    code, folder, out, err = launcher(*line)
+    assert code == 0 and "scaled to 512 x 348" in out, err
+    assert Image.open(folder / "save/big.png").size == (1030, 700)
+    figures = json.loads((folder / "metrics.json").read_text())
+    assert figures["figures_at"] == "512 x 348" and figures["psnr"] < 15
+    assert Image.open(folder / "save/strip.png").size[1] < 400
+    assert bounded(torch.zeros(3, 700, 1030), 2000).shape == (3, 700, 1030)
+
+
+def test_no_two_pictures_of_a_folder_have_one_name(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a.png", "a.jpg", "a_png.webp", "B.png", "b.gif", "c.png")]
+    names = names_of(paths)
+    assert len({name.casefold() for name in names.values()}) == len(paths)
+    assert names[paths[5]] == "c" and names[paths[2]] == "a_png" and names[paths[1]] == "a_jpg"
+
+
+def test_the_sheet_of_an_inversion_leaves_a_picture_of_its_name(launcher, tmp_path: Path) -> None:
+    red = save(tmp_path / "strip.png", np.full((16, 16, 3), (200, 30, 30), np.uint8))
+    line = ["task=invert", "prior=gaussian", f"image={red}", "source=red", "steps=2", f"exp_root_dir={tmp_path}/out"]
+    code, folder, _, err = launcher(*line)
+    assert code == 0 and (folder / "save/all-strip.png").exists(), err
+    assert Image.open(folder / "save/strip.png").size == (8, 8)

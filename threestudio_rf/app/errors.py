@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
@@ -36,3 +37,35 @@ def user_path(text: str | Path, key: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise UserError(f"{key}={text}: {error}; give a path without ~") from None
+
+
+MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"))
+MARKS += ((codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+"""What a text file may begin with, and its encoding; the longer ones first."""
+
+
+def user_text(path: str | Path, key: str) -> str:
+    """A text file of the user in UTF-8, UTF-16 or UTF-32, without its mark. UserError naming `key` for what cannot be
+    read or is something else."""
+    file = user_path(path, key)
+    try:
+        data = file.read_bytes()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{key}={path}: {getattr(error, 'strerror', None) or error}") from None
+    mark, encoding = next(((mark, name) for mark, name in MARKS if data.startswith(mark)), (b"", ""))
+    if not mark:
+        half = data[: 2 * (min(len(data), 512) // 2)]
+        zeros = half[1::2].count(0), half[::2].count(0)
+        little, big = (2 * count > len(half) // 2 for count in zeros)
+        encoding = "utf-16-le" if little and not big else "utf-16-be" if big and not little else "utf-8"
+    try:
+        text = data[len(mark) :].decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"{key}={path}: expected text in UTF-8 or UTF-16, got the byte 0x{data[len(mark) + error.start]:02x} in line "
+            f"{line}; save it as UTF-8"
+        ) from None
+    if "\0" in text:
+        raise UserError(f"{key}={path}: expected text, got a file with zero bytes in it")
+    return text

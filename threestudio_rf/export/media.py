@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from threestudio_rf.core.files import temporary, write_files
+from threestudio_rf.export.letters import typeface
 from threestudio_rf.scenes.base import Rendering
 
 Frames = Tensor | Sequence[Tensor]
@@ -127,24 +128,26 @@ def contact_sheet(rows: Rows, *, titles: Sequence[str] = (), cell: int = 128) ->
     """One picture of labelled rows of images, (3, H, W) in [0, 1], on white.
 
     Images, see `to_bytes`, are scaled to the height `cell`: whole multiples repeat pixels, other sizes are resampled.
-    `titles` stand above the columns, smaller where they are wider. Raises ValueError for no images.
+    `titles` stand above the columns, smaller where they are wider; text whose letters no font here has is numbered, as
+    `typeface` tells. Raises ValueError for no images.
     """
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
     pictures = [[_scaled(to_bytes(image), cell) for image in images] for _, images in rows]
     if not any(pictures):
         raise ValueError(f"a contact sheet needs at least one image, got {len(rows)} empty rows")
     size = max(12, cell // 8)
-    font, gap = ImageFont.load_default(size), max(2, cell // 32)
-    left = gap + max(int(font.getlength(label)) for label, _ in rows) + gap
+    heads, labels = typeface(titles), typeface([label for label, _ in rows])
+    font, gap = labels.at(size), max(2, cell // 32)
+    left = gap + max(int(font.getlength(label)) for label in labels.lines) + gap
     top = gap + (size + gap if titles else 0)
     wide = max(picture.shape[1] for row in pictures for picture in row) + gap
     sheet = Image.new("RGB", (left + wide * max(map(len, pictures)), top + (cell + gap) * len(rows)), "white")
     draw = ImageDraw.Draw(sheet)
-    for column, title in enumerate(titles):
-        fits = min(1.0, (wide - gap) / max(1.0, font.getlength(title)))
-        draw.text((left + wide * column, gap), title, fill="black", font=ImageFont.load_default(max(6, size * fits)))
-    for row, (label, _) in enumerate(rows):
+    for column, title in enumerate(heads.lines):
+        fits = min(1.0, (wide - gap) / max(1.0, heads.at(size).getlength(title)))
+        draw.text((left + wide * column, gap), title, fill="black", font=heads.at(max(6, size * fits)))
+    for row, label in enumerate(labels.lines):
         y = top + (cell + gap) * row
         draw.text((gap, y + (cell - size) // 2), label, fill="black", font=font)
         for column, picture in enumerate(pictures[row]):

@@ -121,17 +121,44 @@ def fitted(image: Tensor, size: tuple[int, int], key: str) -> Tensor:
     return scaled[:, :, top : top + height, left : left + width]
 
 
-def spread(small: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, C, H, W) of size (H, W): `small` (B, C, h, w) scaled back to where `fitted` took it from, 0 around it."""
-    rows, columns = size
+def spread(small: Tensor, size: tuple[int, int], rows: slice | None = None) -> Tensor:
+    """(B, C, H, W) of size (H, W): `small` (B, C, h, w) scaled back to where `fitted` took it from, 0 around it; with
+    `rows` only those of it, so that a large picture is never held several times over."""
+    high, wide = size
+    part = rows or slice(0, high)
     height, width = small.shape[-2:]
-    if (rows, columns) == (height, width):
-        return small
-    scale = max(height / rows, width / columns)
-    kept = (min(rows, max(1, round(height / scale))), min(columns, max(1, round(width / scale))))
-    middle = F.interpolate(small, size=kept, mode="bilinear", antialias=True, align_corners=False)
-    top, left = (rows - kept[0]) // 2, (columns - kept[1]) // 2
-    return F.pad(middle, (left, columns - kept[1] - left, top, rows - kept[0] - top))
+    if (high, wide) == (height, width):
+        return small[..., part, :]
+    scale = max(height / high, width / wide)
+    kept = (min(high, max(1, round(height / scale))), min(wide, max(1, round(width / scale))))
+    top, left = (high - kept[0]) // 2, (wide - kept[1]) // 2
+    first, last = (min(max(at - top, 0), kept[0]) for at in (part.start, part.stop))
+    if rows is None or kept[0] < height:
+        middle = F.interpolate(small, size=kept, mode="bilinear", antialias=True, align_corners=False)
+        middle = middle[..., first:last, :]
+    else:
+        middle = F.interpolate(_rows(small, kept[0], first, last), size=(last - first, kept[1]), mode="bilinear")
+    above = min(max(top - part.start, 0), part.stop - part.start)
+    below = part.stop - part.start - above - middle.shape[-2]
+    return F.pad(middle, (left, wide - kept[1] - left, above, below))
+
+
+def _rows(x: Tensor, height: int, first: int, last: int) -> Tensor:
+    """Rows first..last - 1 of x (B, C, h, w) scaled to `height` >= h rows, bilinear about the middles of pixels."""
+    at = ((torch.arange(first, last) + 0.5) * (x.shape[-2] / height) - 0.5).clamp(0, x.shape[-2] - 1)
+    lower = at.floor().long()
+    upper = (lower + 1).clamp(max=x.shape[-2] - 1)
+    return torch.lerp(x[..., lower, :], x[..., upper, :], (at - lower).to(x.dtype)[:, None])
+
+
+def bounded(image: Tensor, side: int) -> Tensor:
+    """image (C, H, W) scaled down until its longer side is `side`; as it is where it is no larger."""
+    rows, columns = image.shape[-2:]
+    if max(rows, columns) <= side:
+        return image
+    scale = side / max(rows, columns)
+    size = (max(1, round(rows * scale)), max(1, round(columns * scale)))
+    return F.interpolate(image[None], size=size, mode="bilinear", antialias=True, align_corners=False)[0]
 
 
 def check_mask(mask: Tensor, image: Tensor, group: str) -> None:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from threestudio_rf.app.build.check import check
 from threestudio_rf.app.console import open_log
-from threestudio_rf.app.errors import FAILED, RunError, UserError, user_path
+from threestudio_rf.app.errors import FAILED, RunError, UserError, user_text
 from threestudio_rf.app.settings.compose import register, typed
 from threestudio_rf.app.settings.config import Config
 from threestudio_rf.app.settings.flags import CONFIGS, Launch
@@ -18,11 +18,8 @@ from threestudio_rf.app.settings.flags import CONFIGS, Launch
 
 def prompts_of(file: Path) -> list[str]:
     """The prompts of a text file, one per line: BOM, CRLF, blank lines, lines that begin with # and repetitions are
-    taken away."""
-    try:
-        text = user_path(file, "prompt_file").read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"prompt_file={file}: {error}") from None
+    taken away. UserError as `user_text`."""
+    text = user_text(file, "prompt_file")
     prompts = list(
         dict.fromkeys(line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))
     )

@@ -17,6 +17,7 @@ from threestudio_rf.app.build.picture import read_picture
 from threestudio_rf.app.errors import UserError, user_path
 from threestudio_rf.app.report.curves import snapshots
 from threestudio_rf.core.files import write_files
+from threestudio_rf.export.letters import typeface
 from threestudio_rf.export.media import contact_sheet, png
 from threestudio_rf.trainer.log import Metrics
 
@@ -176,11 +177,11 @@ def sheet(results: Sequence[Result]) -> Tensor:
 def _headed(picture: Tensor, title: str) -> Tensor:
     """A picture (3, H, W) under its title."""
     import numpy as np
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
-    size = CELL // 6
+    size, drawn = CELL // 6, typeface([title])
     strip = Image.new("RGB", (picture.shape[2], size + 8), "white")
-    ImageDraw.Draw(strip).text((4, 2), title, fill="black", font=ImageFont.load_default(size))
+    ImageDraw.Draw(strip).text((4, 2), drawn.lines[0], fill="black", font=drawn.at(size))
     return torch.cat([torch.from_numpy(np.array(strip)).permute(2, 0, 1) / 255, picture], 1)
 
 

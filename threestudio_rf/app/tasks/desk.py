@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from threestudio_rf.app.build.check_edit import name_of, prompts_of
-from threestudio_rf.app.build.picture import check_mask, fitted, read_mask, read_picture, suffixes
+from threestudio_rf.app.build.picture import bounded, check_mask, fitted, read_mask, read_picture, suffixes
 from threestudio_rf.app.build.sampling import picture_size
 from threestudio_rf.app.build.scene import EMBEDDED, build_prior
 from threestudio_rf.app.build.tuned import method_of
@@ -30,6 +30,8 @@ from threestudio_rf.priors.base import Prior
 from threestudio_rf.trainer.edit import Editing, begin
 
 Figures = dict[str, Any]
+SHOWN = 512
+"""Pixels along the longer side of a picture up to which it is measured as it is, whatever the prior's size."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,15 @@ class Desk:
     def size(self) -> tuple[int, int]:
         return picture_size(self.prior, self.run.device)
 
+    @cached_property
+    def shown(self) -> int:
+        """The longest side, in pixels, at which an edit is measured and shown on a sheet."""
+        return max(SHOWN, *self.size)
+
+    def seen(self, image: Tensor) -> Tensor:
+        """A picture (C, H, W) at that size; one that is no larger as it is."""
+        return bounded(image, self.shown)
+
     def begin(self, prompts: list[str]) -> Editing:
         """The prior bound to the source and to `prompts`; UserError for what its path does not have."""
         try:
@@ -118,6 +129,27 @@ def pictures_of(image: str) -> list[Path]:
     return found
 
 
+def names_of(paths: list[Path]) -> dict[Path, str]:
+    """A name in the run folder for each picture, of which no two are equal, in capitals or not: its stem, with its
+    ending where others have that stem, with a number where even that is taken."""
+    stems = [path.stem.casefold() for path in paths]
+    taken: set[str] = set()
+    names: dict[Path, str] = {}
+    for path in sorted(paths, key=lambda path: stems.count(path.stem.casefold())):
+        plain = path.stem if stems.count(path.stem.casefold()) == 1 else path.name.replace(".", "_")
+        tries = (plain, *(f"{plain}_{number}" for number in range(2, len(paths) + 2)))
+        names[path] = next(name for name in tries if name.casefold() not in taken)
+        taken.add(names[path].casefold())
+    return names
+
+
+def free(run: Run, name: str) -> Path:
+    """A path below `save/` that no file of the run has: `name`, else all-`name` and so on."""
+    while run.save(name).exists():
+        name = f"all-{name}"
+    return run.save(name)
+
+
 def _read(path: Path, mask: Tensor | None) -> Tensor:
     image = read_picture(path, "edit.image")
     if mask is not None:
@@ -135,7 +167,7 @@ def over_pictures(run: Run, work: Work) -> tuple[Desk, dict[str, Figures], dict[
     _ = desk.lpips
     paths = pictures_of(settings.image)
     mask = read_mask(settings.mask, "edit.mask") if settings.mask else None
-    stems = [path.stem for path in paths]
+    names = names_of(paths)
     done: dict[str, Figures] = {}
     failed: dict[str, str] = {}
     for path in paths:
@@ -146,8 +178,7 @@ def over_pictures(run: Run, work: Work) -> tuple[Desk, dict[str, Figures], dict[
                 raise
             failed[path.name] = str(error)
             continue
-        name = path.stem if stems.count(path.stem) == 1 else path.name.replace(".", "_")
-        done[path.name] = work(desk, desk.take(name, image, mask))
+        done[path.name] = work(desk, desk.take(names[path], image, mask))
     return desk, done, failed
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from threestudio_rf.app.build.check_edit import name_of
 from threestudio_rf.app.console import LOG
 from threestudio_rf.app.run.run import Run
-from threestudio_rf.app.tasks.desk import Desk, Figures, Given, follow, over_pictures, report
+from threestudio_rf.app.tasks.desk import Desk, Figures, Given, follow, free, over_pictures, report
 from threestudio_rf.core.files import write_files
 from threestudio_rf.core.random import generator
 from threestudio_rf.edit.method import times_of
@@ -62,5 +62,5 @@ def command(run: Run) -> int:
         rows = desk.sheet[:16]
         cell = max(64, min(256, rows[0][1][0].shape[-1]))
         sheet = contact_sheet(rows if len(rows) > 1 else [("", rows[0][1])], titles=TITLES, cell=cell)
-        LOG.info("wrote %s", png(run.save("strip.png" if len(rows) == 1 else "grid.png"), sheet))
+        LOG.info("wrote %s", png(free(run, "strip.png" if len(rows) == 1 else "grid.png"), sheet))
     return report(run, done, failed)
