@@ -1,8 +1,8 @@
 """Pictures and masks that people bring: what is transparent, what is white, which range, which files of a folder.
 
 Seen to fail: transparency of a mask taken for white, the colour of a one-coloured mask for its value, 0..1 for black,
-whole numbers of 8 bits for 16, a file left out without a word, an edit overwritten by the sheet of the same name, strips without their
-offset, figures of the whole picture, two pictures of one name.
+whole numbers of 8 bits for 16, a file left out without a word, an edit overwritten by the sheet of the same name,
+strips without their offset, figures of the whole picture, two pictures of one name.
 """
 
 from __future__ import annotations

@@ -61,10 +61,9 @@ def user_text(path: str | Path, key: str) -> str:
     try:
         text = data[len(mark) :].decode(encoding)
     except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
+        line, byte = data[: error.start].count(b"\n") + 1, data[len(mark) + error.start]
         raise UserError(
-            f"{key}={path}: expected text in UTF-8 or UTF-16, got the byte 0x{data[len(mark) + error.start]:02x} in line "
-            f"{line}; save it as UTF-8"
+            f"{key}={path}: expected text in UTF-8 or UTF-16, got the byte 0x{byte:02x} in line {line}; save it as UTF-8"
         ) from None
     if "\0" in text:
         raise UserError(f"{key}={path}: expected text, got a file with zero bytes in it")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from threestudio_rf.app.build.check_edit import prompts_of
-from threestudio_rf.app.build.picture import bounded, hidden_part, spread
+from threestudio_rf.app.build.picture import hidden_part, spread
 from threestudio_rf.app.console import LOG
 from threestudio_rf.app.errors import UserError
 from threestudio_rf.app.report.score import known, tellable
