@@ -1,0 +1,130 @@
+"""Outlines with a gradient: pixels at an outline are blended by where its edge crosses between their centres.
+
+Antialiasing of Laine et al. 2020 (nvdiffrast), with one difference: the edges of the outline are found from the mesh
+instead of from the faces that the pixels see, so that faces smaller than a pixel have a gradient too.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from threestudio_rf.scenes.raster import NEAR, Screen, corners_of
+
+
+class Edges(NamedTuple):
+    """E edges of a mesh: their ends (2, E), and the third corners of the two faces at each (2, E). An edge of one face,
+    or of more than two, has the same corner twice: it is always an outline."""
+
+    ends: Tensor
+    others: Tensor
+
+    @property
+    def inner(self) -> Tensor:
+        """Which edges lie between two faces (E,)."""
+        return self.others[0] != self.others[1]
+
+
+class Crossings(NamedTuple):
+    """Where the outline crosses between the centres of two neighbouring pixels, K times: cells `near` on the side of
+    the face and `far` beyond it, and the distance `t` in pixels from near to the edge, in [0, 1], with gradient."""
+
+    near: Tensor
+    far: Tensor
+    t: Tensor
+
+
+@torch.no_grad()
+def edges_of(faces: Tensor) -> Edges:
+    """The edges of faces (F, 3), each once."""
+    a, b, c = faces.t()
+    start, stop, other = torch.cat((a, b, c)), torch.cat((b, c, a)), torch.cat((c, a, b))
+    size = int(faces.max()) + 1 if len(faces) else 1
+    key, order = (torch.minimum(start, stop) * size + torch.maximum(start, stop)).sort()
+    new = torch.ones(len(key) + 1, dtype=torch.bool, device=faces.device)
+    new[1:-1] = key[1:] != key[:-1]
+    first = new.nonzero()[:, 0]
+    twice = first.diff() == 2
+    first = first[:-1]
+    opposite = other[order[torch.stack((first, torch.where(twice, first + 1, first)))]]
+    return Edges(torch.stack((key[first] // size, key[first] % size)), opposite)
+
+
+@torch.no_grad()
+def outline(screen: Screen, edges: Edges) -> tuple[Tensor, Tensor]:
+    """View (S,) and edge (S,) of the edges whose two faces lie on the same side on the screen."""
+    index = torch.cat((edges.ends, edges.others)).view(-1)
+    x, y, z = (value.index_select(1, index).view(len(value), 4, -1) for value in screen[:3])
+    x, y = x - x[:, :1], y - y[:, :1]
+    side = x[:, 1:2] * y[:, 2:] - y[:, 1:2] * x[:, 2:]
+    seen = (side.prod(1) > 0) & (z.amin(1) > NEAR)
+    return seen.nonzero(as_tuple=True)  # type: ignore[return-value]
+
+
+def crossings(screen: Screen, edges: Edges, depth: Tensor) -> Crossings:
+    """Where outlines pass between a pixel that sees their face and a neighbour that sees something farther, or nothing.
+
+    `depth` (B, H, W) is the distance along the viewing axis, infinite where nothing is seen. Steep edges cross between
+    neighbours in a row, flat ones in a column, so that the blended pixels of an edge are those of an exact cover of
+    the row or column through their centres.
+    """
+    view, edge = outline(screen, edges)
+    points = torch.cat((edges.ends, edges.others[:1])).index_select(1, edge)
+    x, y, z = (corners_of(value, view, points) for value in screen[:3])
+    with torch.no_grad():
+        steep = (x[1] - x[0]).abs() <= (y[1] - y[0]).abs()
+    along, across = torch.where(steep, y, x), torch.where(steep, x, y)
+    lines = torch.where(steep, screen.height, screen.width)
+    index, line = _lines(along[:2].detach(), lines)
+    (a, b, c), (u, v, w) = along.index_select(1, index), across.index_select(1, index)
+    steep, view, z = steep[index], view[index], z[:2].index_select(1, index)
+    share = (line + 0.5 - a) / (b - a)
+    place = u + share * (v - u) - 0.5
+    with torch.no_grad():
+        pixel = place.floor()
+        before = u + (c - a) / (b - a) * (v - u) > w
+        distance = 1 / ((1 - share) / z[0] + share / z[1])
+    low, inside = _cells(screen, view, steep, line, pixel.long())
+    step = torch.where(steep, 1, screen.width)
+    near, far = torch.where(before, low, low + step), torch.where(before, low + step, low)
+    index = inside.nonzero()[:, 0]
+    near, far, distance = near[index], far[index], distance[index]
+    flat = depth.reshape(-1)
+    hides = (flat[near] < flat[far]) & (distance < flat[far])
+    index, near, far = index[hides], near[hides], far[hides]
+    t = (place - pixel)[index]
+    return Crossings(near, far, torch.where(before[index], t, 1 - t))
+
+
+def _lines(along: Tensor, lines: Tensor) -> tuple[Tensor, Tensor]:
+    """Edge (K,) and line (K,) of the pixel centres between the ends `along` (2, S); an end belongs to one edge only."""
+    low, high = along.amin(0), along.amax(0)
+    first = torch.minimum((low - 0.5).ceil().clamp(min=0), lines)
+    count = (torch.minimum((high - 0.5).ceil(), lines) - first).clamp(min=0).long()
+    index = torch.repeat_interleave(count)
+    nth = torch.arange(len(index), device=index.device) - (count.cumsum(0) - count).index_select(0, index)
+    return index, first.long().index_select(0, index) + nth
+
+
+def _cells(screen: Screen, view: Tensor, steep: Tensor, line: Tensor, pixel: Tensor) -> tuple[Tensor, Tensor]:
+    """The cell of the first pixel of each pair, and whether both are in the picture."""
+    row, column = torch.where(steep, line, pixel), torch.where(steep, pixel, line)
+    last = torch.where(steep, screen.width, screen.height) - 1
+    return (view * screen.height + row) * screen.width + column, (pixel >= 0) & (pixel < last)
+
+
+def antialias(maps: Tensor, found: Crossings) -> Tensor:
+    """`maps` (C, B * H * W) with the pixels at outlines blended by the share that their neighbour's surface covers.
+
+    Of the two pixels of a crossing the one whose square holds the edge takes |t - 1/2| of the other. Where several
+    edges cross one pixel their shares add up, to 1 at the most.
+    """
+    taken = found.t < 0.5
+    target, source = torch.where(taken, found.near, found.far), torch.where(taken, found.far, found.near)
+    share = (found.t - 0.5).abs()
+    total = share.new_zeros(maps.shape[1]).index_add(0, target, share)
+    share = share / total.index_select(0, target).clamp(min=1)
+    change = share * (maps.index_select(1, source) - maps.index_select(1, target))
+    return maps.index_add(1, target, change)
