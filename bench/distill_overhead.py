@@ -27,8 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
-from threestudio_rf.app.build.method import build_twin, embed_roles
-from threestudio_rf.app.build.scene import build_any, build_prior, embed_views, lift_settings, rates
+from threestudio_rf.app.build.method import build_twin, embed_roles, lift_settings, rates
+from threestudio_rf.app.build.scene import build_any, build_prior
+from threestudio_rf.app.build.views import embed_views
 from threestudio_rf.app.settings.compose import compose, typed
 from threestudio_rf.priors.twin import Twin
 from threestudio_rf.trainer.lift import LiftState, lift
@@ -108,7 +109,7 @@ class Runner:
         line = ["experiment=tiny_image", f"prior={options.prior}", f"loss={method}", "prompt='a red mushroom'"]
         config = typed(compose([*line, f"scene.image.particles={options.particles}", "trainer.steps=100000"]))
         prior = build_prior(config.prior, CPU)
-        scene = build_any(config, prior, CPU)
+        scene = build_any(config, lambda: prior, CPU)
         conditions, negative = embed_views(config, prior)
         twin = build_twin(config, prior, conditions)
         self.recorder = Recorder(prior.network, twin)  # type: ignore[attr-defined]

@@ -22,7 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
-from threestudio_rf.app.build.scene import build_prior, build_scene, embed_views, lift_settings, rates
+from threestudio_rf.app.build.method import lift_settings, rates
+from threestudio_rf.app.build.scene import build_prior, build_scene
+from threestudio_rf.app.build.views import embed_views
 from threestudio_rf.app.settings.compose import compose, typed
 from threestudio_rf.core.guide import cfg
 from threestudio_rf.priors.base import bind

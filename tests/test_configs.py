@@ -14,7 +14,9 @@ import pytest
 import torch
 
 from threestudio_rf.app.build.check import check
-from threestudio_rf.app.build.scene import build_any, build_prior, embed_views, lift_settings, rates, turntable
+from threestudio_rf.app.build.method import lift_settings, rates
+from threestudio_rf.app.build.scene import build_any, build_prior
+from threestudio_rf.app.build.views import embed_views, turntable
 from threestudio_rf.app.settings import groups as settings
 from threestudio_rf.app.settings import loss as settings_loss
 from threestudio_rf.app.settings.compose import compose, typed
@@ -38,7 +40,7 @@ def test_every_experiment_composes_and_builds_with_the_gaussian_prior(experiment
     config = typed(compose([f"experiment={experiment}", "prompt='a red ball'", *(network or SMALL[-1:]), *SMALL[:-1]]))
     check(config)
     prior = build_prior(config.prior, CPU)
-    scene = build_any(config, prior, CPU)
+    scene = build_any(config, lambda: prior, CPU)
     conditions, negative = embed_views(config, prior)
     assert (len(conditions), len(negative)) == (1 if isinstance(scene, ImageScene) else 4, 1)
     made = lift_settings(config)

@@ -18,7 +18,9 @@ import torch
 import torch.nn.functional as F
 
 from threestudio_rf.app.build.check import check
-from threestudio_rf.app.build.scene import build_any, build_prior, embed_views, lift_settings, rates
+from threestudio_rf.app.build.method import lift_settings, rates
+from threestudio_rf.app.build.scene import build_any, build_prior
+from threestudio_rf.app.build.views import embed_views
 from threestudio_rf.app.settings.compose import compose, typed
 from threestudio_rf.app.settings.flags import translate
 from threestudio_rf.core.convert import noise
@@ -118,7 +120,7 @@ def test_a_3d_preset_has_the_numbers_of_its_table(experiment):
 def test_a_3d_preset_builds_with_the_closed_form_prior(experiment):
     config = composed(experiment, *SMALL)
     prior = build_prior(config.prior, CPU)
-    scene = build_any(config, prior, CPU)
+    scene = build_any(config, lambda: prior, CPU)
     conditions, _ = embed_views(config, prior)
     found = {group["name"]: group["lr"] for group in make_optimiser(scene, rates(config)).param_groups}
     networks = 0.01 if experiment in ("dreamfusion_sd", "sdi") else 0.001
@@ -163,7 +165,7 @@ def test_a_2d_preset_has_the_numbers_of_its_script(experiment):
     assert (method.scale, method.space, method.weight) == (50, "flow", "uniform")
     assert made.factor("distill", 0) == pytest.approx(2 / 3) and made.latent
     small = composed(experiment, "prior=gaussian", "prior.size=64")
-    scene = build_any(small, build_prior(small.prior, CPU), CPU)
+    scene = build_any(small, lambda: build_prior(small.prior, CPU), CPU)
     assert scene.values.shape == (6, 3, 64, 64)
     assert scene.values.std().item() == pytest.approx(0.289, abs=0.002) and scene.values.abs().max() < 0.501
     assert len(scene.render(made.views.camera(0, 0), generator(0, 0, "render")).rgb) == 3

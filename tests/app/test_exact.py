@@ -15,7 +15,7 @@ import torch
 from threestudio_rf.app.build.check import check
 from threestudio_rf.app.build.method import lift_settings
 from threestudio_rf.app.build.prior import build_prior, wording
-from threestudio_rf.app.build.scene import embed_views
+from threestudio_rf.app.build.views import embed_views
 from threestudio_rf.app.errors import UserError
 from threestudio_rf.app.settings.compose import compose, typed
 from threestudio_rf.app.tasks.finish import touched

@@ -10,12 +10,13 @@ The module takes about 12 s of one core: every run goes through the command line
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
-from threestudio_rf.app.build.scene import embed_views
+from threestudio_rf.app.build.views import embed_views
 from threestudio_rf.app.settings.compose import compose, typed
 from threestudio_rf.app.tasks import lift
 from threestudio_rf.trainer.checkpoint import load
@@ -135,7 +136,7 @@ class Watched:
 
 def test_a_picture_counts_as_right_from_when_it_stays_so(monkeypatch):
     made, shares = Watched(), iter([0.75, 0.25, 0.5, 1.0])
-    monkeypatch.setattr(lift.look, "validation", lambda *_: torch.zeros(1))
+    monkeypatch.setattr(lift, "shown", lambda _: SimpleNamespace(snapshot=lambda _: torch.zeros(1)))
     found = []
     for second in (1.0, 2.0, 3.0, 4.0):
         made.figures |= {"seconds": second, "network_calls": 10 * second}

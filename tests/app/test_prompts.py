@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from threestudio_rf.app.build.scene import build_prior, embed_views, lift_settings
+from threestudio_rf.app.build.method import lift_settings
+from threestudio_rf.app.build.scene import build_prior
+from threestudio_rf.app.build.views import embed_views
 from threestudio_rf.app.settings.compose import compose, typed
 from threestudio_rf.app.settings.config import Config
 from threestudio_rf.priors.views import VIEWS, Curves

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from threestudio_rf.scenes.background import EnvironmentBackground, SolidBackground
-from threestudio_rf.scenes.base import Rendering
+from threestudio_rf.scenes.base import Rendering, Surface
 from threestudio_rf.scenes.camera import Camera, random_views, sphere_views
 from threestudio_rf.scenes.field import HashGridField
 from threestudio_rf.scenes.hashgrid import HashGrid
@@ -238,3 +238,16 @@ def test_bad_settings_are_refused() -> None:
         nerf(samples_per_ray=0)
     with pytest.raises(ValueError, match="random_background"):
         nerf(random_background=1.5)
+
+
+def test_its_groups_are_the_grid_its_network_and_the_background_and_it_is_a_surface() -> None:
+    made = nerf()
+    names = {id(parameter): name for name, parameter in made.named_parameters()}
+    first = {group: {names[id(p)].rsplit(".", 2)[0] for p in parameters} for group, parameters in made.groups().items()}
+    assert list(first) == ["encoding", "networks", "background"]
+    assert sorted(names) == sorted(id(p) for parameters in made.groups().values() for p in parameters)
+    assert all(name.startswith("background") for name in first["background"])
+    points = torch.rand(5, 3) - 0.5
+    assert isinstance(made, Surface) and made.radius == made.field.radius
+    assert torch.equal(made.density(points), made.field.density(points))
+    assert torch.equal(made.colour(points), made.field(points)[1])

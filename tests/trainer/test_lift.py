@@ -30,7 +30,7 @@ from threestudio_rf.scenes import regularize
 from threestudio_rf.scenes.base import Rendering, Scene
 from threestudio_rf.scenes.camera import Camera
 from threestudio_rf.trainer.lift import DivergedError, LiftSettings, LiftState, Times, Views, lift, seen_from
-from threestudio_rf.trainer.optim import group_of, make_optimiser, set_rates
+from threestudio_rf.trainer.optim import make_optimiser, set_rates
 from threestudio_rf.trainer.ramp import Constant, Ramp
 
 RED, BLUE = (0.9, 0.1, 0.1), (0.1, 0.2, 0.9)
@@ -240,20 +240,69 @@ def test_times_stay_in_their_moving_window() -> None:
     assert max(float(times.draw(50, 0, 20, seed).max()) for seed in range(5)) > 0.8
 
 
+class Grouped(Flat):
+    """The colour and the opacity apart, and what is called after each step of the optimiser."""
+
+    named: Any = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[int, bool, float]] = []
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        return {"networks": [self.colour], "background": [self.solid]} if self.named is None else self.named(self)
+
+    def after_step(self, optimiser: torch.optim.Optimizer, step: int) -> None:
+        assert self.colour.grad is not None
+        self.calls.append((step, self.colour in optimiser.state, float(self.colour.grad.norm())))
+        with torch.no_grad():
+            self.colour.clamp_(-0.25, 0.25)
+
+
 def test_parameters_fall_into_their_groups_and_follow_their_rates() -> None:
-    assert [group_of(n) for n in ("field.encoding.table", "field.network.0.weight", "background.rgb")] == [
-        "encoding",
-        "networks",
-        "background",
-    ]
     optimiser = make_optimiser(Flat(), SETTINGS.rates)
     set_rates(optimiser, {"networks": Ramp(1.0, 0.0, 0, 10)}, 5)
     assert [group["lr"] for group in optimiser.param_groups] == [0.5]
+    optimiser = make_optimiser(Grouped(), {"networks": Constant(0.1), "background": Constant(0.2)})
+    assert [(group["name"], group["lr"]) for group in optimiser.param_groups] == [
+        ("networks", 0.1),
+        ("background", 0.2),
+    ]
 
 
 def test_a_scene_without_parameters_is_refused() -> None:
+    class Empty(Flat):
+        def groups(self) -> dict[str, list[nn.Parameter]]:
+            return {"networks": []}
+
     with pytest.raises(ValueError, match="no parameters"):
-        make_optimiser(nn.Identity(), SETTINGS.rates)
+        make_optimiser(Empty(), SETTINGS.rates)
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        (lambda scene: {"networks": [scene.colour]}, "got 1 parameters, expected its 2"),
+        (lambda scene: {"networks": [scene.colour, scene.solid], "image": [scene.solid]}, "got 3 parameters"),
+        (lambda scene: {"points": [scene.colour, scene.solid]}, "got points, expected some of networks, image"),
+    ],
+)
+def test_groups_are_the_parameters_each_once_with_a_rate(named: Any, message: str) -> None:
+    scene = Grouped()
+    scene.named = named
+    with pytest.raises(ValueError, match=message):
+        make_optimiser(scene, {"networks": Constant(0.1), "image": Constant(0.1)})
+
+
+def test_a_scene_is_told_of_each_step_of_the_optimiser_with_its_gradient() -> None:
+    scene = Grouped()
+    found = states(scene, replace(SETTINGS, steps=6, accumulate=2))
+    assert [(step, known) for step, known, _ in scene.calls] == [(1, True), (3, True), (5, True)]
+    assert all(norm > 0 for *_, norm in scene.calls)
+    assert float(scene.colour.detach().abs().max()) <= 0.25 and len(found) == 6
+    skipped = Grouped()
+    states(skipped, replace(SETTINGS, steps=3), prior(Broken))
+    assert skipped.calls == []
 
 
 def test_gradients_are_clipped_to_the_given_norm() -> None:

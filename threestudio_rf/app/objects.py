@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from threestudio_rf.app.build.check import check
-from threestudio_rf.app.build.scene import pick_device, turntable
+from threestudio_rf.app.build.scene import pick_device
+from threestudio_rf.app.build.views import turntable
 from threestudio_rf.app.errors import UserError
 from threestudio_rf.app.report.score import evaluate_scene, tellable, volume_of
 from threestudio_rf.app.run.run import Run
@@ -29,7 +30,7 @@ from threestudio_rf.app.tasks.lift import prepare, run_lift
 from threestudio_rf.app.tasks.look import FPS, mesh_of, renderings
 from threestudio_rf.export.media import png, video
 from threestudio_rf.export.mesh import Mesh, write
-from threestudio_rf.scenes.nerf import HashGridNeRF
+from threestudio_rf.scenes.base import Scene
 from threestudio_rf.trainer.lift import LiftState
 
 
@@ -39,9 +40,9 @@ class Lifting:
     def __init__(self, config: Config, device: torch.device) -> None:
         self.run = Run(config, Path(), device)
         self._made = prepare(self.run)
-        if not isinstance(self._made.scene, HashGridNeRF):
-            raise UserError("scene=image: expected an object, pictures are made by sample()")
-        self.scene: HashGridNeRF = self._made.scene
+        if not self._made.row.posed:
+            raise UserError(f"scene={config.scene.name}: expected an object, pictures are made by sample()")
+        self.scene: Scene = self._made.scene
         self._states = run_lift(self._made)
 
     @property
@@ -69,7 +70,7 @@ class Lifting:
         config = self.run.config
         if not tellable(config, config.prompt):
             raise UserError(f"{config.prompt!r} with prior {config.prior.name}: its truth is not known")
-        volume = volume_of(self.scene, config.scene.radius, self.run.device)
+        volume = volume_of(self.scene, self.run.device)
         found = evaluate_scene(self.run, self.scene, volume, None if volume is None else self.mesh(), {})
         return {name: value for name, value in found.items() if "seconds" not in name and "calls" not in name}
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Generator, Tensor, nn
+from torch.optim import Optimizer
 
 from threestudio_rf.scenes.camera import Camera
 
@@ -38,3 +39,31 @@ class Scene(nn.Module, ABC):
 
     def update(self, step: int, generator: Generator) -> None:
         """Called once before each step; for state that is refreshed rather than learned."""
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """The parameters by the name of their learning rate, each of them once; by default all in "networks"."""
+        return {"networks": list(self.parameters())}
+
+    def after_step(self, optimiser: Optimizer, step: int) -> None:
+        """Called once after each step of the optimiser, when the parameters still hold the gradients of that step; for
+        constraints, and for parameters that are added or removed, whose groups and state are the optimiser's."""
+
+    def remark(self) -> str:
+        """How it is rendered, once a first rendering has decided that; empty where there is nothing to say."""
+        return ""
+
+
+@runtime_checkable
+class Surface(Protocol):
+    """A scene with an inside, which may have a surface: its volume can be measured and a mesh be made of it.
+
+    `radius` is half the side of the cube around the origin that holds it, `density` (N,) of world points (N, 3) is not
+    negative, `colour` (N, 3) lies in [0, 1].
+    """
+
+    @property
+    def radius(self) -> float: ...
+
+    def density(self, points: Tensor) -> Tensor: ...
+
+    def colour(self, points: Tensor) -> Tensor: ...

@@ -80,6 +80,10 @@ class ImageScene(Scene):
     def _clipped(self) -> Tensor:
         return self.values.detach().clamp(0.0 if self.kind == "pixels" else -1.0, 1.0)
 
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """The values of all pictures."""
+        return {"image": [self.values]}
+
     def update(self, step: int, generator: Generator) -> None:
         """Before each step: its first particles, and values that a clip puts back."""
         self._turn = step

@@ -48,7 +48,7 @@ class HashGridNeRF(Scene):
         self.field, self.background = field, background
         self.samples_per_ray, self.update_every = samples_per_ray, update_every
         self.random_background, self.ray_chunk = random_background, ray_chunk
-        self.normal_step = 0.01 * radius
+        self.radius, self.normal_step = radius, 0.01 * radius
         self.marching, self.marching_reason = marching, ""
         self._march: Callable[..., Samples] = march
         self.occupancy = OccupancyGrid(
@@ -57,6 +57,26 @@ class HashGridNeRF(Scene):
             step=2 * math.sqrt(3) * radius / samples_per_ray,
             threshold=occupancy_threshold,
         )
+
+    def density(self, points: Tensor) -> Tensor:
+        """Density (N,) at world points (N, 3)."""
+        return self.field.density(points)
+
+    def colour(self, points: Tensor) -> Tensor:
+        """Colours (N, 3) in [0, 1] at world points (N, 3)."""
+        return self.field(points)[1]
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """The hash grid, the network behind it, and the background."""
+        return {
+            "encoding": list(self.field.encoding.parameters()),
+            "networks": list(self.field.network.parameters()),
+            "background": list(self.background.parameters()),
+        }
+
+    def remark(self) -> str:
+        """Which marching is used and why."""
+        return self.marching_reason
 
     def update(self, step: int, generator: Generator) -> None:
         """Refreshes the occupancy grid every `update_every` steps."""

@@ -33,10 +33,11 @@ class Accumulated:
         self.sums = [b if a is None else a if b is None else a + b for a, b in zip(kept, grads, strict=True)]
         self.count += 1
 
-    def step(self) -> None:
-        """One step by the mean of what was added, its norm limited to `clip` (0: no limit); none when nothing was."""
+    def step(self) -> bool:
+        """One step by the mean of what was added, its norm limited to `clip` (0: no limit); none, and False, when
+        nothing was."""
         if not self.count:
-            return
+            return False
         for parameter, total in zip(self.parameters, self.sums, strict=True):
             parameter.grad = total if total is None or self.count == 1 else total / self.count
         if self.clip:
@@ -45,3 +46,4 @@ class Accumulated:
                 nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
         self.optimiser.step()
         self.sums, self.count = [], 0
+        return True

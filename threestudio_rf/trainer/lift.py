@@ -89,8 +89,8 @@ def lift(
         skip = result.skipped or not bool(norm.isfinite())
         if not skip:
             gathered.add()
-        if (step + 1) % every == 0 or step + 1 == settings.steps:
-            gathered.step()
+        if ((step + 1) % every == 0 or step + 1 == settings.steps) and gathered.step():
+            scene.after_step(optimiser, step)
         if twin is not None and step >= first_step:
             metrics["twin_loss"] = predict.learn(latents.detach(), generator(settings.seed, step, "twin"))
         skipped = skipped + 1 if skip else 0

@@ -8,33 +8,31 @@ from itertools import chain
 import torch
 from torch import nn
 
+from threestudio_rf.scenes.base import Scene
 from threestudio_rf.trainer.ramp import Value
-
-GROUPS = ("encoding", "networks", "background", "image")
-NAMES = {"background": "background", "encoding": "encoding", "values": "image"}
-
-
-def group_of(name: str) -> str:
-    """The group of a parameter by its dotted name: background, encoding, the values of an image, else networks."""
-    return next((NAMES[part] for part in name.split(".") if part in NAMES), "networks")
 
 
 def make_optimiser(
-    scene: nn.Module,
+    scene: Scene,
     rates: Mapping[str, Value],
     *,
     betas: tuple[float, float] = (0.9, 0.99),
     eps: float = 1e-15,
     weight_decay: float = 0.01,
 ) -> torch.optim.AdamW:
-    """AdamW with the groups of `GROUPS` that the scene has, at the rates of step 0."""
-    named: dict[str, list[nn.Parameter]] = {group: [] for group in GROUPS}
-    for name, parameter in scene.named_parameters():
-        named[group_of(name)].append(parameter)
-    groups = [{"name": name, "params": list_, "lr": rates[name](0)} for name, list_ in named.items() if list_]
+    """AdamW with the groups of the scene, without empty ones, at the rates of step 0. ValueError for a scene without
+    parameters, for a group without a rate, and where the groups are not the scene's parameters, each once."""
+    groups = {name: parameters for name, parameters in scene.groups().items() if parameters}
     if not groups:
         raise ValueError("the scene has no parameters, expected at least one")
-    return torch.optim.AdamW(groups, betas=betas, eps=eps, weight_decay=weight_decay)
+    unknown = sorted(set(groups) - set(rates))
+    if unknown:
+        raise ValueError(f"groups of the scene: got {', '.join(unknown)}, expected some of {', '.join(rates)}")
+    found, own = sorted(id(p) for p in chain.from_iterable(groups.values())), sorted(id(p) for p in scene.parameters())
+    if found != own:
+        raise ValueError(f"groups of the scene: got {len(found)} parameters, expected its {len(own)}, each once")
+    named = [{"name": name, "params": parameters, "lr": rates[name](0)} for name, parameters in groups.items()]
+    return torch.optim.AdamW(named, betas=betas, eps=eps, weight_decay=weight_decay)
 
 
 def set_rates(optimiser: torch.optim.Optimizer, rates: Mapping[str, Value], step: int) -> None:

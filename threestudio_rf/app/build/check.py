@@ -7,18 +7,16 @@ import re
 from typing import Any
 
 from threestudio_rf.app.build.check_edit import check_edit
+from threestudio_rf.app.build.check_image import multiple_of
 from threestudio_rf.app.build.check_loss import check_loss
-from threestudio_rf.app.build.prior import GAUSSIAN_SIZE, knows_octants, wording
+from threestudio_rf.app.build.prior import knows_octants, wording
 from threestudio_rf.app.build.sampling import check_sample
+from threestudio_rf.app.build.scene import SCENES
 from threestudio_rf.app.errors import UserError, suggestion
 from threestudio_rf.app.settings.config import Config, leaves, value_of
 from threestudio_rf.app.settings.groups import PriorConfig
-from threestudio_rf.scenes.image import BOUNDS
 from threestudio_rf.trainer.ramp import ramp
 
-PICTURE_MULTIPLES = {"sd": 64, "instaflow": 64, "tiny_exact": 1}
-"""Pixels that a picture's sides are multiples of: VAE's factor times network's (SD's UNet halves latents thrice)."""
-VAE_TIMES_PATCH = 16
 FORMULAS = ("gaussian", "tiny_exact")
 FROM_THE_HUB = ("sd3", "sd", "instaflow")
 FLOWS_OF_SD = ("instaflow", "tiny_instaflow")
@@ -78,9 +76,10 @@ def check(config: Config) -> None:
     """Raises UserError for the first setting or combination that cannot work."""
     for key, leaf in leaves().items():
         _check_leaf(key, value_of(config, key), leaf.rule)
+    _check_choice("scene.name", config.scene.name, tuple(SCENES))
     check_loss(config)
     _check_camera(config)
-    _check_image(config)
+    _check_scene(config)
     _check_prior(config)
     _check_text(config)
     _check_other(config)
@@ -113,41 +112,26 @@ def _check_camera(config: Config) -> None:
     if len(camera.views) not in (1, len(camera.sizes)):
         raise UserError(f"camera.views={camera.views}: expected 1 or {len(camera.sizes)} numbers (as camera.sizes)")
     prior = config.prior
-    factor = _multiple(prior)
+    factor = multiple_of(prior)
     shown = f"prior.image_size={prior.image_size}" if prior.image_size else f"camera.sizes={camera.sizes}"
     for size in [prior.image_size] if prior.image_size else camera.sizes:
         if size % factor:
             raise UserError(f"{shown}: expected multiples of {factor} pixels for prior {prior.name}, got {size}")
 
 
-def _multiple(prior: PriorConfig) -> int:
-    """What the sides of a picture are multiples of."""
-    if prior.name == "gaussian":
-        return prior.size or GAUSSIAN_SIZE
-    return PICTURE_MULTIPLES.get(prior.name, VAE_TIMES_PATCH)
-
-
-def _check_image(config: Config) -> None:
-    image, loss = config.scene.image, config.loss
-    if config.scene.name != "image":
-        return
-    if image.per_step > image.particles:
-        raise UserError(
-            f"scene.image.per_step={image.per_step}: expected at most scene.image.particles={image.particles}"
-        )
-    if image.bound not in ("auto", *BOUNDS[image.kind]):
-        raise UserError(
-            f"scene.image.bound={image.bound}: expected auto, {', '.join(BOUNDS[image.kind])} "
-            f"with scene.image.kind={image.kind}"
-        )
-    factor = _multiple(config.prior) if image.kind == "pixels" or config.prior.name == "gaussian" else 1
-    if image.size % factor:
-        raise UserError(f"scene.image.size={image.size}: expected a multiple of {factor} for prior {config.prior.name}")
-    given = {"loss.perp_neg": loss.perp_neg, "loss.lambda_orient": loss.lambda_orient}
-    given |= {"loss.lambda_z_variance": loss.lambda_z_variance, "loss.lambda_border": loss.lambda_border}
-    for key, value in given.items():
-        if value:
-            raise UserError(f"{key}={value}: expected none with scene=image, which has no views and no depth")
+def _check_scene(config: Config) -> None:
+    row, name = SCENES[config.scene.name], config.scene.name
+    row.check(config)
+    loss = config.loss
+    needs = {
+        "perp_neg": ("views", row.posed),
+        "lambda_orient": ("normals", "orientation" in row.maps),
+        "lambda_z_variance": ("depth", "z_variance" in row.maps),
+        "lambda_border": ("border", "border" in row.maps),
+    }
+    for key, (what, there) in needs.items():
+        if getattr(loss, key) and not there:
+            raise UserError(f"loss.{key}={getattr(loss, key)}: expected none with scene={name}, which has no {what}")
 
 
 def _check_prior(config: Config) -> None:

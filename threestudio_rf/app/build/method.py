@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import accumulate, chain, pairwise
 
 from threestudio_rf.app.build.prior import wording
+from threestudio_rf.app.build.scene import SCENES
 from threestudio_rf.app.settings.config import Config
 from threestudio_rf.app.settings.groups import PriorConfig
 from threestudio_rf.app.settings.loss import LossConfig
@@ -62,7 +63,7 @@ def lift_settings(config: Config) -> LiftSettings:
             bump=_bump(loss.t_bump),
         ),
         encode_size=config.prior.image_size,
-        latent=config.scene.name == "image" and config.scene.image.kind == "latent",
+        latent=SCENES[config.scene.name].latent(config),
         clip=config.optim.clip,
         accumulate=config.optim.accumulate,
         perp_neg=_curves(loss) if loss.perp_neg else None,
@@ -157,9 +158,9 @@ def embed_roles(config: Config, prior: Prior, *, views: bool) -> dict[str, Condi
 
 
 def build_twin(config: Config, prior: Prior, like: Condition) -> Twin | None:
-    """The twin of a method that has one; it sees cameras unless the scene is an image. Loads the network."""
+    """The twin of a method that has one; it sees cameras where the scene is posed. Loads the network."""
     loss = config.loss
     if TWIN not in method_of(loss).roles:
         return None
-    posed = config.scene.name != "image"
+    posed = SCENES[config.scene.name].posed
     return Twin(prior, like, rank=loss.twin_rank, rate=loss.twin_lr, posed=posed, seed=config.seed)  # type: ignore[arg-type]

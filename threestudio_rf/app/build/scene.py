@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from threestudio_rf.app.build.method import lift_settings as lift_settings
-from threestudio_rf.app.build.method import names_of, pair
-from threestudio_rf.app.build.method import rates as rates
+from threestudio_rf.app.build.check_image import check_image
 from threestudio_rf.app.build.prior import EMBEDDED as EMBEDDED
 from threestudio_rf.app.build.prior import build_prior as build_prior
 from threestudio_rf.app.build.prior import pick_dtype as pick_dtype
 from threestudio_rf.app.build.prior import prior_id as prior_id
 from threestudio_rf.app.build.prior import text_cache as text_cache
-from threestudio_rf.app.build.prior import wording
 from threestudio_rf.app.console import LOG
 from threestudio_rf.app.errors import UserError
 from threestudio_rf.app.settings.config import Config
-from threestudio_rf.app.settings.groups import BackgroundConfig, CameraConfig, ImageConfig, SceneConfig
+from threestudio_rf.app.settings.groups import BackgroundConfig, ImageConfig, SceneConfig
 from threestudio_rf.core.random import generator
-from threestudio_rf.priors.base import Condition, Prior
-from threestudio_rf.priors.views import unreachable_views, view_prompts
+from threestudio_rf.priors.base import Prior
 from threestudio_rf.scenes.background import EnvironmentBackground, SolidBackground
-from threestudio_rf.scenes.camera import Camera, orbit
+from threestudio_rf.scenes.base import Scene
 from threestudio_rf.scenes.field import HashGridField
 from threestudio_rf.scenes.hashgrid import make_encoding
 from threestudio_rf.scenes.image import ImageScene
@@ -117,68 +115,43 @@ def build_image(config: ImageConfig, prior: Prior, seed: int, device: torch.devi
     ).to(device)
 
 
-def build_any(config: Config, prior: Prior, device: torch.device) -> HashGridNeRF | ImageScene:
-    """The fresh scene that `scene.name` says."""
-    if config.scene.name == "image":
-        return build_image(config.scene.image, prior, config.seed, device)
+def _nerf(config: Config, prior: Callable[[], Prior], device: torch.device) -> Scene:
     return build_scene(config.scene, config.seed, device)
 
 
-def embed_views(config: Config, prior: Prior) -> tuple[Condition, Condition]:
-    """The prompts of all views in the order of `names_of`, the one prompt for an image or a prior that hears the
-    camera; and the negative prompt."""
-    views = config.prior
-    if wording(views) == "camera" and config.scene.name != "image":
-        both = prior.embed([config.prompt, config.negative_prompt])
-        return both.select([0]), both.select([1])
-    if config.scene.name == "image":
-        both = prior.embed([with_view(config, config.scene.image.view), config.negative_prompt])
-        return both.select([0]), both.select([1])
-    given = {
-        "side": views.prompt_side,
-        "front": views.prompt_front,
-        "back": views.prompt_back,
-        "overhead": views.prompt_overhead,
-    }
-    prompts = view_prompts(
-        config.prompt,
-        pattern=views.view_pattern,
-        overrides={view: text for view, text in given.items() if text is not None},
-        fits=prior.fits,
-        views=names_of(views),
-    )
-    unseen = unreachable_views(
-        pair(config.camera.azimuth),
-        pair(config.camera.elevation),
-        front=views.front,
-        back=views.back,
-        overhead=views.overhead,
-    )
-    if unseen and wording(views) == "four":
-        LOG.info("no camera of these ranges asks for the view: %s", ", ".join(unseen))
-    both = prior.embed([*prompts, config.negative_prompt])
-    return both.select(list(range(len(prompts)))), both.select([len(prompts)])
+def _image(config: Config, prior: Callable[[], Prior], device: torch.device) -> Scene:
+    return build_image(config.scene.image, prior(), config.seed, device)
 
 
-def with_view(config: Config, view: str) -> str:
-    """The prompt with a view word, without one where `view` is empty."""
-    pattern = config.prior.view_pattern if view else "{prompt}"
-    return pattern.replace("{view}", view).replace("{prompt}", config.prompt)
+@dataclass(frozen=True)
+class SceneRow:
+    """What the application knows of a kind of scene.
+
+    build    a fresh one of all settings; the prior is called for only where the scene depends on it
+    posed    seen by cameras from all sides; else it is pictures, the same to every camera
+    latent   whether its renderings are the prior's latents already
+    maps     those of `Rendering` that losses may ask for, beside rgb and opacity
+    check    UserError for settings of its own that cannot work together
+    write    its own files of export, (scene, folder) -> paths; None: the mesh of a scene that is a `Surface`
+    """
+
+    build: Callable[[Config, Callable[[], Prior], torch.device], Scene]
+    posed: bool = True
+    latent: Callable[[Config], bool] = lambda config: False
+    maps: tuple[str, ...] = ()
+    check: Callable[[Config], None] = lambda config: None
+    write: Callable[[Scene, Path], list[Path]] | None = None
 
 
-def turntable(config: CameraConfig, views: int) -> Camera:
-    """The cameras of the final pictures."""
-    return orbit(
-        views,
-        elevation=config.eval_elevation,
-        distance=config.eval_distance,
-        fovy=config.eval_fovy,
-        height=config.eval_size,
-        width=config.eval_size,
-    )
+SCENES: dict[str, SceneRow] = {
+    "nerf": SceneRow(_nerf, maps=("orientation", "z_variance", "border")),
+    "image": SceneRow(
+        _image, posed=False, latent=lambda config: config.scene.image.kind == "latent", check=check_image
+    ),
+}
+"""Every kind of scene by `scene.name`."""
 
 
-def parameters_of(scene: nn.Module) -> int:
-    """Number of parameters."""
-    values: list[Tensor] = list(scene.parameters())
-    return sum(value.numel() for value in values)
+def build_any(config: Config, prior: Callable[[], Prior], device: torch.device) -> Scene:
+    """The fresh scene that `scene.name` says."""
+    return SCENES[config.scene.name].build(config, prior, device)

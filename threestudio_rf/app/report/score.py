@@ -17,7 +17,7 @@ from threestudio_rf.core.files import write_text
 from threestudio_rf.core.random import generator
 from threestudio_rf.export.mesh import EmptyGeometryError, Mesh, automatic_level, sample_grid
 from threestudio_rf.priors.tiny import verify_weights, weights_folder
-from threestudio_rf.scenes.nerf import HashGridNeRF
+from threestudio_rf.scenes.base import Scene, Surface
 from threestudio_rf.tiny.world.fit import RESOLUTION, Volume, filled, rating
 from threestudio_rf.tiny.world.judge import Judge, load_judge
 from threestudio_rf.tiny.world.score import held_out, score_scene
@@ -111,9 +111,13 @@ def evaluate_pictures(run: Run, images: Tensor, latents: Tensor, spent: dict[str
     return {key: every.get(key) for key in KEYS_2D}
 
 
-def volume_of(scene: HashGridNeRF, radius: float, device: torch.device) -> Volume | None:
-    """Where a field is solid, by the level that its mesh would have, without cavities; None where it is nowhere."""
-    grid = sample_grid(scene.field.density, radius, RESOLUTION, device=device)
+def volume_of(scene: Scene, device: torch.device) -> Volume | None:
+    """Where a scene is solid, by the level that its mesh would have, without cavities; None where it is nowhere, or has
+    no surface."""
+    if not isinstance(scene, Surface):
+        return None
+    radius = scene.radius
+    grid = sample_grid(scene.density, radius, RESOLUTION, device=device)
     try:
         level = automatic_level(grid, 2 * radius / (RESOLUTION - 1))
     except EmptyGeometryError:
@@ -122,7 +126,7 @@ def volume_of(scene: HashGridNeRF, radius: float, device: torch.device) -> Volum
 
 
 def evaluate_scene(
-    run: Run, scene: HashGridNeRF, volume: Volume | None, mesh: Mesh | None, spent: dict[str, float]
+    run: Run, scene: Scene, volume: Volume | None, mesh: Mesh | None, spent: dict[str, float]
 ) -> dict[str, float | None]:
     """The figures of `KEYS`. UserError as `known`."""
     found, classify = known(run.config.prompt)

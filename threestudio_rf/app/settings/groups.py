@@ -130,7 +130,7 @@ class ImageConfig:
 class SceneConfig:
     """What is optimised."""
 
-    name: str = opt("nerf", "kind", choices=("nerf", "image"))
+    name: str = opt("nerf", "kind (nerf: an object; image: pictures, or their latents)")
     image: ImageConfig = group(ImageConfig)
     radius: float = opt(1.0, "half the side of the cube that holds the object", above=0, high=100)
     encoding: EncodingConfig = group(EncodingConfig)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
 
 from threestudio_rf.app.build.prior import TINY_WORLD
 from threestudio_rf.app.console import LOG, peak_memory_mb
@@ -12,10 +15,9 @@ from threestudio_rf.app.report.page import write_report
 from threestudio_rf.app.report.score import SPENT, evaluate_pictures, evaluate_scene, show, tellable, volume_of
 from threestudio_rf.app.run.run import Run
 from threestudio_rf.app.tasks import image, look
+from threestudio_rf.app.tasks.result import Result
 from threestudio_rf.export.mesh import EmptyGeometryError
-from threestudio_rf.priors.base import Prior
-from threestudio_rf.scenes.image import ImageScene
-from threestudio_rf.scenes.nerf import HashGridNeRF
+from threestudio_rf.scenes.base import Surface
 from threestudio_rf.tiny.world.fit import Volume, borders
 from threestudio_rf.tiny.world.score2d import diversity
 from threestudio_rf.tiny.world.truth import subject
@@ -23,13 +25,33 @@ from threestudio_rf.tiny.world.truth import subject
 Figures = dict[str, float | None]
 
 
-def finish(run: Run, prior: Prior, scene: HashGridNeRF | ImageScene, *, step: int, figures: dict[str, float]) -> int:
+@dataclass(frozen=True)
+class Showing:
+    """How results are shown and measured.
+
+    snapshot  the pictures (N, 3, H, W) of a step in training, written
+    test      the final pictures, written; the exit code
+    finish    final pictures, files of export and figures; the exit code
+    figures   those of a finished run
+    export    the files of export; UserError for what has none
+    """
+
+    snapshot: Callable[[Result], Tensor]
+    test: Callable[[Result], int]
+    finish: Callable[[Result], int]
+    figures: Callable[[Result], Figures]
+    export: Callable[[Result], int]
+
+
+def shown(result: Result) -> Showing:
+    """From all sides, or as pictures."""
+    return AROUND if result.row.posed else PICTURES
+
+
+def finish(result: Result) -> int:
     """The final pictures and figures, with those of how right it is where the truth is known; then the page of curves
     and the report. What fails is told and the rest still made."""
-    if isinstance(scene, ImageScene):
-        code = finish_image(run, prior, scene, step=step, figures=figures)
-    else:
-        code = finish_scene(run, scene, step, figures)
+    run, code = result.run, shown(result).finish(result)
     title = run.config.prompt or run.config.name
     for write in (write_curves, write_report):
         try:
@@ -39,44 +61,87 @@ def finish(run: Run, prior: Prior, scene: HashGridNeRF | ImageScene, *, step: in
     return code
 
 
-def finish_image(run: Run, prior: Prior, scene: ImageScene, *, step: int, figures: dict[str, float]) -> int:
+def test_pictures(result: Result) -> int:
+    """Every particle, and all of them on one sheet."""
+    return image.finish(result, image.snapshot(result))
+
+
+def finish_pictures(result: Result) -> int:
     """Every particle, all of them on one sheet, and their figures."""
-    images = image.snapshot(run, prior, scene, step)
-    code = image.finish(run, images, step)
-    known, spent, latents = _known(run), _spent(figures), scene.pictures.detach().cpu()
+    run, images = result.run, image.snapshot(result)
+    code = image.finish(result, images)
+    known, spent, latents = _known(run), _spent(result.figures), image.values_of(result).cpu()
     apart = {"diversity": diversity(images), "diversity_latent": diversity(latents)}
     _told(run, lambda: evaluate_pictures(run, images, latents, spent) if known else apart | _only(spent))
     return code
 
 
-def figures_of_image(run: Run, prior: Prior, scene: ImageScene, figures: dict[str, float]) -> Figures:
+def figures_of_pictures(result: Result) -> Figures:
     """How right and how different the particles are, and what they have cost."""
-    return evaluate_pictures(run, image.decoded(scene, prior), scene.pictures.detach().cpu(), _spent(figures))
+    latents = image.values_of(result).cpu()
+    return evaluate_pictures(result.run, image.decoded(result), latents, _spent(result.figures))
 
 
-def finish_scene(run: Run, scene: HashGridNeRF, step: int, figures: dict[str, float]) -> int:
-    """Turntable, mesh and figures."""
-    code, mesh = GOOD, None
+def no_export(result: Result) -> int:
+    """UserError: pictures have no surface."""
+    name = result.run.config.scene.name
+    raise UserError(f"scene={name} has no surface, so there is no mesh to export; its pictures lie in the run folder")
+
+
+def test_around(result: Result) -> int:
+    """The turntable."""
     try:
-        for path in look.test(run, scene, step):
+        for path in look.test(result):
             LOG.info("wrote %s", path)
     except OSError as error:
         LOG.error("the final pictures could not be written: %s", error)
-        code = FAILED
+        return FAILED
+    return GOOD
+
+
+def export_around(result: Result) -> int:
+    """The mesh, or the scene's own files."""
     try:
-        mesh = look.export(run, scene, step)
+        look.export(result)
+    except (OSError, EmptyGeometryError) as error:
+        LOG.error("no mesh: %s", error)
+        return FAILED
+    return GOOD
+
+
+def finish_around(result: Result) -> int:
+    """Turntable, mesh and figures."""
+    code, mesh = test_around(result), None
+    try:
+        if result.row.write is not None or isinstance(result.scene, Surface):
+            mesh = look.export(result)
     except (OSError, EmptyGeometryError) as error:
         LOG.error("no mesh: %s", error)
         code = FAILED
-    known, spent = _known(run), _spent(figures)
-    volume = _whole(run, scene)
+    run, scene = result.run, result.scene
+    known, spent = _known(run), _spent(result.figures)
+    volume = _whole(result)
     _told(run, lambda: evaluate_scene(run, scene, volume, mesh, spent) if known else _only(spent))
     return code
 
 
-def _whole(run: Run, scene: HashGridNeRF) -> Volume | None:
+def figures_around(result: Result) -> Figures:
+    """How right the object is, and what it has cost."""
+    run, scene, mesh = result.run, result.scene, None
+    try:
+        mesh = look.mesh_of(run, scene) if isinstance(scene, Surface) else None
+    except EmptyGeometryError as error:
+        LOG.warning("no mesh: %s", error)
+    return evaluate_scene(run, scene, volume_of(scene, run.device), mesh, _spent(result.figures))
+
+
+AROUND = Showing(look.validation, test_around, finish_around, figures_around, export_around)
+PICTURES = Showing(image.snapshot, test_pictures, finish_pictures, figures_of_pictures, no_export)
+
+
+def _whole(result: Result) -> Volume | None:
     """Where the object is solid; a warning where the cube of the scene cuts it."""
-    volume = volume_of(scene, run.config.scene.radius, run.device)
+    volume = volume_of(result.scene, result.run.device)
     found = touched(volume)
     if found is not None:
         LOG.warning("%s and may be cut flat there; a larger scene.radius or loss.lambda_border keeps it inside", found)

@@ -5,37 +5,26 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from threestudio_rf.app.build.method import build_twin, embed_roles
-from threestudio_rf.app.build.scene import (
-    EMBEDDED,
-    build_any,
-    build_prior,
-    build_scene,
-    embed_views,
-    lift_settings,
-    prior_id,
-    rates,
-)
+from threestudio_rf.app.build.method import build_twin, embed_roles, lift_settings, rates
+from threestudio_rf.app.build.scene import EMBEDDED, SCENES, prior_id
+from threestudio_rf.app.build.views import embed_views
 from threestudio_rf.app.build.words import warn_unknown_words
 from threestudio_rf.app.console import LOG, Progress, memory
-from threestudio_rf.app.errors import RunError
 from threestudio_rf.app.report.score import right_share
 from threestudio_rf.app.run.extras import open_wandb
 from threestudio_rf.app.run.run import Run
 from threestudio_rf.app.run.signals import Stop
 from threestudio_rf.app.settings.compose import to_text
 from threestudio_rf.app.settings.config import Config
-from threestudio_rf.app.tasks import image, look
-from threestudio_rf.app.tasks.finish import finish
-from threestudio_rf.priors.base import Prior
+from threestudio_rf.app.tasks.finish import finish, shown
+from threestudio_rf.app.tasks.result import Result
 from threestudio_rf.priors.twin import Twin
-from threestudio_rf.scenes.image import ImageScene
-from threestudio_rf.scenes.nerf import HashGridNeRF
 from threestudio_rf.tiny.world.bank import HIGH, LOW, NARROW
 from threestudio_rf.trainer import checkpoint
 from threestudio_rf.trainer.lift import LiftState, lift
@@ -46,16 +35,19 @@ MEDIA_BYTES = 100e6
 
 
 @dataclass
-class Lift:
+class Lift(Result):
     """The objects of one lift and what it has spent."""
 
-    run: Run
-    scene: HashGridNeRF | ImageScene
-    prior: Prior
-    optimiser: torch.optim.Optimizer
     twin: Twin | None = None
-    step: int = 0
-    figures: dict[str, float] = field(default_factory=lambda: {"seconds": 0.0, "network_calls": 0.0})
+
+    @cached_property
+    def optimiser(self) -> torch.optim.Optimizer:
+        """AdamW over the groups of the scene."""
+        optim = self.run.config.optim
+        betas = optim.betas[0], optim.betas[1]
+        return make_optimiser(
+            self.scene, rates(self.run.config), betas=betas, eps=optim.eps, weight_decay=optim.weight_decay
+        )
 
     @property
     def checkpoints(self) -> str:
@@ -83,18 +75,11 @@ class Lift:
 
 def prepare(run: Run) -> Lift:
     """Prior, scene and optimiser, with the state of the checkpoint that is resumed."""
-    config = run.config
-    prior = build_prior(config.prior, run.device)
-    scene = build_any(config, prior, run.device)
-    optim = config.optim
-    optimiser = make_optimiser(
-        scene, rates(config), betas=(optim.betas[0], optim.betas[1]), eps=optim.eps, weight_decay=optim.weight_decay
-    )
-    made = Lift(run, scene, prior, optimiser)
+    made = Lift(run)
+    _ = made.prior, made.optimiser
     if run.resumed is not None:
-        scene.load_state_dict(run.resumed.state["scene"])
-        if config.resume:
-            optimiser.load_state_dict(run.resumed.state["optimiser"])
+        if run.config.resume:
+            made.optimiser.load_state_dict(run.resumed.state["optimiser"])
             checkpoint.restore_random_states(run.resumed.state["rng"])
             made.step = run.resumed.state["step"]
             made.figures = dict(run.resumed.state["figures"])
@@ -102,26 +87,9 @@ def prepare(run: Run) -> Lift:
     return made
 
 
-def stored_image(run: Run) -> tuple[ImageScene, Prior, int, dict[str, float]]:
-    """Pictures, prior, step and figures of the checkpoint that is resumed."""
-    made = prepare(run)
-    if not isinstance(made.scene, ImageScene):
-        raise RunError(f"got {type(made.scene).__name__}, expected the pictures of scene=image")
-    return made.scene, made.prior, made.step, made.figures
-
-
-def stored_scene(run: Run) -> tuple[HashGridNeRF, int, dict[str, float]]:
-    """Scene, step and figures of the checkpoint that is resumed, without a prior."""
-    if run.resumed is None:
-        raise RunError("a stored scene needs resume=")
-    scene = build_scene(run.config.scene, run.config.seed, run.device)
-    scene.load_state_dict(run.resumed.state["scene"])
-    return scene, run.resumed.state["step"], dict(run.resumed.state["figures"])
-
-
 def warn_bank(config: Config) -> None:
     """Warn when cameras stand where tiny_exact has no true views: one distance and field of view, given elevations."""
-    if config.prior.name != "tiny_exact" or config.scene.name == "image":
+    if config.prior.name != "tiny_exact" or not SCENES[config.scene.name].posed:
         return
     camera, known = config.camera, NARROW
     where = {"camera.distance": (camera.distance, known.distance), "camera.fovy": (camera.fovy, known.fovy)}
@@ -183,8 +151,8 @@ def train(made: Lift, stop: Stop) -> None:
     try:
         for state in run_lift(made):
             made.figures["seconds"] += time.perf_counter() - begun
-            if made.step == first and isinstance(made.scene, HashGridNeRF):
-                LOG.info("%s", made.scene.marching_reason)
+            if made.step == first and made.scene.remark():
+                LOG.info("%s", made.scene.remark())
             made.step = state.step + 1
             made.figures["network_calls"] += state.metrics["network_calls"]
             if made.step % config.trainer.log_every == 0 or made.step == total:
@@ -207,10 +175,7 @@ def train(made: Lift, stop: Stop) -> None:
 def watch(made: Lift, judge: Callable[[Tensor], float] | None) -> None:
     """Pictures of this step. Figures `..._to_right`: what was spent until half of them were judged right, and at every
     later look; the judge has no word for noise, so a lucky guess at the start must not count."""
-    if isinstance(made.scene, ImageScene):
-        images = image.snapshot(made.run, made.prior, made.scene, made.step)
-    else:
-        images = look.validation(made.run, made.scene, made.step)
+    images = shown(made).snapshot(made)
     if judge is None:
         return
     right = judge(images) >= 0.5
@@ -246,4 +211,4 @@ def command(run: Run) -> int:
         if stop.asked:
             LOG.info("stopped after step %d; go on with: python launch.py resume=%s", made.step, run.folder)
             return stop.code
-        return finish(run, made.prior, made.scene, step=made.step, figures=made.figures)
+        return finish(made)

@@ -8,23 +8,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from threestudio_rf.app.build.scene import turntable
+from threestudio_rf.app.build.views import turntable
 from threestudio_rf.app.console import LOG
+from threestudio_rf.app.errors import UserError
 from threestudio_rf.app.run.run import Run
+from threestudio_rf.app.tasks.result import Result
 from threestudio_rf.export.media import contact_sheet, gif, png, rendering_rows, video
 from threestudio_rf.export.mesh import EmptyGeometryError, Mesh, extract, write
-from threestudio_rf.scenes.base import Rendering
+from threestudio_rf.scenes.base import Rendering, Scene, Surface
 from threestudio_rf.scenes.camera import Camera
-from threestudio_rf.scenes.nerf import HashGridNeRF
 from threestudio_rf.trainer.log import row_of_pictures
 
 FPS = 24.0
 SHEET_VIEWS = 8
 
 
-def renderings(
-    scene: HashGridNeRF, camera: Camera, device: torch.device, *, normals: bool = False
-) -> Iterator[Rendering]:
+def renderings(scene: Scene, camera: Camera, device: torch.device, *, normals: bool = False) -> Iterator[Rendering]:
     """One view at a time, on the CPU, without gradients."""
     for i in range(len(camera)):
         with torch.no_grad():
@@ -36,23 +35,25 @@ def _grey(picture: Tensor) -> Tensor:
     return picture.expand(3, -1, -1)
 
 
-def validation(run: Run, scene: HashGridNeRF, step: int) -> Tensor:
+def validation(result: Result) -> Tensor:
     """`save/it<step>-<i>.png`: colour and opacity of a few views; the colours (N, 3, H, W). A full disk costs a
     picture, not the run."""
+    run = result.run
     camera = turntable(run.config.camera, run.config.camera.validation_views)
-    views = list(renderings(scene, camera, run.device))
+    views = list(renderings(result.scene, camera, run.device))
     for i, seen in enumerate(views):
         both = torch.stack([seen.rgb[0], _grey(seen.opacity[0])])
         try:
-            png(run.save(f"it{step}-{i}.png"), row_of_pictures(both))
+            png(run.save(f"it{result.step}-{i}.png"), row_of_pictures(both))
         except OSError as error:
             LOG.warning("no validation picture: %s", error.strerror or error)
             break
     return torch.cat([seen.rgb for seen in views])
 
 
-def test(run: Run, scene: HashGridNeRF, step: int) -> list[Path]:
+def test(result: Result) -> list[Path]:
     """The turntable: pictures, mp4 and GIF, and the contact sheet. OSError when the disk is full."""
+    run, scene, step = result.run, result.scene, result.step
     camera = turntable(run.config.camera, run.config.camera.test_views)
     frames = [seen.rgb[0] for seen in renderings(scene, camera, run.device)]
     for i, frame in enumerate(frames):
@@ -62,10 +63,10 @@ def test(run: Run, scene: HashGridNeRF, step: int) -> list[Path]:
     around = turntable(run.config.camera, SHEET_VIEWS)
     views = list(renderings(scene, around, run.device, normals=True))
     rgb, opacity = torch.cat([seen.rgb for seen in views]), torch.cat([seen.opacity for seen in views])
-    normal = torch.cat([seen.normal for seen in views if seen.normal is not None])
+    normals = [seen.normal for seen in views if seen.normal is not None]
     titles = [f"{azimuth:.0f}°" for azimuth in around.azimuth.tolist()]
     sheet = contact_sheet(
-        rendering_rows(Rendering(rgb, opacity, normal=normal)),
+        rendering_rows(Rendering(rgb, opacity, normal=torch.cat(normals) if normals else None)),
         titles=titles,
         cell=min(128, run.config.camera.eval_size),
     )
@@ -73,15 +74,19 @@ def test(run: Run, scene: HashGridNeRF, step: int) -> list[Path]:
     return made
 
 
-def mesh_of(run: Run, scene: HashGridNeRF) -> Mesh:
-    """The surface at `export.threshold`; where that level has none, at the automatic one. EmptyGeometryError."""
+def mesh_of(run: Run, scene: Scene) -> Mesh:
+    """The surface at `export.threshold`; where that level has none, at the automatic one. EmptyGeometryError; UserError
+    for a scene that has none at all."""
     settings = run.config.export
+    if not isinstance(scene, Surface):
+        raise UserError(f"scene={run.config.scene.name} has no surface, so there is no mesh to export")
+    surface: Surface = scene
 
     def at(threshold: float | str) -> Mesh:
         return extract(
-            scene.field.density,
-            lambda points: scene.field(points)[1],
-            radius=run.config.scene.radius,
+            surface.density,
+            surface.colour,
+            radius=surface.radius,
             resolution=settings.resolution,
             threshold=threshold,  # type: ignore[arg-type]
             device=run.device,
@@ -96,9 +101,16 @@ def mesh_of(run: Run, scene: HashGridNeRF) -> Mesh:
         return at("auto")
 
 
-def export(run: Run, scene: HashGridNeRF, step: int) -> Mesh:
-    """`save/it<step>-export/model.*`. EmptyGeometryError, or OSError when the disk is full; never a broken file."""
-    mesh = mesh_of(run, scene)
-    for path in write(mesh, run.save(f"it{step}-export"), formats=run.config.export.formats):
+def export(result: Result) -> Mesh | None:
+    """`save/it<step>-export/model.*`: a mesh, or the scene's own files. EmptyGeometryError, or OSError when the disk is
+    full; never a broken file."""
+    run, own, mesh = result.run, result.row.write, None
+    folder = run.save(f"it{result.step}-export")
+    if own is not None:
+        paths = own(result.scene, folder)
+    else:
+        mesh = mesh_of(run, result.scene)
+        paths = write(mesh, folder, formats=run.config.export.formats)
+    for path in paths:
         LOG.info("wrote %s", path)
     return mesh

@@ -9,7 +9,7 @@ from torch import Tensor
 from threestudio_rf.app.build.picture import read_mask, read_picture
 from threestudio_rf.app.build.prior import EMBEDDED, build_prior
 from threestudio_rf.app.build.sampling import plan, run
-from threestudio_rf.app.build.scene import with_view
+from threestudio_rf.app.build.views import with_view
 from threestudio_rf.app.build.words import warn_unknown_words
 from threestudio_rf.app.console import LOG, Progress
 from threestudio_rf.app.errors import GOOD

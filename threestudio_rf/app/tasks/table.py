@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from threestudio_rf.app.console import LOG, peak_memory_mb
-from threestudio_rf.app.errors import FAILED, GOOD, UserError, user_path
-from threestudio_rf.app.report.score import evaluate_scene, show, volume_of
+from threestudio_rf.app.console import LOG
+from threestudio_rf.app.errors import GOOD, UserError, user_path
+from threestudio_rf.app.report.score import show
 from threestudio_rf.app.run.run import Run
 from threestudio_rf.app.settings.config import Config
 from threestudio_rf.app.settings.groups import TrainTinyConfig
-from threestudio_rf.app.tasks import doctor, edit, grid, image, invert, lift, look, sample
-from threestudio_rf.app.tasks.finish import figures_of_image
-from threestudio_rf.export.mesh import EmptyGeometryError
+from threestudio_rf.app.tasks import doctor, edit, grid, invert, lift, sample
+from threestudio_rf.app.tasks.finish import shown
+from threestudio_rf.app.tasks.result import stored
 from threestudio_rf.tiny.train.denoise import Objective
 from threestudio_rf.tiny.train.stage import Sharpening
 from threestudio_rf.tiny.train.unet import OBJECTIVES
@@ -22,57 +23,28 @@ from threestudio_rf.tiny.train.unet import OBJECTIVES
 
 def evaluate(run: Run) -> int:
     """The figures of a finished run, into its `metrics.json`."""
-    if run.config.scene.name == "image":
-        pictures, prior, _, figures = lift.stored_image(run)
-        show(run, figures_of_image(run, prior, pictures, figures))
-        return GOOD
-    scene, _, figures = lift.stored_scene(run)
-    try:
-        mesh = look.mesh_of(run, scene)
-    except EmptyGeometryError as error:
-        LOG.warning("no mesh: %s", error)
-        mesh = None
-    volume = volume_of(scene, run.config.scene.radius, run.device)
-    show(run, evaluate_scene(run, scene, volume, mesh, figures | {"peak_memory_mb": peak_memory_mb()}))
+    result = stored(run)
+    show(run, shown(result).figures(result))
     return GOOD
 
 
 def export(run: Run) -> int:
-    """The mesh of a finished run."""
-    if run.config.scene.name == "image":
-        raise UserError("scene=image has no surface, so there is no mesh to export; its pictures lie in the run folder")
-    scene, step, _ = lift.stored_scene(run)
-    try:
-        look.export(run, scene, step)
-    except (OSError, EmptyGeometryError) as error:
-        LOG.error("no mesh: %s", error)
-        return FAILED
-    return GOOD
+    """The mesh of a finished run, or the files that its kind of scene has instead."""
+    result = stored(run)
+    return shown(result).export(result)
 
 
 def validate(run: Run) -> int:
-    """A few views of a finished run."""
-    if run.config.scene.name == "image":
-        lift.watch(lift.prepare(run), None)
-        return GOOD
-    scene, step, _ = lift.stored_scene(run)
-    look.validation(run, scene, step)
+    """A few views of a finished run, of pictures all of them."""
+    result = stored(run)
+    shown(result).snapshot(result)
     return GOOD
 
 
 def test(run: Run) -> int:
-    """The turntable of a finished run, of an image all its pictures."""
-    if run.config.scene.name == "image":
-        pictures, prior, step, _ = lift.stored_image(run)
-        return image.finish(run, image.snapshot(run, prior, pictures, step), step)
-    scene, step, _ = lift.stored_scene(run)
-    try:
-        for path in look.test(run, scene, step):
-            LOG.info("wrote %s", path)
-    except OSError as error:
-        LOG.error("the pictures could not be written: %s", error)
-        return FAILED
-    return GOOD
+    """The turntable of a finished run, of pictures all of them."""
+    result = stored(run)
+    return shown(result).test(result)
 
 
 def train_tiny(run: Run) -> int:
@@ -85,7 +57,8 @@ def train_tiny(run: Run) -> int:
     settings = run.config.train_tiny
     try:
         start = weights_folder() / folder_of(settings.part) if settings.start == "shipped" else settings.start
-        options = {name: getattr(settings, name) for name in ("steps", "seconds", "batch", "lr", "per_shape")}
+        options: dict[str, Any] = {"steps": settings.steps, "seconds": settings.seconds, "batch": settings.batch}
+        options |= {"lr": settings.lr, "per_shape": settings.per_shape}
         options |= {"start": Path(start) if start else None, "device": run.device}
         options |= {"objective": _objective(settings), "sharpening": _sharpening(settings)}
         crew = None
