@@ -137,6 +137,8 @@ def read_shape(at: Places) -> Shape:
     that read more than a text (SDXL, inpainting, upscalers, consistency models)."""
     network = read_json(at.folder / "unet/config.json")
     foreign = [key for key in FOREIGN_INPUTS if network.get(key) is not None]
+    if network.get("addition_embed_type") == "text":  # pooled from the text it reads anyway
+        foreign.remove("addition_embed_type")
     try:
         channels, size, levels = network["in_channels"], network["sample_size"], network["block_out_channels"]
         if network["out_channels"] != channels:
