@@ -15,16 +15,17 @@ from threestudio_rf.scenes.raster import NEAR, Screen, corners_of
 
 
 class Edges(NamedTuple):
-    """E edges of a mesh: their ends (2, E), and the third corners of the two faces at each (2, E). An edge of one face,
-    or of more than two, has the same corner twice: it is always an outline."""
+    """E edges of a mesh: their ends (2, E), the two faces at each (2, E), and the third corners of these (2, E). An edge
+    of one face, or of more than two, has the same face twice: it is always an outline."""
 
     ends: Tensor
     others: Tensor
+    faces: Tensor
 
     @property
     def inner(self) -> Tensor:
         """Which edges lie between two faces (E,)."""
-        return self.others[0] != self.others[1]
+        return self.faces[0] != self.faces[1]
 
 
 class Crossings(NamedTuple):
@@ -48,8 +49,8 @@ def edges_of(faces: Tensor) -> Edges:
     first = new.nonzero()[:, 0]
     twice = first.diff() == 2
     first = first[:-1]
-    opposite = other[order[torch.stack((first, torch.where(twice, first + 1, first)))]]
-    return Edges(torch.stack((key[first] // size, key[first] % size)), opposite)
+    half = order[torch.stack((first, torch.where(twice, first + 1, first)))]
+    return Edges(torch.stack((key[first] // size, key[first] % size)), other[half], half % max(len(faces), 1))
 
 
 @torch.no_grad()
