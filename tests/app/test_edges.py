@@ -73,8 +73,8 @@ def test_a_file_of_prompts_is_read_in_every_unicode_encoding(tmp_path: Path, enc
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ("a ball\nein grüner Würfel\n".encode("latin-1"), "the byte 0xfc in line 2; save it as UTF-8"),
-        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "the byte 0x89 in line 1"),
+        ("a ball\nein grüner Würfel\n".encode("latin-1"), "byte 0xfc in line 2; save it as UTF-8"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "byte 0x89 in line 1"),
         (b"a ball\0\0\0\0more of it", "zero bytes"),
         (b"", "got none"),
     ],

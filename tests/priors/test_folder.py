@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from threestudio_rf.priors.base import PriorError
+from threestudio_rf.priors.folder import variant_files, variant_of
 from threestudio_rf.priors.sd import load_sd
 from threestudio_rf.priors.sd3 import load_sd3
 
@@ -161,11 +162,35 @@ def test_a_part_that_is_missing_is_named(case):
     assert "vae holds no weights" in case.refused()
 
 
-def test_a_variant_is_used_where_a_part_has_it(case):
+def test_a_variant_is_used_where_a_part_has_it_and_the_only_one_there_is_told(case):
+    plain = case.folder / case.network
     for file in (case.network, VAE):
         (case.folder / file).rename((case.folder / file).with_suffix(".fp16.safetensors"))
-    assert "holds no weights" in case.refused()
-    case.use(variant="fp16")
+    with pytest.warns(UserWarning, match="holds the variant fp16 alone: it is used"):
+        taken = case.use()
+    x, t = torch.full((1, *taken.latent_shape), 0.1), torch.tensor([0.5])
+    asked = case.use(variant="fp16")
+    condition = asked.embed(["red"])
+    assert torch.equal(taken.predict(x, t, condition), asked.predict(x, t, condition))
+    shutil.copyfile(plain.with_suffix(".fp16.safetensors"), plain.with_suffix(".non_ema.safetensors"))
+    assert "holds the variants fp16, non_ema: choose one by prior.variant=" in case.refused()
+    case.use(variant="non_ema")
+    plain.with_suffix(".fp16.safetensors").rename(plain)
+    assert variant_of(plain.parent, None) is None and variant_of(plain.parent, "../x") is None
+
+
+def test_the_names_of_shards_say_their_variant(tmp_path):
+    names = {
+        "model.safetensors": "",
+        "model-00001-of-00002.safetensors": "",
+        "model.fp16-00001-of-00002.safetensors": "fp16",
+        "model-00002-of-00002.fp16.safetensors": "fp16",
+        "diffusion_pytorch_model.non_ema.safetensors": "non_ema",
+    }
+    for name in names:
+        (tmp_path / name).touch()
+    found = variant_files(tmp_path)
+    assert {file.name: variant for variant, files in found.items() for file in files} == names
 
 
 def test_a_folder_of_the_first_versions_of_the_libraries_loads_the_same_and_is_checked_too(copied_sd, sd, change_json):

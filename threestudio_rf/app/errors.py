@@ -39,7 +39,11 @@ def user_path(text: str | Path, key: str) -> Path:
         raise UserError(f"{key}={text}: {error}; give a path without ~") from None
 
 
-MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"))
+MARKS: tuple[tuple[bytes, str], ...] = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+)
 MARKS += ((codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 """What a text file may begin with, and its encoding; the longer ones first."""
 
@@ -63,7 +67,7 @@ def user_text(path: str | Path, key: str) -> str:
     except UnicodeDecodeError as error:
         line, byte = data[: error.start].count(b"\n") + 1, data[len(mark) + error.start]
         raise UserError(
-            f"{key}={path}: expected text in UTF-8 or UTF-16, got the byte 0x{byte:02x} in line {line}; save it as UTF-8"
+            f"{key}={path}: expected text in UTF-8 or UTF-16, got byte 0x{byte:02x} in line {line}; save it as UTF-8"
         ) from None
     if "\0" in text:
         raise UserError(f"{key}={path}: expected text, got a file with zero bytes in it")

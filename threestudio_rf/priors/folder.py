@@ -8,7 +8,8 @@ with a folder never runs.
 
 from __future__ import annotations
 
-import json
+import inspect
+import re
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -20,10 +21,12 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from threestudio_rf.priors.base import PriorError
+from threestudio_rf.priors.layout import VAES, Table, class_of, expected_type, fits, is_whole, read_json
 
 POINTER = b"version https://git-lfs.github.com/spec/"
-KINDS = {"SD3Transformer2DModel": "sd3", "UNet2DConditionModel": "sd"}
-ADVICE = {"sd3": "use prior=sd3", "sd": "use prior=sd (prior=instaflow for a rectified flow)"}
+SHARD = re.compile(r"-\d{5}-of-\d{5}")
+ENCODERS = {"CLIPTextModel": "clip", "CLIPTextModelWithProjection": "clip", "T5EncoderModel": "t5"}
+"""Classes of text encoders, and how the kind that their config.json names begins."""
 OLDER = ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0."))
 """Names of attention weights in files of the first diffusers versions, which its loader renames."""
 
@@ -36,61 +39,31 @@ def usable_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise PriorError(f"{file} is missing: the folder is not a whole diffusers folder") from None
-    except (OSError, ValueError) as error:
-        raise PriorError(f"{file} cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise PriorError(f"{file}: got {type(content).__name__}, expected a table of names and values")
-    return content
-
-
-def kind_of(index: dict[str, Any]) -> str:
-    """The kind of folder ("sd", "sd3") of a model_index.json, "" when no adapter reads it.
-
-    The network's class decides; a UNet with a second text encoder is SDXL's.
-    """
-    classes = [value[1] for key, value in index.items() if key in ("transformer", "unet") and isinstance(value, list)]
-    kind = next((KINDS[name] for name in classes if name in KINDS), "")
-    return "" if kind == "sd" and present(index, "text_encoder_2") else kind
-
-
-def read_index(folder: Path, wanted: str) -> dict[str, Any]:
-    """model_index.json of a folder whose network is of the kind `wanted` ("sd3"). PriorError otherwise."""
-    if not (folder / "model_index.json").is_file():
-        parts = sorted(entry.name for entry in folder.iterdir())[:6]
-        raise PriorError(
-            f"{folder} holds no model_index.json, so it is not a diffusers folder (it holds: {', '.join(parts) or '-'}"
-            "); single-file checkpoints must be converted first"
-        )
-    index = read_json(folder / "model_index.json")
-    found = kind_of(index)
-    if found != wanted:
-        hint = ADVICE.get(found, "no adapter of this project reads it")
-        raise PriorError(f"{folder} holds a {index.get('_class_name')}, expected the kind {wanted!r}: {hint}")
-    return index
-
-
-def present(index: dict[str, Any], part: str) -> bool:
-    """Whether the folder names this part; [null, null] means it was saved without."""
-    value = index.get(part)
-    return isinstance(value, list) and value[:1] != [None] and bool(value)
+def variant_files(folder: Path) -> dict[str, list[Path]]:
+    """The safetensors of one part by the variant in their names, "" for the plain ones."""
+    found: dict[str, list[Path]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        name = SHARD.sub("", file.name)
+        found.setdefault(".".join(name.split(".")[1:-1]), []).append(file)
+    return found
 
 
 def variant_of(folder: Path, variant: str | None) -> str | None:
-    """`variant` where the part has files of it, else None: repositories keep some parts in one form only."""
-    return variant if variant and any(folder.glob(f"*.{variant}*.safetensors")) else None
+    """The variant to read: `variant` where the part has files of it, None (plain files) where it has those, as
+    repositories keep some parts in one form only, else the only variant there. PriorError where there are several."""
+    found = variant_files(folder)
+    if variant and variant in found:
+        return variant
+    if "" in found or not found:
+        return None
+    if len(found) > 1:
+        raise PriorError(f"{folder} holds the variants {', '.join(found)}: choose one by prior.variant=")
+    return next(iter(found))
 
 
 def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
     """The safetensors of one part, each opened once. PriorError for none, pickled, empty, pointer or truncated ones."""
-    if variant := variant_of(folder, variant):
-        files = sorted(folder.glob(f"*.{variant}*.safetensors"))
-    else:
-        files = sorted(file for file in folder.glob("*.safetensors") if file.name.count(".") == 1)
+    files = variant_files(folder).get(variant_of(folder, variant) or "", [])
     if not files:
         pickled = sorted(file.name for file in folder.glob("*.bin"))
         why = f"only pickled weights ({pickled[0]}), which are never read" if pickled else "no weights"
@@ -198,11 +171,13 @@ def load_part(
     """One module of diffusers or transformers from its folder: frozen, in eval mode, on the CPU, whole.
 
     `quantization` is a configuration of diffusers; some of its backends leave the module on the GPU. PriorError names
-    the part and the first three weights that are missing, not finite or of another shape.
+    the part and the first three weights that are missing, not finite, no fractions or of another shape.
     """
     files = weight_files(folder, variant)
-    read_json(folder / "config.json")
+    check_config(cls, folder / "config.json", weights=len(stored_types(files)))
     extra = {} if quantization is None else {"quantization_config": quantization}
+    if isinstance(read_json(folder / "config.json").get("sample_size"), list):
+        extra |= {"sample_size": Table(folder / "config.json").side("sample_size")}
     try:
         with quiet():
             module = cls.from_pretrained(
@@ -213,15 +188,96 @@ def load_part(
                 use_safetensors=True,
                 **extra,
             )
-    except (ValueError, RuntimeError, OSError, KeyError, TypeError, ImportError) as error:
-        wrong = misshapen(cls, folder, files)
-        reason = f"weights do not fit config.json: {'; '.join(wrong[:3])}" if wrong else f"cannot be loaded: {error}"
-        raise PriorError(f"{folder}: {reason}") from None
+    except Exception as error:  # these libraries raise whatever a wrong config.json leads to
+        raise PriorError(f"{folder}: {_why(cls, folder, files, error)}") from None
     missing, broken = faults(module, files) if quantization is None else file_faults(cls, folder, files)
-    for names, reason in ((missing, "keys missing in the weights"), (broken, "weights that are not finite")):
+    whole = [] if "quantization_config" in read_json(folder / "config.json") else whole_numbers(module, files)
+    for names, reason in (
+        (missing, "keys missing in the weights"),
+        (broken, "weights that are not finite"),
+        (whole, "weights that are whole numbers"),
+    ):
         if names:
             raise PriorError(f"{folder}: {len(names)} {reason}, such as {', '.join(names[:3])}; the files are damaged")
     return module.eval().requires_grad_(False)
+
+
+def stored_types(files: list[Path]) -> dict[str, str]:
+    """The number format ("F32", "I64") of every weight in `files`, by its stored name."""
+    found: dict[str, str] = {}
+    for file in files:
+        with safe_open(file, "pt") as handle:
+            found |= {key: handle.get_slice(key).get_dtype() for key in handle.keys()}  # noqa: SIM118
+    return found
+
+
+def whole_numbers(module: nn.Module, files: list[Path]) -> list[str]:
+    """Stored weights that are whole numbers or truth values where the part has fractions."""
+    parameters = dict(module.named_parameters())
+    found = [name for name, kind in stored_types(files).items() if kind[0] in "IU" or kind == "BOOL"]
+    return [name for name in found if present_name(name, parameters) in parameters]
+
+
+def _why(cls: Any, folder: Path, files: list[Path], error: BaseException) -> str:
+    """Why a part did not load, in one line."""
+    try:
+        wrong = misshapen(cls, folder, files)
+    except Exception as other:  # the same config.json, without weights
+        return f"config.json cannot be used: {in_one_line(other)}"
+    return (
+        f"weights do not fit config.json: {'; '.join(wrong[:3])}"
+        if wrong
+        else f"cannot be loaded: {in_one_line(error)}"
+    )
+
+
+def in_one_line(error: BaseException) -> str:
+    """What a library says, without names of its exceptions."""
+    return re.sub(r"\b\w*(Error|Exception)\b:?\s*", "", " ".join(str(error).split()))[:300] or "no reason is given"
+
+
+def check_parts(folder: Path, parts: Collection[str], classes: dict[str, str], variant: str | None) -> None:
+    """Look at every part without loading it; its class is in `classes` (part -> class of diffusers or transformers), a
+    VAE is one of VAES. PriorError for what is missing, broken or of another class. The only variant is told."""
+    for name in parts:
+        weight_files(folder / name, variant)
+        check_class(folder / name, (classes[name],) if name in classes else VAES)
+    only = {taken for name in parts if (taken := variant_of(folder / name, variant)) and taken != variant}
+    if only:
+        warnings.warn(f"{folder} holds the variant {', '.join(sorted(only))} alone: it is used", stacklevel=4)
+
+
+def check_class(folder: Path, expected: Collection[str]) -> None:
+    """PriorError where a part says it is of another class than the expected ones; older files may say nothing."""
+    config = read_json(folder / "config.json")
+    if any(name in ENCODERS for name in expected):
+        kind = config.get("model_type", "clip")
+        if not isinstance(kind, str) or not kind.startswith(tuple(ENCODERS[name] for name in expected)):
+            raise PriorError(f"{folder} holds a text encoder of the kind {kind}, expected {' or '.join(expected)}")
+    elif (found := class_of(folder)) and found not in expected:
+        raise PriorError(f"{folder} holds a {found}, expected {' or '.join(expected)}")
+
+
+def check_config(cls: Any, file: Path, *, weights: int) -> None:
+    """PriorError for an entry of config.json that is not of the type that `cls` declares, is negative, or counts more
+    layers than there are `weights`."""
+    table = Table(file)
+    foreign = issubclass(cls, _pretrained_model())
+    made = cls.config_class if foreign else cls
+    declared = inspect.signature(made.__init__).parameters
+    for key, value in table.content.items():
+        if key not in declared or key.startswith("_"):
+            continue
+        kind = declared[key].annotation
+        if key == "sample_size" and isinstance(value, list):
+            table.side(key)
+        elif not fits(value, kind) and not (value is None and declared[key].default is None):
+            raise table.refuse(key, expected_type(kind))
+        for number in value if isinstance(value, list) else [value]:
+            if is_whole(number) and number < 0 and not key.endswith("_id"):
+                raise table.refuse(key, "no negative number")
+            if is_whole(number) and "layers" in key and number > weights:
+                raise table.refuse(key, f"at most {weights}, the number of weights in the files")
 
 
 @contextmanager

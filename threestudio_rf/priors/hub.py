@@ -6,12 +6,17 @@ HF_HOME, HF_HUB_OFFLINE and HF_TOKEN are obeyed by huggingface_hub; the token is
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from threestudio_rf.priors.base import PriorError
+from threestudio_rf.priors.folder import weight_files
+from threestudio_rf.priors.layout import TINY, class_of, snapshot_of
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+TINY_FILES = ["config.json", "diffusion_pytorch_model*.safetensors"]
 OFFLINE_HELP = "prior=tiny_sd3 needs no download"
 
 
@@ -28,8 +33,11 @@ def locate(
     except RuntimeError as error:
         raise PriorError(f"prior.path={path}: {error}; give a path without ~") from None
     if local.is_dir():
-        complete(local)
-        return local
+        snapshot = snapshot_of(local)
+        if snapshot is not None:
+            warnings.warn(f"{path} is a folder of the hub's cache: its snapshot {snapshot} is used", stacklevel=5)
+        complete(snapshot or local)
+        return snapshot or local
     if local.is_file():
         raise PriorError(f"{path} is a file; expected a folder in the layout of diffusers, or owner/name")
     if not REPOSITORY.fullmatch(path):
@@ -94,3 +102,48 @@ def explain(name: str, error: BaseException) -> str:
     if 401 in codes or 403 in codes:
         return f"the hub refused the login for {name}: run `hf auth login` or set a valid HF_TOKEN; {OFFLINE_HELP}"
     return f"{name} could not be downloaded ({type(causes[-1]).__name__}): is there a network? {OFFLINE_HELP}"
+
+
+class Places(NamedTuple):
+    """The prior's folder and that of its VAE."""
+
+    folder: Path
+    vae: Path
+
+
+def places(
+    path: str | Path,
+    fetch: Callable[[str, bool], Path],
+    complete: Callable[[Path], None],
+    *,
+    tiny_vae: str,
+    offline: bool,
+) -> Places:
+    """Where a prior and its VAE are, after both were looked at; `fetch` and `complete` as in `locate`.
+
+    `tiny_vae`: folder or owner/name of an AutoencoderTiny to use instead of the prior's own VAE, "" for that one; a
+    whole prior's folder stands for the one in it.
+    """
+    folder = locate(str(path), fetch, complete, offline=offline)
+    return Places(folder, locate_tiny(tiny_vae, offline=offline) if tiny_vae else folder / "vae")
+
+
+def locate_tiny(name: str, *, offline: bool = False) -> Path:
+    """Folder of the AutoencoderTiny `name`, a local folder or owner/name; PriorError when it is something else."""
+
+    def inner(folder: Path) -> Path:
+        whole = (folder / "model_index.json").is_file() and not (folder / "config.json").exists()
+        return folder / "vae" if whole else folder
+
+    def complete(folder: Path) -> None:
+        found = class_of(inner(folder))
+        if found != TINY:
+            raise PriorError(f"prior.vae={name} holds a {found}, expected an {TINY} such as madebyollin/taesd")
+        weight_files(inner(folder))
+
+    def fetch(repository: str, local_only: bool) -> Path:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(repository, allow_patterns=TINY_FILES, local_files_only=local_only))
+
+    return inner(locate(name, fetch, complete, offline=offline))

@@ -1,19 +1,215 @@
-"""What a prior's folder says before anything is loaded: where its parts are, and the shape of its latents."""
+"""What a prior's folder says of itself in its JSON files, read by types; the shape of its latents. Nothing loads."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import math
+import types
+import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from torch import Tensor
 
 from threestudio_rf.priors.base import PriorError
-from threestudio_rf.priors.folder import read_json, weight_files
-from threestudio_rf.priors.hub import locate
 
-TINY_FILES = ["config.json", "diffusion_pytorch_model*.safetensors"]
+KINDS = {"SD3Transformer2DModel": "sd3", "UNet2DConditionModel": "sd"}
+ADVICE = {"sd3": "use prior=sd3", "sd": "use prior=sd (prior=instaflow for a rectified flow)"}
+TINY, VAES = "AutoencoderTiny", ("AutoencoderKL", "AutoencoderTiny")
+LARGEST = 2**31 - 1
+REQUIRED = object()
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The table that a JSON file holds; PriorError for everything else."""
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise PriorError(f"{file} is missing: the folder is not a whole diffusers folder") from None
+    except RecursionError:
+        raise PriorError(f"{file} cannot be read: it is nested too deep") from None
+    except (OSError, ValueError) as error:
+        raise PriorError(f"{file} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise PriorError(f"{file}: got {type(content).__name__}, expected a table of names and values")
+    return content
+
+
+class Table:
+    """One JSON file whose entries are read by type: PriorError names file, key and value of what is something else.
+
+    An entry that is not there is the default, without one an error; null is an entry like others.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.content = file, read_json(file)
+
+    def refuse(self, key: str, expected: str) -> PriorError:
+        """The error for the entry `key`."""
+        shown = json.dumps(self.content.get(key))
+        shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+        return PriorError(f"{self.file}: {key} is {shown}, expected {expected}")
+
+    def _entry(self, key: str, default: Any) -> Any:
+        if key in self.content:
+            return self.content[key]
+        if default is REQUIRED:
+            raise PriorError(f"{self.file} has no {key!r}")
+        return default
+
+    def whole(self, key: str, default: Any = REQUIRED, *, low: int = 1, high: int = LARGEST) -> int:
+        """A whole number in low..high."""
+        value = self._entry(key, default)
+        if not is_whole(value) or not low <= value <= high:
+            raise self.refuse(key, f"a whole number from {low} to {high}" if high < LARGEST else _at_least(low))
+        return int(value)
+
+    def side(self, key: str) -> int:
+        """The side of a square: n or [n, n]."""
+        value = self._entry(key, REQUIRED)
+        pair = value if isinstance(value, list) else [value, value]
+        if len(pair) != 2 or not all(is_whole(n) and 0 < n <= LARGEST for n in pair) or pair[0] != pair[1]:
+            raise self.refuse(key, "a whole number n of at least 1, or [n, n]")
+        return int(pair[0])
+
+    def real(self, key: str, default: Any = REQUIRED, *, above: float = -math.inf) -> float:
+        """A finite number greater than `above`."""
+        value = self._entry(key, default)
+        if not is_number(value) or value <= above:
+            raise self.refuse(key, "a number" if above == -math.inf else f"a number above {above:g}")
+        return float(value)
+
+    def text(self, key: str, default: Any = REQUIRED) -> str:
+        """A text."""
+        value = self._entry(key, default)
+        if not isinstance(value, str):
+            raise self.refuse(key, "a text")
+        return value
+
+    def wholes(self, key: str) -> list[int]:
+        """A list of whole numbers of at least 1, not empty."""
+        value = self._entry(key, REQUIRED)
+        if not isinstance(value, list) or not value or not all(is_whole(n) and n > 0 for n in value):
+            raise self.refuse(key, "a list of whole numbers of at least 1")
+        return [int(n) for n in value]
+
+    def numbers(self, key: str) -> list[float] | None:
+        """A list of numbers; None where it is null or not there."""
+        value = self.content.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, list) or not value or not all(is_number(n) for n in value):
+            raise self.refuse(key, "a list of numbers or null")
+        return [float(n) for n in value]
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value of JSON is a whole number."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def _at_least(low: int) -> str:
+    return f"a whole number of at least {low}"
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value of JSON is of a declared type; a type that is not a plain one fits everything. Numbers are
+    finite; diffusers declares some switches as float."""
+    origin, inside = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, one) for one in inside)
+    if origin in (list, tuple) or kind in (list, tuple):
+        return isinstance(value, list) and all(
+            not inside or any(fits(item, one) for one in inside if one is not Ellipsis) for item in value
+        )
+    if origin is typing.Literal:
+        return value in inside
+    plain = {int: is_whole(value), float: is_number(value) or isinstance(value, bool), str: isinstance(value, str)}
+    plain |= {bool: isinstance(value, bool), type(None): value is None}
+    return plain.get(kind, True) if isinstance(kind, type) else True
+
+
+def expected_type(kind: Any) -> str:
+    """A declared type in words."""
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
+    inside = [one for one in typing.get_args(kind) if one is not Ellipsis]
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return " or ".join(expected_type(one) for one in inside)
+    if typing.get_origin(kind) in (list, tuple):
+        return f"a list of {', '.join(dict.fromkeys(expected_type(one) for one in inside))}"
+    return words.get(kind, str(kind))
+
+
+def class_of(folder: Path) -> str:
+    """The class of diffusers that a part says it is, "" where it says nothing."""
+    return Table(folder / "config.json").text("_class_name", "")
+
+
+def kind_of(index: dict[str, Any]) -> str:
+    """The kind of folder ("sd", "sd3") of a model_index.json, "" when no adapter reads it.
+
+    The network's class decides; a UNet with a second text encoder is SDXL's.
+    """
+    entries = [value for key, value in index.items() if key in ("transformer", "unet") and isinstance(value, list)]
+    kind = next((KINDS[value[1]] for value in entries if value[1:] and str(value[1]) in KINDS), "")
+    return "" if kind == "sd" and present(index, "text_encoder_2") else kind
+
+
+def read_index(folder: Path, wanted: str) -> dict[str, Any]:
+    """model_index.json of a folder whose network is of the kind `wanted` ("sd3"). PriorError otherwise, with what the
+    folder seems to be."""
+    if not (folder / "model_index.json").is_file():
+        raise PriorError(f"{folder} holds no model_index.json, so it is not a diffusers folder{_seems(folder)}")
+    index = read_json(folder / "model_index.json")
+    found = kind_of(index)
+    if found != wanted:
+        hint = ADVICE.get(found, "no adapter of this project reads it")
+        raise PriorError(f"{folder} holds a {index.get('_class_name')}, expected the kind {wanted!r}: {hint}")
+    return index
+
+
+def _seems(folder: Path) -> str:
+    """What a folder without model_index.json is, as far as its names say."""
+    names = sorted(entry.name for entry in folder.iterdir())
+    lora = [name for name in names if "lora" in name.lower() or name.startswith("adapter_")]
+    inner = [name for name in names if (folder / name / "model_index.json").is_file()]
+    cached = [name for name in names if name.startswith("models--")]
+    if lora:
+        return (
+            f": {lora[0]} are LoRA weights, which change a prior and are none; fuse them into theirs "
+            "(pipe.load_lora_weights, pipe.fuse_lora, pipe.save_pretrained) and give that folder"
+        )
+    if inner:
+        return f"; the folder in it, {folder / inner[0]}, is one"
+    if cached:
+        return f": it is a cache of the hub; give one of its folders, {folder / cached[0]}, or owner/name"
+    if "config.json" in names and class_of(folder):
+        return f": it holds a {class_of(folder)}, one part of one; give the folder around it"
+    return f" (it holds: {', '.join(names[:6]) or '-'}); single-file checkpoints must be converted first"
+
+
+def present(index: dict[str, Any], part: str) -> bool:
+    """Whether the folder names this part; [null, null] means it was saved without."""
+    value = index.get(part)
+    return isinstance(value, list) and value[:1] != [None] and bool(value)
+
+
+def snapshot_of(folder: Path) -> Path | None:
+    """The snapshot in a folder models--owner--name of the hub's cache: that of its branch main, else the newest; None
+    for other folders."""
+    if not (folder / "snapshots").is_dir() or (folder / "model_index.json").exists():
+        return None
+    main = folder / "refs" / "main"
+    commit = main.read_text("utf-8", errors="replace").strip() if main.is_file() else ""
+    found = [entry for entry in (folder / "snapshots").iterdir() if entry.is_dir()]
+    named = [entry for entry in found if entry.name == commit]
+    return max(named or found, key=lambda entry: entry.stat().st_mtime, default=None)
 
 
 @dataclass(frozen=True)
@@ -43,49 +239,13 @@ class Shape:
 
 def vae_factor(folder: Path, channels: int) -> int:
     """Pixels per latent and side of a VAE's folder. PriorError unless it makes latents of `channels`."""
-    config = read_json(folder / "config.json")
-    found = config.get("latent_channels", 4)
+    config = Table(folder / "config.json")
+    found = config.whole("latent_channels", 4)
     if found != channels:
         raise PriorError(f"{folder}: this VAE makes {found} latent channels, the network reads {channels}")
-    levels = config.get("encoder_block_out_channels") or config.get("block_out_channels") or ()
+    for key in ("scaling_factor", "shift_factor"):
+        if key == "scaling_factor" or config.content.get(key) is not None:
+            config.real(key, 0.0 if key == "shift_factor" else 0.18215)
+    key = "encoder_block_out_channels" if config.content.get("encoder_block_out_channels") else "block_out_channels"
+    levels = config.wholes(key) if key in config.content else []
     return 2 ** max(0, len(levels) - 1)
-
-
-class Places(NamedTuple):
-    """The prior's folder and that of its VAE."""
-
-    folder: Path
-    vae: Path
-
-
-def places(
-    path: str | Path,
-    fetch: Callable[[str, bool], Path],
-    complete: Callable[[Path], None],
-    *,
-    tiny_vae: str,
-    offline: bool,
-) -> Places:
-    """Where a prior and its VAE are, after both were looked at; `fetch` and `complete` as in `hub.locate`.
-
-    `tiny_vae`: folder or owner/name of an AutoencoderTiny to use instead of the prior's own VAE, "" for that one.
-    """
-    folder = locate(str(path), fetch, complete, offline=offline)
-    return Places(folder, locate_tiny(tiny_vae, offline=offline) if tiny_vae else folder / "vae")
-
-
-def locate_tiny(name: str, *, offline: bool = False) -> Path:
-    """Folder of the AutoencoderTiny `name`, a local folder or owner/name; PriorError when it is something else."""
-
-    def complete(folder: Path) -> None:
-        found = read_json(folder / "config.json").get("_class_name")
-        if found != "AutoencoderTiny":
-            raise PriorError(f"prior.vae={name} holds a {found}, expected an AutoencoderTiny such as madebyollin/taesd")
-        weight_files(folder)
-
-    def fetch(repository: str, local_only: bool) -> Path:
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(repository, allow_patterns=TINY_FILES, local_files_only=local_only))
-
-    return locate(name, fetch, complete, offline=offline)

@@ -19,7 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from threestudio_rf.core.collector import uncollected
 from threestudio_rf.priors.base import PriorError
 from threestudio_rf.priors.folder import load_part
-from threestudio_rf.priors.layout import Places
+from threestudio_rf.priors.hub import Places
+from threestudio_rf.priors.layout import TINY, class_of
 
 STORAGES = ("none", "fp8")
 QUANTIZATIONS = {"none": "", "int8": "torchao>=0.15", "nf4": "bitsandbytes>=0.43.3"}
@@ -100,7 +101,7 @@ class FolderParts:
         self.places, self.network_at = places, network_at
         self.device, self.dtype, self.shifted, self.variant = device, dtype, shifted, variant
         self.vae_dtype = torch.float32 if dtype == torch.float16 else dtype
-        self.options, self.tiny = options, bool(options.vae)
+        self.options, self.tiny = options, class_of(places.vae) == TINY
         self.loaded: dict[str, Any] = {}
         self._present: set[str] = set()
 

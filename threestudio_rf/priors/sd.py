@@ -23,12 +23,14 @@ from threestudio_rf.core.convert import Kind
 from threestudio_rf.core.level import ALIASES, DiscreteVP, Schedule, betas, rectified_flow
 from threestudio_rf.priors.base import Condition, PriorError
 from threestudio_rf.priors.cache import ConditionCache
-from threestudio_rf.priors.folder import read_index, read_json, usable_dtype, weight_files
-from threestudio_rf.priors.layout import Places, Shape, places, vae_factor
+from threestudio_rf.priors.folder import check_parts, usable_dtype
+from threestudio_rf.priors.hub import Places, places
+from threestudio_rf.priors.layout import Shape, Table, is_whole, read_index, vae_factor
 from threestudio_rf.priors.parts import PLAIN, FolderParts, PartOptions, Parts
 from threestudio_rf.priors.sd_text import ENCODER, SDText, excess
 
 NETWORK = ("unet", "UNet2DConditionModel")
+CLASSES = {"unet": NETWORK[1], ENCODER: "CLIPTextModel"}
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 LICENCE_1 = "CreativeML OpenRAIL-M (Stable Diffusion 1)"
 LICENCE_2 = "CreativeML OpenRAIL++-M (Stable Diffusion 2)"
@@ -135,50 +137,52 @@ class SDPrior:
 def read_shape(at: Places) -> Shape:
     """What the configs of network and VAE say. PriorError for a missing entry, a VAE of another shape, and networks
     that read more than a text (SDXL, inpainting, upscalers, consistency models)."""
-    network = read_json(at.folder / "unet/config.json")
-    foreign = [key for key in FOREIGN_INPUTS if network.get(key) is not None]
-    if network.get("addition_embed_type") == "text":  # pooled from the text it reads anyway
+    network = Table(at.folder / "unet/config.json")
+    foreign = [key for key in FOREIGN_INPUTS if network.content.get(key) is not None]
+    if network.content.get("addition_embed_type") == "text":  # pooled from the text it reads anyway
         foreign.remove("addition_embed_type")
-    try:
-        channels, size, levels = network["in_channels"], network["sample_size"], network["block_out_channels"]
-        if network["out_channels"] != channels:
-            foreign.append(f"in_channels {channels} for {network['out_channels']} of latents")
-    except KeyError as error:
-        raise PriorError(f"{at.folder}: config.json of the unet has no {error}") from None
+    channels, size = network.whole("in_channels"), network.side("sample_size")
+    if network.whole("out_channels") != channels:
+        foreign.append(f"in_channels {channels} for {network.whole('out_channels')} of latents")
     if foreign:
         raise PriorError(f"{at.folder}: its network reads more than latents, time and text: {', '.join(foreign)}")
-    return Shape(channels=channels, size=size, patch=2 ** (len(levels) - 1), factor=vae_factor(at.vae, channels))
+    patch = 2 ** (len(network.wholes("block_out_channels")) - 1)
+    return Shape(channels=channels, size=size, patch=patch, factor=vae_factor(at.vae, channels))
 
 
 def read_table(folder: Path) -> DiscreteVP:
     """The trained levels by the scheduler's config. PriorError for a table unknown to core, and for one that ends at
     alpha = 0 (zero terminal SNR), where eps says nothing about the picture."""
     file = folder / "scheduler/scheduler_config.json"
-    config = read_json(file)
-    if config.get("rescale_betas_zero_snr"):
+    config = Table(file)
+    if config.content.get("rescale_betas_zero_snr"):
         raise PriorError(f"{file}: rescale_betas_zero_snr ends the table at alpha = 0, where no estimate is possible")
     names = ALIASES["diffusers"]
-    trained = config.get("trained_betas")
+    trained = config.numbers("trained_betas")
     try:
-        name = "trained_betas" if trained else names[config["beta_schedule"]]
+        name = "trained_betas" if trained else names[config.text("beta_schedule")]
         table = betas(
             name,
-            len(trained) if trained else config["num_train_timesteps"],
-            start=config.get("beta_start", 0.0001),
-            end=config.get("beta_end", 0.02),
+            len(trained) if trained else config.whole("num_train_timesteps", high=100_000),
+            start=config.real("beta_start", 0.0001),
+            end=config.real("beta_end", 0.02),
             trained=trained,
         )
     except KeyError as error:
-        raise PriorError(f"{file}: got no or an unknown beta_schedule ({error}), expected {', '.join(names)}") from None
+        raise PriorError(f"{file}: got the unknown beta_schedule {error}, expected {', '.join(names)}") from None
+    except PriorError:
+        raise
     except (ValueError, TypeError) as error:
         raise PriorError(f"{file}: {error}") from None
-    clean = config.get("set_alpha_to_one", config.get("_class_name") != "PNDMScheduler")  # diffusers' own defaults
+    clean = config.content.get(
+        "set_alpha_to_one", config.content.get("_class_name") != "PNDMScheduler"
+    )  # diffusers' own defaults
     return DiscreteVP(table, final="clean" if clean else "first")
 
 
 def read_kind(folder: Path) -> Kind:
     """What the network of an SD folder predicts, by its scheduler's config; PriorError for what is no noise model."""
-    found = read_json(folder / "scheduler/scheduler_config.json").get("prediction_type", "epsilon")
+    found = Table(folder / "scheduler/scheduler_config.json").text("prediction_type", "epsilon")
     if found not in PREDICTIONS:
         raise PriorError(
             f"{folder}: the scheduler's prediction_type is {found!r}, expected one of {', '.join(PREDICTIONS)}; "
@@ -189,17 +193,15 @@ def read_kind(folder: Path) -> Kind:
 
 def licence_of(folder: Path, kind: Kind) -> str:
     """The licence of released weights of that kind and width of text, which tells SD's generations apart."""
-    width = read_json(folder / "unet/config.json").get("cross_attention_dim")
-    known: dict[Any, str] = {768: LICENCE_1, 1024: LICENCE_2}
-    return FLOW_LICENCE if kind == "flow" else known.get(width, OTHER_LICENCE)
+    width: Any = Table(folder / "unet/config.json").content.get("cross_attention_dim")
+    known = {768: LICENCE_1, 1024: LICENCE_2}
+    return FLOW_LICENCE if kind == "flow" else known.get(width, OTHER_LICENCE) if is_whole(width) else OTHER_LICENCE
 
 
 def check_folder(folder: Path, variant: str | None, *, vae: bool = True) -> None:
     """Look at every file SD needs without loading any weights. PriorError for what is missing or broken."""
     read_index(folder, "sd")
-    for name in ["unet", *(["vae"] if vae else []), ENCODER]:
-        weight_files(folder / name, variant)
-        read_json(folder / name / "config.json")
+    check_parts(folder, [NETWORK[0], *(["vae"] if vae else []), ENCODER], CLASSES, variant)
 
 
 def check_kind(kind: str, mirror_time: bool) -> None:

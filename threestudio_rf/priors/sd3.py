@@ -16,18 +16,20 @@ from torch import Generator, Tensor
 
 from threestudio_rf.core.convert import Kind
 from threestudio_rf.core.level import Schedule, rectified_flow
-from threestudio_rf.priors.base import Condition, PriorError
+from threestudio_rf.priors.base import Condition
 from threestudio_rf.priors.cache import ConditionCache
-from threestudio_rf.priors.folder import present, read_index, read_json, usable_dtype, weight_files
-from threestudio_rf.priors.layout import Places, Shape, places, vae_factor
+from threestudio_rf.priors.folder import check_parts, usable_dtype
+from threestudio_rf.priors.hub import Places, places
+from threestudio_rf.priors.layout import Shape, Table, present, read_index, vae_factor
 from threestudio_rf.priors.parts import PLAIN, FolderParts, PartOptions, Parts
 from threestudio_rf.priors.sd3_text import CLIPS, T5, SD3Text
 from threestudio_rf.priors.sd_text import excess
 
 LICENCE = "Stability AI Community Licence (gated; see the model's page)"
-MAX_SEQUENCE_LENGTH = 256
+MAX_SEQUENCE_LENGTH, LONGEST = 256, 4096
 NEVER_FETCHED = ("feature_extractor", "image_encoder")
 NETWORK = ("transformer", "SD3Transformer2DModel")
+CLASSES = {encoder: "CLIPTextModelWithProjection" for _, encoder in CLIPS} | {T5[1]: "T5EncoderModel"}
 
 
 class SD3Prior:
@@ -107,11 +109,8 @@ class SD3Prior:
 
 def read_shape(at: Places) -> Shape:
     """What the configs of network and VAE say; PriorError for a missing entry, or a VAE of another shape."""
-    network = read_json(at.folder / "transformer/config.json")
-    try:
-        channels, size, patch = network["in_channels"], network["sample_size"], network["patch_size"]
-    except KeyError as error:
-        raise PriorError(f"{at.folder}: config.json of the transformer has no {error}") from None
+    network = Table(at.folder / "transformer/config.json")
+    channels, size, patch = network.whole("in_channels"), network.side("sample_size"), network.whole("patch_size")
     return Shape(channels=channels, size=size, patch=patch, factor=vae_factor(at.vae, channels))
 
 
@@ -119,9 +118,7 @@ def check_folder(folder: Path, variant: str | None, *, t5: bool, vae: bool = Tru
     """Look at every file SD3 needs without loading any weights. PriorError for what is missing or broken."""
     index = read_index(folder, "sd3")
     encoders = [encoder for _, encoder in CLIPS] + ([T5[1]] if t5 and present(index, T5[1]) else [])
-    for name in ["transformer", *(["vae"] if vae else []), *encoders]:
-        weight_files(folder / name, variant)
-        read_json(folder / name / "config.json")
+    check_parts(folder, [NETWORK[0], *(["vae"] if vae else []), *encoders], dict([NETWORK]) | CLASSES, variant)
 
 
 def load_sd3(
@@ -160,7 +157,7 @@ def load_sd3(
         cache=ConditionCache(cache, model, f"{revision} {text.revision()}", str(dtype)),
         name=name,
         licence=licence,
-        time_shift=float(read_json(at.folder / "scheduler/scheduler_config.json").get("shift", 1.0)),
+        time_shift=Table(at.folder / "scheduler/scheduler_config.json").real("shift", 1.0, above=0),
     )
 
 
@@ -169,8 +166,9 @@ def _text(
 ) -> SD3Text:
     index = read_index(folder, "sd3")
     if length is None:
-        length = index.get("_max_sequence_length", MAX_SEQUENCE_LENGTH)
-    width = read_json(folder / "transformer/config.json")["joint_attention_dim"]
+        table = Table(folder / "model_index.json")
+        length = table.whole("_max_sequence_length", MAX_SEQUENCE_LENGTH, low=0, high=LONGEST)
+    width = Table(folder / "transformer/config.json").whole("joint_attention_dim")
     return SD3Text(folder, width, length, t5 and present(index, T5[1]), dtype, device, variant)
 
 

@@ -42,7 +42,8 @@ class SD3Text:
         """Tokenizer of a part; PriorError when its files are broken."""
         from transformers import CLIPTokenizer, T5TokenizerFast
 
-        return load_tokenizer(T5TokenizerFast if name == T5[0] else CLIPTokenizer, self.folder / name)
+        cls = T5TokenizerFast if name == T5[0] else CLIPTokenizer
+        return load_tokenizer(cls, self.folder / name, self.folder / dict([*CLIPS, T5])[name])
 
     @uncollected()
     @torch.no_grad()

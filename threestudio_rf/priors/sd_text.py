@@ -18,18 +18,29 @@ from torch import Tensor
 
 from threestudio_rf.core.collector import uncollected
 from threestudio_rf.priors.base import PriorError
-from threestudio_rf.priors.folder import load_part, quiet
+from threestudio_rf.priors.folder import in_one_line, load_part, quiet
+from threestudio_rf.priors.layout import Table
 
 TOKENIZER, ENCODER = "tokenizer", "text_encoder"
 
 
-def load_tokenizer(cls: Any, folder: Path) -> Any:
-    """A tokenizer of transformers from its folder; PriorError when its files are missing or broken."""
+def load_tokenizer(cls: Any, folder: Path, encoder: Path) -> Any:
+    """A tokenizer of transformers from its folder, which reads no more tokens than its `encoder` has positions and
+    gives none that it does not know. PriorError when its files are missing or broken."""
+    config = Table(encoder / "config.json")
     try:
         with quiet():
-            return cls.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PriorError(f"{folder}: the tokenizer cannot be loaded: {error}") from None
+            tokenizer = cls.from_pretrained(str(folder), local_files_only=True)
+            words = len(tokenizer)
+    except Exception as error:  # the library raises whatever wrong files lead to
+        raise PriorError(f"{folder}: the tokenizer cannot be loaded: {in_one_line(error)}") from None
+    known = config.whole("vocab_size", words)
+    if words > known:
+        raise PriorError(f"{folder} has {words} tokens, its encoder {encoder.name} knows {known}")
+    positions = config.content.get("max_position_embeddings")
+    if positions is not None:
+        tokenizer.model_max_length = min(tokenizer.model_max_length, config.whole("max_position_embeddings", low=3))
+    return tokenizer
 
 
 def window(tokenizer: Any) -> int:
@@ -87,7 +98,7 @@ class SDText:
         """PriorError when its files are broken."""
         from transformers import CLIPTokenizer
 
-        return load_tokenizer(CLIPTokenizer, self.folder / TOKENIZER)
+        return load_tokenizer(CLIPTokenizer, self.folder / TOKENIZER, self.folder / ENCODER)
 
     @uncollected()
     @torch.no_grad()

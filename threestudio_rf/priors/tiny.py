@@ -18,7 +18,7 @@ import torch
 
 from threestudio_rf.priors.architecture import END_OF_WORD, byte_alphabet
 from threestudio_rf.priors.base import PriorError
-from threestudio_rf.priors.folder import read_json
+from threestudio_rf.priors.layout import read_json
 from threestudio_rf.priors.parts import PLAIN, PartOptions
 from threestudio_rf.priors.sd import SDPrior, load_sd
 from threestudio_rf.priors.sd3 import SD3Prior, load_sd3
