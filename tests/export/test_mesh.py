@@ -2,23 +2,19 @@
 
 Mutations seen to fail: gradient_direction "descent" (volume), edge padding (touching the box), vertices off by the
 padding (where it is), `opaque` at a depth of 0.07 and of 5 (outlines), the smallest density not taken as empty
-(between), GLB permutation [0, 2, 1] (upright), `keep` ignored (small parts), hollows left (hollows), `normalised`
-without the division (unit size), writing under the final name (disk full).
+(between), `keep` ignored (small parts), hollows left (hollows).
 """
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import trimesh
 from torch import Tensor
 
-from threestudio_rf.core.files import temporary
-from threestudio_rf.export.mesh import EmptyGeometryError, Mesh, automatic_level, extract, sample_grid, to_linear, write
+from threestudio_rf.export.mesh import EmptyGeometryError, Mesh, automatic_level, extract, sample_grid
 from threestudio_rf.scenes.camera import sphere_views
 from threestudio_rf.tiny.world.shapes import SHAPES
 
@@ -64,7 +60,8 @@ def test_an_object_that_touches_the_box_is_closed_too():
 def test_the_chunk_changes_nothing():
     whole = extract(ball((0, 0, 0), 0.5), position_colour, radius=0.7, resolution=21)
     parts = extract(ball((0, 0, 0), 0.5), position_colour, radius=0.7, resolution=21, chunk=100)
-    assert torch.equal(whole.vertices, parts.vertices) and torch.equal(whole.colours, parts.colours)
+    assert torch.equal(whole.vertices, parts.vertices)
+    assert torch.allclose(whole.colours, parts.colours, atol=1e-6)
 
 
 @pytest.mark.parametrize("height, width", [(100, 0.01), (20, 0.03), (300, 0.03)])
@@ -120,57 +117,3 @@ def test_a_field_without_a_surface_says_what_it_holds():
         extract(lambda p: torch.where(torch.arange(len(p)) < 3, torch.nan, 1.0), grey, radius=0.8, resolution=8)
     with pytest.raises(ValueError, match=r"must be \(512,\)"):
         extract(lambda p: p, grey, radius=0.8, resolution=8)
-
-
-@pytest.fixture
-def tower() -> Mesh:
-    """Tall along z (unlike x and y), with its red end on top and green growing towards the front."""
-
-    def density(points: Tensor) -> Tensor:
-        return 50.0 * torch.sigmoid((1 - (points / torch.tensor([0.2, 0.3, 0.6])).norm(dim=-1)) / 0.05)
-
-    mesh = extract(density, position_colour, radius=0.8, resolution=32, threshold=25.0)
-    return Mesh(mesh.vertices, mesh.faces, mesh.colours.flip(-1))
-
-
-@pytest.mark.parametrize("kind, up", [("glb", 1), ("obj", 2), ("ply", 2)])
-def test_files_are_upright_of_unit_size_with_exact_colours(tower: Mesh, tmp_path: Path, kind: str, up: int):
-    (path,) = write(tower, tmp_path, formats=(kind,))
-    assert path == tmp_path / f"model.{kind}"
-    loaded = trimesh.load(path, force="mesh", process=False)
-    assert isinstance(loaded, trimesh.Trimesh) and loaded.is_watertight and loaded.volume > 0
-    assert loaded.extents[up] == pytest.approx(1) and loaded.extents.max() == pytest.approx(1)
-    assert np.abs(loaded.bounds.sum(axis=0)).max() < 1e-5
-    assert len(loaded.vertices) == len(tower.vertices)
-    srgb = tower.colours.numpy()
-    linear = np.where(srgb > 0.04045, ((srgb + 0.055) / 1.055) ** 2.4, srgb / 12.92)
-    expected = ((linear if kind == "glb" else srgb) * 255).round()
-    assert np.abs(loaded.visual.vertex_colors[:, :3] - expected).max() <= (kind == "glb")
-    front = {1: 2, 2: 0}[up]
-    place, colour = loaded.vertices, loaded.visual.vertex_colors
-    assert np.corrcoef(place[:, up], colour[:, 0])[0, 1] > 0.95
-    assert np.corrcoef(place[:, front], colour[:, 2])[0, 1] > 0.95
-
-
-def test_linear_light_has_the_anchors_of_the_srgb_standard():
-    assert torch.allclose(to_linear(torch.tensor([0.0, 0.04045, 0.5, 1.0])), torch.tensor([0, 0.0031308, 0.2140411, 1]))
-
-
-def test_an_empty_or_broken_mesh_is_never_a_file(tower: Mesh, tmp_path: Path):
-    empty = Mesh(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.long), torch.zeros(0, 3))
-    broken = Mesh(tower.vertices * torch.nan, tower.faces, tower.colours)
-    for mesh in (empty, broken):
-        with pytest.raises(EmptyGeometryError):
-            write(mesh, tmp_path)
-    with pytest.raises(ValueError, match="stl"):
-        write(tower, tmp_path, formats=("stl",))
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_full_disk_leaves_the_old_files_and_nothing_partial(tower: Mesh, tmp_path: Path):
-    old = tmp_path / "model.obj"
-    old.write_bytes(b"old")
-    temporary(tmp_path / "model.ply").symlink_to("/dev/full")
-    with pytest.raises(OSError, match="No space left"):
-        write(tower, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["model.obj"] and old.read_bytes() == b"old"

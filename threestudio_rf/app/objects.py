@@ -26,10 +26,11 @@ from threestudio_rf.app.report.score import evaluate_scene, tellable, volume_of
 from threestudio_rf.app.run.run import Run
 from threestudio_rf.app.settings.config import Config
 from threestudio_rf.app.settings.layers import settings as settings_from
+from threestudio_rf.app.tasks.asset import write_asset
 from threestudio_rf.app.tasks.lift import prepare, run_lift
 from threestudio_rf.app.tasks.look import FPS, mesh_of, renderings
 from threestudio_rf.export.media import png, video
-from threestudio_rf.export.mesh import Mesh, write
+from threestudio_rf.export.mesh import Mesh
 from threestudio_rf.scenes.base import Scene
 from threestudio_rf.trainer.lift import LiftState
 
@@ -81,7 +82,7 @@ class Lifting:
         views = self.pictures(self.run.config.camera.test_views)
         video(place / "turntable.mp4", views, FPS)
         png(place / "front.png", views[0])
-        write(self.mesh(), place, formats=self.run.config.export.formats)
+        write_asset(self.run, self.scene, self.mesh(), place)
         return place
 
 

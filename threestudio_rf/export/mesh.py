@@ -6,18 +6,16 @@ Marching cubes: Lorensen and Cline 1987, in the topologically consistent form of
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from threestudio_rf.core.files import write_files
-
-FORMATS = ("glb", "obj", "ply")
+from threestudio_rf.export.shell import batches, shell_colours, shell_depth
+from threestudio_rf.export.tidy import decimated, smoothed, without_specks
 
 
 class EmptyGeometryError(ValueError):
@@ -27,11 +25,13 @@ class EmptyGeometryError(ValueError):
 @dataclass(frozen=True)
 class Mesh:
     """Triangles with colours: vertices (V, 3) in the scene's coordinates (z up, front +x), faces (F, 3) counter
-    clockwise from outside, colours (V, 3) in [0, 1]; all on the CPU."""
+    clockwise from outside, colours (V, 3) as sRGB in [0, 1]; all on the CPU. `level` is the density whose surface it
+    is, where it is one of a density."""
 
     vertices: Tensor
     faces: Tensor
     colours: Tensor
+    level: float | None = None
 
     @property
     def volume(self) -> float:
@@ -39,14 +39,28 @@ class Mesh:
         a, b, c = self.vertices.double()[self.faces].unbind(dim=1)
         return float((a * torch.linalg.cross(b, c)).sum() / 6)
 
+    @property
+    def normals(self) -> Tensor:
+        """Unit normals of the vertices (V, 3), of the faces around each weighted by area; up where there is none."""
+        return vertex_normals(self.vertices, self.faces)
+
     def normalised(self) -> Mesh:
         """Centred on the middle of its bounding box, the longest side of which becomes 1."""
         low, high = self.vertices.amin(dim=0), self.vertices.amax(dim=0)
         return replace(self, vertices=(self.vertices - (low + high) / 2) / (high - low).amax())
 
 
-def _batches(query: Callable[[Tensor], Tensor], points: Tensor, chunk: int, device: torch.device | str) -> Tensor:
-    return torch.cat([query(part.to(device)).detach().float().cpu() for part in points.split(chunk)])
+def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
+    """Unit normals (V, 3) of vertices (V, 3), the sum over the faces (F, 3) around each weighted by their area; +z for
+    a vertex without a face or with faces of no area."""
+    a, b, c = vertices.double()[faces].unbind(dim=1)
+    normal = torch.linalg.cross(b - a, c - a)
+    total = torch.zeros_like(vertices, dtype=torch.float64)
+    for corner in faces.unbind(dim=1):
+        total.index_add_(0, corner, normal)
+    length = total.norm(dim=-1, keepdim=True)
+    up = total.new_tensor((0.0, 0.0, 1.0)).expand_as(total)
+    return torch.where(length > 0, total / length.clamp_min(torch.finfo(torch.float64).tiny), up).float()
 
 
 def sample_grid(
@@ -69,7 +83,7 @@ def sample_grid(
     with torch.no_grad():
         for x in axis.split(slab):
             points = torch.stack(torch.meshgrid(x, axis, axis, indexing="ij"), dim=-1).reshape(-1, 3)
-            parts.append(_batches(density, points, chunk, device))
+            parts.append(batches(density, points, chunk, device))
     values = torch.cat(parts)
     if values.shape != (resolution**3,):
         raise ValueError(f"density of {resolution**3} points must be ({resolution**3},), got {tuple(values.shape)}")
@@ -138,15 +152,18 @@ def extract(
     radius: float,
     resolution: int = 128,
     threshold: float | Literal["auto"] = "auto",
-    chunk: int = 1 << 18,
+    smooth: float = 0.0,
+    faces: int = 0,
     keep: float = 0.01,
+    chunk: int = 1 << 18,
     device: torch.device | str = "cpu",
 ) -> Mesh:
     """The surface of a density field in [-radius, radius]^3, closed and oriented outwards.
 
-    `density` maps points (N, 3) on `device` to (N,), `rgb` to (N, 3), which is asked at the vertices and clamped to
-    [0, 1]. `threshold` is a density, or "auto" for `automatic_level`. Parts smaller than `keep` of the largest are
-    dropped (0 keeps all); enclosed hollows are filled. Raises EmptyGeometryError unless min < level < max.
+    `density` maps points (N, 3) on `device` to (N,), `rgb` to (N, 3). `threshold` is a density, or "auto" for
+    `automatic_level`. Parts smaller than `keep` of the largest are dropped (0 keeps all); enclosed hollows are filled.
+    `smooth` is the width in cells of `smoothed`, `faces` the most triangles that are left (0: all). The colours are
+    those that rays through the surface composite (`shell_colours`). Raises EmptyGeometryError unless min < level < max.
     """
     from skimage.measure import marching_cubes
 
@@ -159,52 +176,16 @@ def extract(
             f"no surface at density {level:g}: the field has min {low:g}, mean {mean:g}, max {high:g}; "
             f"set export.threshold between min and max, or to auto"
         )
-    volume = np.pad(grid.numpy(), 1, constant_values=low)
+    margin = 1 + math.ceil(4 * smooth)
+    volume = np.pad(grid.numpy(), margin, constant_values=low)
     _clean(volume, level, keep)
-    vertices, faces, _, _ = marching_cubes(volume, level, spacing=(step,) * 3, gradient_direction="ascent")
-    points = torch.from_numpy(vertices.astype(np.float32)) - (radius + step)
-    with torch.no_grad():
-        colours = _batches(rgb, points, chunk, device)
-    if colours.shape != points.shape or not torch.isfinite(colours).all():
-        raise ValueError(f"rgb of {len(points)} points must be finite ({len(points)}, 3), got {tuple(colours.shape)}")
-    return Mesh(points, torch.from_numpy(faces.astype(np.int64)), colours.clamp(0, 1))
-
-
-def to_linear(srgb: Tensor) -> Tensor:
-    """Linear light in [0, 1] of sRGB values in [0, 1] (IEC 61966-2-1)."""
-    return torch.where(srgb > 0.04045, ((srgb + 0.055) / 1.055) ** 2.4, srgb / 12.92)
-
-
-def _trimesh(mesh: Mesh, *, gltf: bool) -> Any:
-    import trimesh
-
-    vertices = mesh.vertices[:, [1, 2, 0]] if gltf else mesh.vertices
-    colours = to_linear(mesh.colours) if gltf else mesh.colours
-    colours = torch.nn.functional.pad((colours * 255).round(), (0, 1), value=255).to(torch.uint8)
-    return trimesh.Trimesh(vertices.numpy(), mesh.faces.numpy(), vertex_colors=colours.numpy(), process=False)
-
-
-def write(mesh: Mesh, folder: Path | str, *, formats: Sequence[str] = FORMATS, name: str = "model") -> list[Path]:
-    """Write `folder/name.<format>` for each format, all or none, and return the paths.
-
-    Size: the longest side of the bounding box is 1, its middle is the origin. Axes: GLB is +Y up and looks along +Z,
-    as its standard says, so (x, y, z) becomes (y, z, x); OBJ and PLY stay in the scene's frame, z up and front +x,
-    as threestudio writes them and T3Bench's renderer reads them. Vertex colours are the 8-bit values that a render
-    shows; in GLB they are linear light, as its standard asks (stored as sRGB, viewers would show them pale).
-
-    Raises EmptyGeometryError for a mesh without faces or with NaN, ValueError for an unknown format, OSError when the
-    disk is full; then no file is left behind and old ones are kept.
-    """
-    unknown = sorted(set(formats) - set(FORMATS))
-    if unknown or not formats:
-        raise ValueError(f"mesh formats must be among {', '.join(FORMATS)}, got {', '.join(unknown) or 'none'}")
-    if not len(mesh.faces) or not torch.isfinite(mesh.vertices).all():
-        raise EmptyGeometryError(f"a mesh of {len(mesh.vertices)} vertices and {len(mesh.faces)} faces is not written")
-    unit = mesh.normalised()
-    files = {}
-    for kind in formats:
-        normals = {"vertex_normal" if kind == "ply" else "include_normals": True}
-        data = _trimesh(unit, gltf=kind == "glb").export(file_type=kind, **normals)
-        files[Path(folder) / f"{name}.{kind}"] = data.encode() if isinstance(data, str) else data
-    write_files(files)
-    return list(files)
+    volume, cut = smoothed(volume, level, smooth)
+    corners, triangles, _, _ = marching_cubes(volume, cut, spacing=(step,) * 3, gradient_direction="ascent")
+    points = torch.from_numpy(corners.astype(np.float32)) - (radius + margin * step)
+    points, triangles = without_specks(points, torch.from_numpy(triangles.astype(np.int64)), keep)
+    points, triangles = decimated(points, triangles, faces)
+    mesh = Mesh(points, triangles, torch.zeros_like(points), level)
+    colours = shell_colours(
+        density, rgb, points, mesh.normals, depth=shell_depth(level, radius), chunk=chunk, device=device
+    )
+    return replace(mesh, colours=colours)

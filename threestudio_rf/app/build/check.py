@@ -15,6 +15,7 @@ from threestudio_rf.app.build.scene import SCENES
 from threestudio_rf.app.errors import UserError, suggestion
 from threestudio_rf.app.settings.config import Config, leaves, value_of
 from threestudio_rf.app.settings.groups import PriorConfig
+from threestudio_rf.export.texture import LARGEST, SMALLEST
 from threestudio_rf.trainer.ramp import ramp
 
 FORMULAS = ("gaussian", "tiny_exact")
@@ -201,7 +202,11 @@ def _check_other(config: Config) -> None:
     if level != "auto" and not number:
         raise UserError(f"export.threshold={level}: expected a number or auto")
     if not config.export.formats:
-        raise UserError("export.formats=[]: expected at least one of glb, obj, ply")
+        raise UserError("export.formats=[]: expected at least one of glb, obj, ply, stl")
+    picture = config.export.texture
+    size = isinstance(picture, int) and not isinstance(picture, bool) and SMALLEST <= picture <= LARGEST
+    if picture not in ("auto", "none") and not size:
+        raise UserError(f"export.texture={picture}: expected auto, none, or {SMALLEST} to {LARGEST} texels a side")
     if config.resume and config.weights:
         raise UserError("resume= goes on with a run, weights= starts a new one: give only one of them")
     lookers = config.task in ("export", "evaluate") or (config.task == "lift" and config.mode != "train")

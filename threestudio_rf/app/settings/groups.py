@@ -200,7 +200,13 @@ class ExportConfig:
 
     resolution: int = opt(128, "cells per side for marching cubes", low=8, high=1024)
     threshold: Any = opt("auto", "density of the surface, a number or auto")
-    formats: list[str] = opt(["glb", "obj", "ply"], "files to write", choices=("glb", "obj", "ply"))
+    formats: list[str] = opt(["glb", "obj", "ply"], "files to write", choices=("glb", "obj", "ply", "stl"))
+    smooth: float = opt(1.0, "width in cells of the blur that takes the density's noise off; 0: none", low=0, high=5)
+    faces: int = opt(20000, "most triangles; 0: all", low=0)
+    texture: Any = opt("auto", "picture of GLB and OBJ: texels a side, auto, or none (colours at the vertices)")
+    material: str = opt("pbr", "GLB: lit by the viewer, or shown as it is", choices=("pbr", "unlit"))
+    up: str = opt("y", "upward axis of OBJ; GLB has y, PLY and STL have z", choices=("y", "z"))
+    scale: str = opt("unit", "longest side 1 around the origin, or as in the scene", choices=("unit", "scene"))
 
 
 @dataclass

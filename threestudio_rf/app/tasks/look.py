@@ -12,9 +12,10 @@ from threestudio_rf.app.build.views import turntable
 from threestudio_rf.app.console import LOG
 from threestudio_rf.app.errors import UserError
 from threestudio_rf.app.run.run import Run
+from threestudio_rf.app.tasks.asset import most_faces, write_asset
 from threestudio_rf.app.tasks.result import Result
 from threestudio_rf.export.media import contact_sheet, gif, png, rendering_rows, video
-from threestudio_rf.export.mesh import EmptyGeometryError, Mesh, extract, write
+from threestudio_rf.export.mesh import EmptyGeometryError, Mesh, extract
 from threestudio_rf.scenes.base import Rendering, Scene, Surface
 from threestudio_rf.scenes.camera import Camera
 from threestudio_rf.trainer.log import row_of_pictures
@@ -81,6 +82,7 @@ def mesh_of(run: Run, scene: Scene) -> Mesh:
     if not isinstance(scene, Surface):
         raise UserError(f"scene={run.config.scene.name} has no surface, so there is no mesh to export")
     surface: Surface = scene
+    faces = most_faces(settings)
 
     def at(threshold: float | str) -> Mesh:
         return extract(
@@ -89,6 +91,8 @@ def mesh_of(run: Run, scene: Scene) -> Mesh:
             radius=surface.radius,
             resolution=settings.resolution,
             threshold=threshold,  # type: ignore[arg-type]
+            smooth=settings.smooth,
+            faces=faces,
             device=run.device,
         )
 
@@ -110,7 +114,7 @@ def export(result: Result) -> Mesh | None:
         paths = own(result.scene, folder)
     else:
         mesh = mesh_of(run, result.scene)
-        paths = write(mesh, folder, formats=run.config.export.formats)
+        paths = write_asset(run, result.scene, mesh, folder)
     for path in paths:
         LOG.info("wrote %s", path)
     return mesh

@@ -1,0 +1,125 @@
+"""A texture for a mesh: its surface cut and laid flat by xatlas, the colours of a field baked into a picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from threestudio_rf.export.mesh import Mesh
+from threestudio_rf.export.shell import shell_colours, shell_depth
+from threestudio_rf.scenes.base import Surface
+
+SMALLEST, LARGEST = 16, 4096
+GUTTER = 4
+"""Texels between two pieces of the surface, filled with the colours of the nearer one."""
+FACES = 1024
+Colours = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """A texture and how it lies on a mesh. Along cuts a vertex of the mesh has several places in the picture: `origin`
+    (W,) names the vertex of the mesh behind each of the W corners, `faces` (F, 3) are in corners and in the order of
+    the mesh's faces, `uv` (W, 2) in [0, 1] from the picture's lower left, `picture` (N, N, 3) sRGB bytes."""
+
+    origin: Tensor
+    faces: Tensor
+    uv: Tensor
+    picture: np.ndarray
+
+
+def texture_size(mesh: Mesh, cell: float, *, per_cell: float = 3.0) -> int:
+    """The power of two from 64 to 2048 that gives a cell of the density's grid `per_cell` texels a side, when three
+    quarters of the picture are used."""
+    a, b, c = mesh.vertices.double()[mesh.faces].unbind(dim=1)
+    area = float(torch.linalg.cross(b - a, c - a).norm(dim=-1).sum() / 2)
+    wanted = math.sqrt(area / 0.75) / cell * per_cell
+    return 2 ** min(11, max(6, round(math.log2(max(wanted, 1)))))
+
+
+def textured(mesh: Mesh, colours: Colours, size: int) -> Atlas:
+    """The atlas of a mesh with a picture of `size` texels a side.
+
+    `colours` maps points (N, 3) and outward normals (N, 3) of the surface to sRGB (N, 3) in [0, 1]. Raises ImportError
+    without the package xatlas, ValueError for a size outside of 16 to 4096.
+    """
+    if not SMALLEST <= size <= LARGEST:
+        raise ValueError(f"a texture has {SMALLEST} to {LARGEST} texels a side, got {size}")
+    origin, faces, uv = _unwrapped(mesh, size)
+    points, normals = mesh.vertices[origin], mesh.normals[origin]
+    picture, filled = torch.zeros(size * size, 3), torch.zeros(size * size, dtype=torch.bool)
+    places = torch.stack((uv[:, 0], 1 - uv[:, 1]), dim=-1) * size
+    for some, texel, share in _covered(places[faces], size):
+        corners = faces[some]
+        where = (share[..., None] * points[corners]).sum(dim=1)
+        outward = torch.nn.functional.normalize((share[..., None] * normals[corners]).sum(dim=1), dim=-1)
+        picture[texel], filled[texel] = colours(where, outward), True
+    shown = (picture * 255).round().byte().view(size, size, 3).numpy()
+    return Atlas(origin, faces, uv, _spread(shown, filled.view(size, size).numpy()))
+
+
+def colours_of(surface: Surface, mesh: Mesh, *, device: torch.device | str = "cpu") -> Colours:
+    """What `textured` asks for the colours of the surface that `mesh` was extracted from."""
+    depth = shell_depth(mesh.level or 0.0, surface.radius)
+
+    def colours(points: Tensor, normals: Tensor) -> Tensor:
+        return shell_colours(surface.density, surface.colour, points, normals, depth=depth, device=device)
+
+    return colours
+
+
+def _unwrapped(mesh: Mesh, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Origin, faces and uv of an `Atlas`."""
+    import xatlas
+
+    atlas = xatlas.Atlas()
+    arrays = (mesh.vertices.numpy(), mesh.faces.numpy().astype(np.uint32), mesh.normals.numpy())
+    atlas.add_mesh(*(np.ascontiguousarray(array) for array in arrays))
+    options = xatlas.PackOptions()
+    options.resolution, options.padding = size, GUTTER
+    atlas.generate(xatlas.ChartOptions(), options)
+    origin, faces, uv = (torch.from_numpy(array.copy()) for array in (x.astype(_wide(x)) for x in atlas[0]))
+    return origin, faces, uv
+
+
+def _wide(array: np.ndarray) -> type:
+    return np.float32 if array.dtype.kind == "f" else np.int64
+
+
+def _covered(corners: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Of triangles (F, 3, 2) in texels, some at a time: the triangle (P,), texel (P,) and barycentric coordinates
+    (P, 3) of every texel whose middle a triangle covers."""
+    for start in range(0, len(corners), FACES):
+        some = corners[start : start + FACES]
+        low = (some.amin(dim=1) - 0.5).ceil().long().clamp_min(0)
+        high = (some.amax(dim=1) - 0.5).floor().long().clamp_max(size - 1)
+        wide, tall = (high - low + 1).clamp_min(0).unbind(dim=1)
+        count = wide * tall
+        face = torch.arange(len(some)).repeat_interleave(count)
+        place = torch.arange(len(face)) - (count.cumsum(0) - count)[face]
+        x, y = low[face, 0] + place % wide[face], low[face, 1] + place // wide[face]
+        middle = torch.stack((x, y), dim=-1) + 0.5
+        a, b, c = (corner - middle for corner in some[face].unbind(dim=1))
+        areas = torch.stack((_cross(b, c), _cross(c, a), _cross(a, b)), dim=-1)
+        share = areas / areas.sum(dim=-1, keepdim=True)
+        inside = (share >= -1e-4).all(dim=-1)
+        yield face[inside] + start, (y * size + x)[inside], share[inside].clamp_min(0)
+
+
+def _cross(a: Tensor, b: Tensor) -> Tensor:
+    return a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
+
+
+def _spread(picture: np.ndarray, filled: np.ndarray) -> np.ndarray:
+    """The picture with every texel within the gutter of a filled one in its colour, and the mean colour elsewhere."""
+    from scipy.ndimage import distance_transform_edt
+
+    distance, nearest = distance_transform_edt(~filled, return_indices=True)
+    near = picture[nearest[0], nearest[1]]
+    mean = picture[filled].mean(axis=0).round().astype(np.uint8)
+    return np.where((distance <= GUTTER + 1)[..., None], near, mean)
