@@ -119,7 +119,7 @@ def searched(prior: Any, case: Case, settings: Settings, first: int) -> Search:
         return Search(None, 0, 0.0)
     editing, started = bound_to(prior, case, settings), time.perf_counter()
     eps = last(editing.find_noise(case.x0, generator=draws_of(case, first)))
-    return Search(eps, editing.predict.calls, time.perf_counter() - started)
+    return Search(eps, editing.calls, time.perf_counter() - started)
 
 
 def edited(
@@ -136,7 +136,7 @@ def edited(
         return last(go(case.x0, generator=draws_of(case, first)))
 
     found = run(faithful=False)
-    seconds, calls = time.perf_counter() - started, editing.predict.calls
+    seconds, calls = time.perf_counter() - started, editing.calls
     again = run(faithful=True) if rebuild else None
     with torch.no_grad():
         pictures = prior.decode(found), None if again is None else prior.decode(again)

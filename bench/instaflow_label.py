@@ -26,13 +26,13 @@ from gallery import OTHERS, REVOLUTION
 from prior import PRESETS
 from torch import Tensor
 
+from threestudio_rf.core.model import Model
 from threestudio_rf.core.random import generator, normal
-from threestudio_rf.core.sample import guided
-from threestudio_rf.core.solve import solve
+from threestudio_rf.core.sample import solve
 from threestudio_rf.core.times import draw, spacing
 from threestudio_rf.distill.method import Method, distill
 from threestudio_rf.export.media import contact_sheet, png
-from threestudio_rf.priors.base import Bound, Condition, Prior, bind
+from threestudio_rf.priors.base import Condition, Prior, bind
 from threestudio_rf.priors.tiny import load_tiny, weights_folder
 from threestudio_rf.scenes.camera import orbit, random_views
 from threestudio_rf.scenes.image import ImageScene
@@ -71,7 +71,7 @@ def load_both(name: str) -> tuple[Prior, Prior | Mirrored]:
     return right, mirrored
 
 
-def distilled(prior: Prior, predict: Bound, options: argparse.Namespace, scale: float) -> Tensor:
+def distilled(prior: Prior, predict: Model, options: argparse.Namespace, scale: float) -> Tensor:
     """Latents (N, C, h, w) after the steps of Adam; `prior` says shape and path, `predict` what the network says."""
     n = options.seeds * len(PROMPTS)
     scene = ImageScene((n, *prior.latent_shape), "latent", generator=generator(0, 0, "instaflow_label/start"))
@@ -82,8 +82,6 @@ def distilled(prior: Prior, predict: Bound, options: argparse.Namespace, scale: 
             scene.render(FRONT).rgb,
             predict,
             draw(n, generator(0, step, "instaflow_label/t"), t_min=WINDOW[0], t_max=WINDOW[1]),
-            prior_kind=prior.kind,
-            schedule=prior.schedule,
             method=Method(scale=scale),
             generator=generator(0, step, "instaflow_label/noise"),
         ).loss.backward()
@@ -92,12 +90,12 @@ def distilled(prior: Prior, predict: Bound, options: argparse.Namespace, scale: 
 
 
 @torch.no_grad()
-def sampled(prior: Prior, predict: Bound, n: int) -> Tensor:
+def sampled(prior: Prior, predict: Model, n: int) -> Tensor:
     """Latents (n, C, h, w) of the prior's own sampler, with the settings of bench/prior.py."""
     scale, shift = PRESETS[prior.name]
-    field = guided(predict, scale, schedule=prior.schedule, kind=prior.kind)
+    field = predict.field(scale)
     start = normal((n, *prior.latent_shape), generator(0, 0, "instaflow_label/sampler"))
-    *_, latents = solve(field, start, spacing(20, shift=shift), schedule=prior.schedule, kind=prior.kind)
+    *_, latents = solve(field, start, spacing(20, shift=shift))
     return latents
 
 

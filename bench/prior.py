@@ -27,8 +27,7 @@ from torch import Tensor
 from threestudio_rf.app.build.prior import bank_cache
 from threestudio_rf.core.level import DiscreteVP
 from threestudio_rf.core.random import generator, normal
-from threestudio_rf.core.sample import guided
-from threestudio_rf.core.solve import solve
+from threestudio_rf.core.sample import solve
 from threestudio_rf.core.times import ddim_times, spacing
 from threestudio_rf.export.media import png
 from threestudio_rf.priors.base import Prior, bind
@@ -82,10 +81,10 @@ def samples(prior: Prior, prompts: list[str], options: argparse.Namespace, *, nu
     """Pictures (N, 3, H, W) of the prompts."""
     scale, shift = options.cfg, options.shift
     predict = bind(prior, {"cond": prior.embed(prompts), "uncond": prior.embed([""])})
-    field = guided(predict, scale, schedule=prior.schedule, kind=prior.kind)
+    field = predict.field(scale)
     start = normal((len(prompts), *prior.latent_shape), generator(0, number, "bench/prior"))
     times = times_of(prior, options.steps, shift)
-    *_, latents = solve(field, start, times, schedule=prior.schedule, kind=prior.kind)
+    *_, latents = solve(field, start, times)
     return prior.decode(latents)
 
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from threestudio_rf.core.convert import Kind, join, noise, split
 from threestudio_rf.core.ddpm import DDPM, clip
-from threestudio_rf.core.guide import cfg, combine
 from threestudio_rf.core.level import Schedule, betas, column, rectified_flow
+from threestudio_rf.core.model import Field
 from threestudio_rf.core.random import generator, normal
-from threestudio_rf.core.solve import Field, solve
+from threestudio_rf.core.sample import solve
 from threestudio_rf.core.times import spacing
 from threestudio_rf.distill.noise import rev_noise
 from threestudio_rf.priors.base import Prior, bind
@@ -54,8 +54,7 @@ def two_modes(kind: Kind, schedule: Schedule, *, std: float = 0.1) -> GaussianPr
 
 def exact(prior: GaussianPrior) -> Field:
     """The prior's own prediction, without guidance."""
-    everything = prior.embed([""])
-    return lambda x, t: prior.predict(x, t, everything)
+    return bind(prior, {"cond": prior.embed([""])}).field()
 
 
 class Path(NamedTuple):
@@ -70,16 +69,16 @@ class Path(NamedTuple):
         return (self.x0_hat - self.sample).flatten(2).square().mean(2).sqrt()
 
 
-def walk(field: Field, x: Tensor, times: Tensor, *, schedule: Schedule, kind: Kind) -> Path:
+def walk(field: Field, x: Tensor, times: Tensor) -> Path:
     """First-order steps through `times` (S + 1,), remembering what every single one took for the clean picture."""
     guesses: list[Tensor] = []
 
     def watched(x: Tensor, t: Tensor) -> Tensor:
         p = field(x, t)
-        guesses.append(split(kind, p, x, schedule(t))[0])
+        guesses.append(split(field.kind, p, x, field.schedule(t))[0])
         return p
 
-    *_, sample = solve(watched, x, times, schedule=schedule, kind=kind)
+    *_, sample = solve(Field(watched, field.kind, field.schedule), x, times)
     return Path(times[:-1], torch.stack(guesses), sample)
 
 
@@ -92,17 +91,7 @@ class Run:
         rows = torch.arange(len(PROMPTS)).repeat_interleave(copies)
         self.predict = bind(prior, {"cond": words.select(rows), "uncond": words.select([len(PROMPTS)])})
         self.noise = normal((len(rows), *prior.latent_shape), generator(0, 0, "bench/questions"))
-        self.path = walk(
-            self.guided,
-            self.noise,
-            spacing(STEPS, shift=shift),
-            schedule=prior.schedule,
-            kind=prior.kind,
-        )
-
-    def guided(self, x: Tensor, t: Tensor) -> Tensor:
-        weights = cfg(self.scale)
-        return combine(self.predict(x, t, list(weights)), weights)
+        self.path = walk(self.predict.field(scale), self.noise, spacing(STEPS, shift=shift))
 
     def rev(self, times: Tensor) -> Tensor:
         """(T, 3): per picture and averaged, the variance of eps' after one step k = 1 - t on the prior's own samples,
@@ -111,7 +100,7 @@ class Run:
         rows = []
         for t in times.tolist():
             at = torch.full((len(x0),), t)
-            found = rev_noise(x0, eps, at, self.predict, kind=self.prior.kind, schedule=self.prior.schedule)
+            found = rev_noise(x0, eps, at, self.predict)
             table = torch.stack(
                 [torch.stack(three).flatten(1).cov(correction=0) for three in zip(found, eps, x0, strict=True)]
             )
@@ -140,8 +129,6 @@ def one_against_many(
             exact(prior),
             x_t,
             torch.linspace(t, 0, steps + 1, dtype=DOUBLE),
-            schedule=prior.schedule,
-            kind=prior.kind,
         )
         for found in (path.x0_hat[0], path.sample):
             nearest = (found[:, None] - prior.means).abs().amin(1)
@@ -260,7 +247,7 @@ def rev_measured(
     rows = []
     for t in times:
         at = torch.full((draws,), t, dtype=DOUBLE)
-        found = rev_noise(x0, eps, at, predict, kind=prior.kind, schedule=prior.schedule, step=step)
+        found = rev_noise(x0, eps, at, predict, step=step)
         both = torch.stack([found.flatten(), x0.flatten()])
         rows.append(torch.stack([found.var(), both.corrcoef()[0, 1]]))
     return torch.stack(rows)

@@ -160,7 +160,7 @@ def step(image: Any, prior: Any, predict: Any, meter: Meter) -> list[Row]:
 
     image.grad = None
     t, method = torch.full((1,), 0.5, device=image.device), METHODS["rfds" if prior.kind == "flow" else "sds"]
-    settings = {"prior_kind": prior.kind, "schedule": prior.schedule, "method": method}
+    settings = {"method": method}
     with meter.part("guidance: encode") as encoding:
         latents = prior.encode(image)
         encoding["note"] = f"latents {tuple(latents.shape)}"

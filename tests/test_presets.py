@@ -25,6 +25,7 @@ from threestudio_rf.app.settings.compose import compose, typed
 from threestudio_rf.app.settings.flags import translate
 from threestudio_rf.core.convert import noise
 from threestudio_rf.core.level import rectified_flow
+from threestudio_rf.core.model import Model
 from threestudio_rf.core.random import generator
 from threestudio_rf.distill.method import Method, distill
 from threestudio_rf.priors.base import bind
@@ -184,7 +185,7 @@ def ours(experiment, kind, batch):
     t = torch.linspace(0.3, 0.7, batch)
     method = Method(space=made.method.space, weight=made.method.weight, scale=made.method.scale)
     draws = generator(2, 0, "noise")
-    result = distill(x0, predict, t, prior_kind=kind, schedule=rectified_flow, method=method, generator=draws)
+    result = distill(x0, Model(predict, kind, rectified_flow), t, method=method, generator=draws)
     (made.factor("distill", 0) * result.loss).backward()
     level = rectified_flow(t)
     both = predict(noise(x0.detach(), result.eps, level), t, ["cond", "uncond"])

@@ -43,7 +43,7 @@ def times(*values: float) -> torch.Tensor:
 def test_a_walk_remembers_the_exact_guess_of_every_step_and_ends_at_the_last_one(laws):
     prior = laws.two_modes("flow", rectified_flow, std=0.2)
     start = laws.draw(0, 7, 1, 1, 1)
-    path = laws.walk(laws.exact(prior), start, times(1.0, 0.6, 0.3, 0.0), schedule=rectified_flow, kind="flow")
+    path = laws.walk(laws.exact(prior), start, times(1.0, 0.6, 0.3, 0.0))
     assert path.x0_hat.shape == (3, 7, 1, 1, 1) and path.times.tolist() == [1.0, 0.6, 0.3]
     assert torch.allclose(path.x0_hat[0], torch.zeros(1, dtype=DOUBLE), atol=1e-12)  # the mean of the data
     x = 0.6 * start  # x0_hat = 0 leaves only the noise

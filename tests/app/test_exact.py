@@ -47,8 +47,8 @@ def test_a_view_is_asked_for_by_word_by_octant_or_as_the_camera(views):
     conditions, negative = embed_views(config, prior)
     assert len(conditions) == {"four": 4, "octants": len(OCTANT_WORDS), "camera": 1}[views]
     camera = orbit(3, elevation=20.0, height=8, width=8)
-    bound, _ = seen_from(prior, conditions, negative, camera=camera, settings=lift_settings(config))
-    cond = bound.conditions["cond"]
+    seen, _ = seen_from(conditions, negative, camera=camera, settings=lift_settings(config))
+    cond = seen["cond"]
     words = cond.tensors["word"].tolist()
     if views == "camera":
         assert torch.equal(cond.tensors[POSE], torch.stack((camera.azimuth, camera.elevation), 1)) and words == [-1] * 3

@@ -34,8 +34,8 @@ def heard(config: Config, azimuth: list[float], elevation: list[float]) -> dict[
     prior, turns = build_prior(config.prior, torch.device("cpu")), torch.tensor(azimuth)
     camera = Camera(turns, torch.tensor(elevation), 2 + 0 * turns, 45 + 0 * turns, 8, 8)
     views, negative = embed_views(config, prior)
-    predict, _ = seen_from(prior, views, negative, camera=camera, settings=lift_settings(config))
-    rows = {role: c.expand(len(camera)).tensors["modes"].tolist() for role, c in predict.conditions.items()}
+    seen, _ = seen_from(views, negative, camera=camera, settings=lift_settings(config))
+    rows = {role: c.expand(len(camera)).tensors["modes"].tolist() for role, c in seen.items()}
     return {
         role: [{name: share for name, share in zip(COLOURS, row, strict=True) if share} for row in table]
         for role, table in rows.items()

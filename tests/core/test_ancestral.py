@@ -16,8 +16,10 @@ from torch import Tensor
 
 from threestudio_rf.core.convert import noise
 from threestudio_rf.core.level import DiscreteVP, Level, Schedule, betas, column, rectified_flow
+from threestudio_rf.core.model import Field
 from threestudio_rf.core.random import generator
-from threestudio_rf.core.solve import ancestral, fresh_noise, solve
+from threestudio_rf.core.sample import solve
+from threestudio_rf.core.solve import Rule, fresh_noise
 
 DOUBLE = torch.float64
 STABLE = DiscreteVP(betas("scaled_linear", 1000, start=0.00085, end=0.012))
@@ -46,8 +48,8 @@ def test_ancestral_sampling_without_noise_is_the_deterministic_one() -> None:
     x, times = gaussian(), even(0.9, 0.0, 5)
     for schedule in (rectified_flow, STABLE):
         settings: dict[str, Any] = {"schedule": schedule, "kind": "v"}
-        quiet = ancestral(network, x, times, **settings, eta=0.0, generator=generator(0, 0, "z"))
-        for one, other in zip(quiet, solve(network, x, times, **settings), strict=True):
+        quiet = solve(Field(network, **settings), x, times, generator=generator(0, 0, "z"), rule=Rule("ddim", 0.0))
+        for one, other in zip(quiet, solve(Field(network, **settings), x, times), strict=True):
             assert torch.allclose(one, other, atol=1e-12)
 
 
@@ -80,14 +82,12 @@ def test_fresh_noise_keeps_the_marginal_of_any_gaussian_path() -> None:
 def test_ancestral_sampling_reproduces_the_data(eta: float, schedule: Schedule, make_mixture: Make) -> None:
     mixture = make_mixture([[0.7]], 0.4)
     start = torch.randn(4000, 1, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
-    states = ancestral(
-        mixture.field("v", schedule),
+    states = solve(
+        Field(mixture.field("v", schedule), "v", schedule),
         start,
         even(1.0, 0.0, 80) ** 2,
-        schedule=schedule,
-        kind="v",
-        eta=eta,
         generator=generator(0, 0, "z"),
+        rule=Rule("ddim", eta),
     )
     final = end(states)
     assert final.mean().item() == pytest.approx(0.7, abs=0.03) and final.std().item() == pytest.approx(0.4, abs=0.03)
@@ -97,8 +97,8 @@ def test_ancestral_sampling_depends_on_its_generator_only_and_refuses_to_invert(
     x, times = gaussian(), even(1.0, 0.0, 4)
 
     def run(times: Tensor, seed: int = 0, eta: float = 1.0) -> Tensor:
-        settings: dict[str, Any] = {"schedule": rectified_flow, "kind": "flow", "eta": eta}
-        return end(ancestral(network, x, times, **settings, generator=generator(seed, 0, "z")))
+        field = Field(network, "flow", rectified_flow)
+        return end(solve(field, x, times, generator=generator(seed, 0, "z"), rule=Rule("ddim", eta)))
 
     assert torch.equal(run(times), run(times)) and not torch.equal(run(times), run(times, seed=1))
     for bad in (times.flip(0), times[[0, 0, 1]], times[[0, 4, 4]]):

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from threestudio_rf.core.convert import KINDS, Kind, join, noise, split
 from threestudio_rf.core.level import DiscreteVP, betas, rectified_flow
-from threestudio_rf.core.solve import solve
+from threestudio_rf.core.model import Field
+from threestudio_rf.core.sample import solve
 
 DOUBLE = torch.float64
 STABLE = DiscreteVP(betas("scaled_linear", 1000, start=0.00085, end=0.012))
@@ -76,5 +77,5 @@ def test_one_step_from_high_noise_is_worse_than_many(make_mixture: Make) -> None
         return (x.abs() - 1).abs().mean().item()
 
     one = split("eps", field(x_t, start), x_t, table(start))[0]
-    *_, many = solve(field, x_t, torch.linspace(0.9, 0, 51, dtype=DOUBLE), schedule=table, kind="eps")
+    *_, many = solve(Field(field, "eps", table), x_t, torch.linspace(0.9, 0, 51, dtype=DOUBLE))
     assert error(one) > 3 * error(many) and error(many) < 0.15

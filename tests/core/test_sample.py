@@ -23,11 +23,13 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 from torch import Tensor
 
 from threestudio_rf.core.convert import KINDS, Kind, noise, split
-from threestudio_rf.core.ddpm import clip, respaced
+from threestudio_rf.core.ddpm import DDPM, ancestral_loop, clip
 from threestudio_rf.core.guide import perp
 from threestudio_rf.core.level import DiscreteVP, betas, column, rectified_flow
+from threestudio_rf.core.model import Field, Model
 from threestudio_rf.core.random import generator, normal
-from threestudio_rf.core.sample import SAMPLERS, Rule, guided, intermediates, invert, keep, states
+from threestudio_rf.core.sample import intermediates, invert, keep, states
+from threestudio_rf.core.solve import QUIET, STEPS, Rule
 from threestudio_rf.core.times import sampling_times, spacing
 
 DOUBLE = torch.float64
@@ -74,7 +76,7 @@ def test_a_short_ancestral_chain_is_that_of_diffusers(
     scheduler.set_timesteps(7)
     times, x = sampling_times(7, law=law), gaussian(dtype=torch.float32)
     rule = Rule("ddpm", variance=variance, limit=limit)
-    run = states(network, x, times, schedule=TABLE, kind=kind, rule=rule, generator=generator(0, 0, "z"))
+    run = states(Field(network, kind, TABLE), x, times, rule=rule, generator=generator(0, 0, "z"))
     draws = generator(0, 0, "z")
     for k, state in zip(scheduler.timesteps, run, strict=True):
         result = scheduler.step(network(x, (k + 1).expand(3) / 1000), int(k), x, generator=draws)
@@ -93,7 +95,7 @@ def test_ddim_is_that_of_diffusers_also_clipped(eta: float, limit: Any) -> None:
     )
     scheduler.set_timesteps(6)
     x, times, rule = gaussian(dtype=torch.float32), sampling_times(6, law="leading"), Rule("ddim", eta, limit=limit)
-    run = states(network, x, times, schedule=TABLE, kind="v", rule=rule, generator=generator(0, 0, "z"))
+    run = states(Field(network, "v", TABLE), x, times, rule=rule, generator=generator(0, 0, "z"))
     draws = generator(0, 0, "z")
     for number, (k, state) in enumerate(zip(scheduler.timesteps, run, strict=True), 1):
         result = scheduler.step(network(x, (k + 1).expand(3) / 1000), int(k), x, eta=eta, generator=draws)
@@ -103,9 +105,9 @@ def test_ddim_is_that_of_diffusers_also_clipped(eta: float, limit: Any) -> None:
         assert state.left == 6 - number and torch.equal(state.t, times[number].expand(3))
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "euler", "heun", "midpoint"])
+@pytest.mark.parametrize("sampler", STEPS)
 def test_a_limit_acts_on_every_prediction(sampler: Any) -> None:
-    settings: dict[str, Any] = {"schedule": DiscreteVP(TABLE.betas), "kind": "x0", "generator": generator(0, 0, "z")}
+    settings: dict[str, Any] = {"schedule": DiscreteVP(TABLE.betas), "kind": "x0"}
     times, calls = sampling_times(4, law="trailing").double(), []
 
     def halved(x0_hat: Tensor) -> Tensor:
@@ -115,22 +117,24 @@ def test_a_limit_acts_on_every_prediction(sampler: Any) -> None:
     def half_network(x: Tensor, t: Tensor) -> Tensor:
         return network(x, t) / 2
 
-    run = list(states(network, gaussian(), times, **settings, rule=Rule(sampler, limit=halved)))
+    rule, draws = Rule(sampler, limit=halved), generator(0, 0, "z")
+    run = list(states(Field(network, **settings), gaussian(), times, rule=rule, generator=draws))
     last = run[-1]
-    assert torch.equal(run[0].x0_hat, calls[0] / 2), "the first prediction of a step"
-    assert len(calls) == {"heun": 7, "midpoint": 8}.get(sampler, 4) and last.x0_hat.abs().max() <= 1
+    assert torch.equal(run[0].x0_hat, calls[0] / 2) or sampler == "fireflow", "the first prediction of a step"
+    assert len(calls) == {"heun": 7, "midpoint": 8, "fireflow": 5}.get(sampler, 4)
+    assert last.x0_hat.abs().max() <= 1 or sampler == "fireflow"
     if sampler == "ddpm":
-        settings["generator"] = generator(0, 0, "z")
-        *_, other = states(half_network, gaussian(), times, **settings, rule=Rule("ddpm"))
+        draws = generator(0, 0, "z")
+        *_, other = states(Field(half_network, **settings), gaussian(), times, rule=Rule("ddpm"), generator=draws)
         assert torch.allclose(last.x, other.x, atol=1e-9), "the posterior mean hears of x0_hat only"
-    if sampler != "midpoint":
+    if sampler not in ("midpoint", "fireflow"):
         assert torch.allclose(last.x, last.x0_hat, atol=1e-9), "the last step ends in the limited x0_hat"
 
 
 def test_ddim_with_eta_one_and_the_chain_have_the_same_law_when_the_end_is_clean() -> None:
     table, x, times = DiscreteVP(TABLE.betas), gaussian(), sampling_times(9, law="leading").double()
     runs = [
-        states(network, x, times, schedule=table, kind="eps", rule=rule, generator=generator(0, 0, "z"))
+        states(Field(network, "eps", table), x, times, rule=rule, generator=generator(0, 0, "z"))
         for rule in (Rule("ddim", 1.0), Rule("ddpm"))
     ]
     for one, other in zip(*runs, strict=True):
@@ -138,13 +142,15 @@ def test_ddim_with_eta_one_and_the_chain_have_the_same_law_when_the_end_is_clean
 
 
 def test_all_steps_are_the_process_itself() -> None:
-    process = respaced(TABLE, sampling_times(1000, law="leading"))
-    assert torch.allclose(process.betas, TABLE.betas, atol=1e-12)
-    few = respaced(TABLE, sampling_times(20, law="leading"))
-    assert torch.allclose(few.abar, TABLE.abar[1::50], atol=1e-12) and len(few) == 20
+    table, x = DiscreteVP(betas("linear", 12)), gaussian()
+    chain = ancestral_loop(DDPM(table.betas), network, x, kind="v", generator=generator(0, 0, "z"))
+    times = sampling_times(12, law="leading", n=12)
+    run = states(Field(network, "v", table), x, times, rule=Rule("ddpm"), generator=generator(0, 0, "z"))
+    for one, other in zip(run, chain, strict=True):
+        assert torch.allclose(one.x, other.x, atol=1e-9) and torch.allclose(one.x0_hat, other.x0_hat, atol=1e-9)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "euler", "heun", "midpoint"])
+@pytest.mark.parametrize("sampler", ["ddim", *QUIET])
 @pytest.mark.parametrize("path", ["straight", "table"])
 def test_every_deterministic_sampler_ends_in_the_data_on_every_path(
     sampler: Any, path: str, make_mixture: Make
@@ -153,30 +159,30 @@ def test_every_deterministic_sampler_ends_in_the_data_on_every_path(
     schedule: Any = rectified_flow if path == "straight" else TABLE
     times = spacing(40) if path == "straight" else sampling_times(40, law="trailing")
     field, x = mixture.field("v", schedule), gaussian(shape=(64, 2))
-    last = end(states(field, x, times, schedule=schedule, kind="v", rule=Rule(sampler)))
+    last = end(states(Field(field, "v", schedule), x, times, rule=Rule(sampler)))
     assert (last.x[:, None] - mixture.means).norm(dim=-1).min(1).values.max() < 0.4
     assert 10 < (last.x[:, 0] > 0).sum() < 54
 
 
-@pytest.mark.parametrize(("sampler", "bound"), [("ddim", 0.06), ("heun", 0.01), ("midpoint", 0.01)])
+@pytest.mark.parametrize(("sampler", "bound"), [("ddim", 0.06), ("heun", 0.01), ("midpoint", 0.01), ("dpmpp_2m", 0.03)])
 @pytest.mark.parametrize("path", ["straight", "table"])
 def test_inverting_a_sample_finds_its_noise(sampler: Any, bound: float, path: str, make_mixture: Make) -> None:
     straight = path == "straight"
     schedule: Any = rectified_flow if straight else TABLE
     times = (spacing(60, t_start=0.95) if straight else sampling_times(60, law="trailing")[3:]).double()
-    settings: dict[str, Any] = {"schedule": schedule, "kind": "flow" if straight else "eps", "rule": Rule(sampler)}
-    field = make_mixture([[-1.0, 0.5], [1.0, 0.2]], 0.3).field(settings["kind"], schedule)
+    kind: Any = "flow" if straight else "eps"
+    field = Field(make_mixture([[-1.0, 0.5], [1.0, 0.2]], 0.3).field(kind, schedule), kind, schedule)
     x0 = torch.tensor([[-1.2, 0.5], [0.8, 0.0], [1.1, 0.3]], dtype=DOUBLE)
-    up = end(invert(field, x0, times, **settings))
+    up = end(invert(field, x0, times, rule=Rule(sampler)))
     assert torch.equal(up.t, times[:1].expand(3)) and (up.x - x0).abs().max() > 0.3
-    back = end(states(field, up.x, times, **settings))
+    back = end(states(field, up.x, times, rule=Rule(sampler)))
     assert (back.x - x0).abs().max() < bound
 
 
 def test_samplers_with_noise_do_not_invert() -> None:
     for rule in (Rule("ddpm"), Rule("ddim", 0.1)):
         with pytest.raises(ValueError, match="fresh noise"):
-            invert(network, gaussian(), spacing(3), **STRAIGHT, rule=rule)
+            invert(Field(network, **STRAIGHT), gaussian(), spacing(3), rule=rule)
 
 
 def test_guidance_is_one_call_in_the_order_uncond_cond_and_fewer_roles_where_they_do_not_count() -> None:
@@ -189,7 +195,7 @@ def test_guidance_is_one_call_in_the_order_uncond_cond_and_fewer_roles_where_the
     x, t = gaussian(), torch.full((3,), 0.5, dtype=DOUBLE)
     parts = network_of_roles(x, t, ["cond", "uncond"])
     for scale in (5.0, 1.0, 0.0):
-        p = guided(predict, scale, **STRAIGHT)(x, t)
+        p = Model(predict, **STRAIGHT).field(scale)(x, t)
         assert torch.allclose(p, parts["uncond"] + scale * (parts["cond"] - parts["uncond"]), atol=1e-12)
     assert asked == [("uncond", "cond"), ("cond",), ("uncond",)]
 
@@ -197,18 +203,18 @@ def test_guidance_is_one_call_in_the_order_uncond_cond_and_fewer_roles_where_the
 def test_guidance_rescale_is_that_of_diffusers() -> None:
     x, t = gaussian(), torch.full((3,), 0.5, dtype=DOUBLE)
     parts = network_of_roles(x, t, ["cond", "uncond"])
-    plain = guided(network_of_roles, 6.0, **STRAIGHT)(x, t)
-    ours = guided(network_of_roles, 6.0, **STRAIGHT, rescaled=0.7)(x, t)
+    plain = Model(network_of_roles, **STRAIGHT).field(6.0)(x, t)
+    ours = Model(network_of_roles, **STRAIGHT).field(6.0, rescaled=0.7)(x, t)
     assert torch.allclose(ours, rescale_noise_cfg(plain, parts["cond"], guidance_rescale=0.7), atol=1e-12)
-    alone = guided(network_of_roles, 1.0, **STRAIGHT, rescaled=0.7)(x, t)
+    alone = Model(network_of_roles, **STRAIGHT).field(1.0, rescaled=0.7)(x, t)
     assert torch.equal(alone, parts["cond"]), "one role has nothing to rescale to"
 
 
 def test_a_negative_moves_only_across_the_direction_of_the_prompt() -> None:
     x, t = gaussian(), torch.full((3,), 0.5, dtype=DOUBLE)
     parts = network_of_roles(x, t, ["cond", "uncond", "negative"])
-    plain = guided(network_of_roles, 4.0, **STRAIGHT)(x, t)
-    moved = guided(network_of_roles, 4.0, **STRAIGHT, negatives={"negative": -1.5})(x, t) - plain
+    plain = Model(network_of_roles, **STRAIGHT).field(4.0)(x, t)
+    moved = Model(network_of_roles, **STRAIGHT).field(4.0, negatives={"negative": -1.5})(x, t) - plain
     direction, away = (parts[role] - parts["uncond"] for role in ("cond", "negative"))
     assert (moved * direction).sum((1, 2, 3)).abs().max() < 1e-9
     assert torch.allclose(moved, -4 * 1.5 * perp(away, direction), atol=1e-12)
@@ -224,9 +230,9 @@ def test_a_corrected_run_is_ddim_of_diffusers_with_the_corrected_noise(kind: Any
     scheduler = DDIMScheduler(**STABLE, steps_offset=1, set_alpha_to_one=False, clip_sample=False)
     scheduler.set_timesteps(5)
     x, times, settings = gaussian(dtype=torch.float32), sampling_times(5, law="leading"), {"schedule": TABLE}
-    field = guided(network_of_roles, 3.0, **settings, kind=kind, corrector=turned)
-    plain = guided(network_of_roles, 3.0, **settings, kind=kind)
-    for k, state in zip(scheduler.timesteps, states(field, x, times, **settings, kind=kind), strict=True):
+    field = Model(network_of_roles, kind, **settings).field(3.0, corrector=turned)
+    plain = Model(network_of_roles, kind, **settings).field(3.0)
+    for k, state in zip(scheduler.timesteps, states(field, x, times), strict=True):
         t = (k + 1).expand(3) / 1000
         eps_hat = split(kind, plain(x, t), x, TABLE(t))[1]
         x = scheduler.step(turned(eps_hat, x, t), int(k), x).prev_sample
@@ -239,8 +245,8 @@ def test_a_corrector_changes_the_noise_where_there_is_a_picture_and_nothing_at_p
     x, t = gaussian(), torch.tensor([1.0, 0.6, 0.2], dtype=DOUBLE)
     level = rectified_flow(t)
     settings: dict[str, Any] = {"schedule": rectified_flow, "kind": kind}
-    before = split(kind, guided(network_of_roles, 3.0, **settings)(x, t), x, level)
-    after = split(kind, guided(network_of_roles, 3.0, **settings, corrector=turned)(x, t), x, level)
+    before = split(kind, Model(network_of_roles, **settings).field(3.0)(x, t), x, level)
+    after = split(kind, Model(network_of_roles, **settings).field(3.0, corrector=turned)(x, t), x, level)
     assert torch.allclose(after[1][1:], turned(before[1], x, t)[1:], atol=1e-12)
     assert torch.allclose(noise(*after, level), x, atol=1e-12)
     assert torch.equal(after[0][0], before[0][0]) and torch.equal(after[1][0], before[1][0])
@@ -252,17 +258,18 @@ def test_what_is_known_has_the_noise_of_its_level_at_every_step_and_none_at_the_
     mask = torch.zeros(1, 1, 4, 5)
     mask[..., 1:3, 2:] = 1
     known = (mask == 0).expand_as(x0)
-    settings: dict[str, Any] = {"schedule": TABLE, "kind": "v", "rule": rule}
+    settings: dict[str, Any] = {"schedule": TABLE, "kind": "v"}
     after, times = keep(x0, eps, mask, schedule=TABLE), sampling_times(6, law="leading")
-    run = list(states(network, eps, times, **settings, generator=generator(0, 0, "z"), after=after))
+    run = list(states(Field(network, **settings), eps, times, rule=rule, generator=generator(0, 0, "z"), after=after))
     for state in run[:-1]:
         assert torch.equal(state.x[known], noise(x0, eps, TABLE(state.t))[known])
     assert torch.equal(run[-1].x[known], x0[known]), "exact, though the table's last level keeps noise"
     assert not torch.equal(run[-1].x[~known], x0[~known]) and bool(run[-1].x.isfinite().all())
-    plain = end(states(network, eps, times, **settings, generator=generator(0, 0, "z")))
+    plain = end(states(Field(network, **settings), eps, times, rule=rule, generator=generator(0, 0, "z")))
     free = keep(x0, eps, torch.ones(1, 1, 4, 5), schedule=TABLE)
     assert torch.equal(
-        end(states(network, eps, times, **settings, generator=generator(0, 0, "z"), after=free)).x, plain.x
+        end(states(Field(network, **settings), eps, times, rule=rule, generator=generator(0, 0, "z"), after=free)).x,
+        plain.x,
     )
 
 
@@ -277,7 +284,9 @@ def test_the_new_part_follows_the_known_one(make_mixture: Make) -> None:
 
     rule = Rule("ddim", 1.0)
     after = keep(x0, eps, mask, schedule=rectified_flow)
-    last = end(states(field, eps, spacing(60), **STRAIGHT, rule=rule, generator=generator(0, 0, "z"), after=after))
+    last = end(
+        states(Field(field, **STRAIGHT), eps, spacing(60), rule=rule, generator=generator(0, 0, "z"), after=after)
+    )
     assert ((last.x[:, 0] - x0[:, 0]).abs() < 0.3).double().mean() > 0.85
 
 
@@ -290,17 +299,19 @@ def test_a_mask_of_another_shape_raises(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("rule", [Rule("ddim", 1.0), Rule("ddpm"), Rule("ddpm", noise_dropout=0.3)], ids=str)
 def test_a_sample_with_its_own_generator_does_not_depend_on_its_batch(rule: Rule) -> None:
     x, times = gaussian(), sampling_times(5, law="leading").double()
-    settings: dict[str, Any] = {"schedule": TABLE, "kind": "eps", "rule": rule}
+    settings: dict[str, Any] = {"schedule": TABLE, "kind": "eps"}
 
     def draws(rows: range) -> list[Any]:
         return [generator(0, i, "fresh") for i in rows]
 
-    together = end(states(network, x, times, **settings, generator=draws(range(3)))).x
+    together = end(states(Field(network, **settings), x, times, rule=rule, generator=draws(range(3)))).x
     for i in range(3):
-        alone = end(states(network, x[i : i + 1], times, **settings, generator=draws(range(i, i + 1)))).x
+        alone = end(
+            states(Field(network, **settings), x[i : i + 1], times, rule=rule, generator=draws(range(i, i + 1)))
+        ).x
         assert torch.allclose(together[i : i + 1], alone, atol=1e-9)
     with pytest.raises(ValueError, match="got 2 generators"):
-        end(states(network, x, times, **settings, generator=draws(range(2))))
+        end(states(Field(network, **settings), x, times, rule=rule, generator=draws(range(2))))
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
@@ -311,7 +322,7 @@ def test_temperature_and_shared_noise_change_the_fresh_noise_only(sampler: Any) 
     def run(generator_: Any = None, **settings: Any) -> Tensor:
         rule = Rule(sampler, eta, **settings)
         draws = generator_ or [generator(0, i, "z") for i in range(3)]
-        return end(states(network, x, times, schedule=TABLE, kind="eps", rule=rule, generator=draws)).x
+        return end(states(Field(network, "eps", TABLE), x, times, rule=rule, generator=draws)).x
 
     assert not torch.allclose(run()[0], run()[1])
     shared = run(repeat_noise=True)
@@ -327,7 +338,7 @@ def test_normal_numbers_of_one_generator_per_sample_are_those_drawn_alone() -> N
 
 
 def test_intermediates_are_the_first_and_every_so_many_before_the_end() -> None:
-    run = states(network, gaussian(), spacing(10), **STRAIGHT)
+    run = states(Field(network, **STRAIGHT), gaussian(), spacing(10))
     assert [state.left for state in intermediates(run, 4)] == [9, 8, 4, 0]
     with pytest.raises(ValueError, match="every"):
         intermediates([], 0)
@@ -336,13 +347,17 @@ def test_intermediates_are_the_first_and_every_so_many_before_the_end() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_can_start_below_pure_noise_with_times_per_sample(kind: Kind) -> None:
     x, times = gaussian(), torch.linspace(1, 0.1, 5, dtype=DOUBLE)[:, None] * torch.tensor([0.9, 0.5, 0.3])
-    together = end(states(network, x, times, schedule=rectified_flow, kind=kind))
-    alone = end(states(network, x[1:2], times[:, 1], schedule=rectified_flow, kind=kind))
+    together = end(states(Field(network, kind, rectified_flow), x, times))
+    alone = end(states(Field(network, kind, rectified_flow), x[1:2], times[:, 1]))
     assert torch.allclose(together.x[1:2], alone.x, atol=1e-9) and torch.equal(together.t, times[-1])
 
 
 def test_what_cannot_work_raises() -> None:
     x, times = gaussian(), spacing(3)
+
+    def chained(times: Tensor) -> Any:
+        return end(states(Field(network, "eps", TABLE), x, times, rule=Rule("ddpm"), generator=generator(0, 0, "z")))
+
     calls: list[tuple[Callable[[], Any], str]] = [
         (lambda: Rule("dpm"), "expected one of ddpm"),  # type: ignore[arg-type]
         (lambda: Rule("euler", 0.5), "got eta with sampler euler"),
@@ -351,17 +366,18 @@ def test_what_cannot_work_raises() -> None:
         (lambda: Rule("ddim", temperature=0.5), "draws no noise"),
         (lambda: Rule("midpoint", repeat_noise=True), "got repeat_noise"),
         (lambda: Rule("euler", noise_dropout=0.5), "got noise_dropout"),
-        (lambda: states(network, x, times, **STRAIGHT, rule=Rule("ddpm")), "got no generator"),
+        (lambda: states(Field(network, **STRAIGHT), x, times, rule=Rule("ddpm")), "got no generator"),
         (
-            lambda: end(states(network, x, times, **STRAIGHT, rule=Rule("ddpm"), generator=generator(0, 0, "z"))),
+            lambda: end(
+                states(Field(network, **STRAIGHT), x, times, rule=Rule("ddpm"), generator=generator(0, 0, "z"))
+            ),
             "table",
         ),
-        (lambda: end(states(network, x, times[:1], **STRAIGHT)), "expected"),
-        (lambda: respaced(TABLE, torch.tensor([0.5, 0.5, 0.0])), "falling"),
-        (lambda: respaced(TABLE, torch.tensor([0.9, 0.5, 0.1])), "and 0"),
-        (lambda: respaced(TABLE, torch.tensor([0.9, 0.0])), "at least two"),
+        (lambda: end(states(Field(network, **STRAIGHT), x, times[:1])), "expected"),
+        (lambda: chained(torch.tensor([0.5, 0.5, 0.0])), "falling"),
+        (lambda: chained(torch.tensor([0.1, 0.5, 0.9])), "falling"),
     ]
     for call, message in calls:
         with pytest.raises(ValueError, match=message):
             call()
-    assert set(SAMPLERS) == {"ddpm", "ddim", "euler", "heun", "midpoint"}
+    assert set(STEPS) == {"ddpm", "ddim", "euler", "midpoint", "heun", "fireflow", "dpmpp_2m"}

@@ -194,8 +194,6 @@ def run(name: str | Method, setting: Setting, t: torch.Tensor = T, progress: flo
         setting.x0.clone().requires_grad_(),
         setting.predict,
         t,
-        prior_kind=setting.kind,
-        schedule=setting.schedule,
         method=method,
         generator=generator(0, 0, "noise"),
         progress=progress,

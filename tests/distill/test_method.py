@@ -11,9 +11,9 @@ import torch.nn.functional as F
 
 from threestudio_rf.core.convert import noise, split
 from threestudio_rf.core.level import DiscreteVP, betas, rectified_flow
+from threestudio_rf.core.model import Model
 from threestudio_rf.core.random import generator, normal
-from threestudio_rf.core.sample import guided as guided_field
-from threestudio_rf.core.solve import solve
+from threestudio_rf.core.sample import solve
 from threestudio_rf.distill.method import METHODS, Method, distill
 from threestudio_rf.distill.noise import SOURCES, Noised
 from threestudio_rf.priors.base import Condition, bind
@@ -36,7 +36,7 @@ def latents(shape=SHAPE):
 def run(x, method, prior, predict, t=T, seed=0):
     kind, schedule = prior.kind, prior.schedule
     draws = generator(seed, 0, "noise")
-    return distill(x, predict, t, prior_kind=kind, schedule=schedule, method=method, generator=draws)
+    return distill(x, Model(predict, kind, schedule), t, method=method, generator=draws)
 
 
 def guided(predict, x_t, t, scale):
@@ -147,9 +147,7 @@ def test_an_image_moves_to_the_mode_of_its_prompt(name):
         t = 0.98 - 0.9 * step / 80 * torch.ones(3)
         draws = generator(0, step, "noise")
         optimizer.zero_grad()
-        distill(
-            x, predict, t, prior_kind="flow", schedule=rectified_flow, method=method, generator=draws
-        ).loss.backward()
+        distill(x, Model(predict, "flow", rectified_flow), t, method=method, generator=draws).loss.backward()
         optimizer.step()
     assert (x - 1).abs().max() < 0.15
 
@@ -263,14 +261,14 @@ def test_a_difference_of_predictions_has_the_weights_of_the_spaces_too(kind):
 def test_sdi_with_the_noise_that_was_found_last_is_ddim(monkeypatch):
     prior, predict = mixture(kind="eps", schedule=DiscreteVP(betas("scaled_linear", 1000)))
     times = torch.linspace(0.9, 0.1, 9, dtype=torch.float64)
-    field = guided_field(predict, 3.0, schedule=prior.schedule, kind=prior.kind)
+    field = predict.field(3.0)
     x = latents().detach()
     start = times[:1].expand(3)
     x0, cached = split("eps", field(x, start), x, prior.schedule(start))
     monkeypatch.setitem(
         SOURCES, "cached", lambda x0, t, model, **_: Noised(noise(x0, cached, prior.schedule(t)), cached)
     )
-    for t, wanted in zip(times[1:], solve(field, x, times, schedule=prior.schedule, kind="eps"), strict=True):
+    for t, wanted in zip(times[1:], solve(field, x, times), strict=True):
         level = prior.schedule(t.expand(3))
         torch.testing.assert_close(noise(x0, cached, level), wanted, rtol=1e-9, atol=1e-9)
         out = run(x0, Method(space="x0", noise="cached", scale=3.0), prior, predict, t=t.expand(3))

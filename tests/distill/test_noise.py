@@ -9,7 +9,8 @@ import torch
 
 from threestudio_rf.core.convert import noise, split
 from threestudio_rf.core.level import DiscreteVP, betas, rectified_flow
-from threestudio_rf.distill.noise import Model, implied, inverted, random_noise, rev_noise, rising
+from threestudio_rf.core.model import Model
+from threestudio_rf.distill.noise import implied, inverted, random_noise, rev_noise, rising
 from threestudio_rf.priors.base import bind
 from threestudio_rf.priors.gaussian import GaussianPrior
 
@@ -25,7 +26,7 @@ def setting(schedule=rectified_flow, kind="flow"):
 
 
 def rev(x0, eps, prior, predict, **options):
-    return rev_noise(x0, eps, T, predict, kind=prior.kind, schedule=prior.schedule, **options)
+    return rev_noise(x0, eps, T, Model(predict, prior.kind, prior.schedule), **options)
 
 
 def test_random_noise_is_standard_normal_and_follows_the_generator():
@@ -92,7 +93,7 @@ def test_the_variance_of_the_renewed_noise_is_that_of_a_conditional_mean(t, vari
     predict = bind(prior, {"cond": prior.embed([""])})
     x0, eps = torch.randn(2, 16, 1, 64, 64, generator=generator, dtype=torch.float64)
     times = torch.full((16,), t, dtype=torch.float64)
-    renewed = rev_noise(x0, eps, times, predict, kind="flow", schedule=rectified_flow)
+    renewed = rev_noise(x0, eps, times, predict)
     assert renewed.dtype == torch.float64
     assert renewed.var() == pytest.approx(variance, rel=0.03)
 
@@ -119,7 +120,7 @@ def test_rising_times_take_each_sample_to_its_end_in_its_share_of_the_steps():
 def test_inversion_finds_the_noise_of_a_gaussian_up_to_its_steps_and_eta_adds_some():
     x0 = setting()[0]
     prior = GaussianPrior(torch.zeros(1, *SHAPE[1:], dtype=torch.float64), 1.0)
-    model = Model(bind(prior, {"cond": prior.embed([""])}), "flow", rectified_flow)
+    model = bind(prior, {"cond": prior.embed([""])})
     norm = (T**2 + (1 - T) ** 2).sqrt()[:, None, None, None]
     errors = []
     for steps in (20, 40, 80):

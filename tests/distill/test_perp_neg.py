@@ -14,6 +14,7 @@ import torch
 from threestudio_rf.core.convert import KINDS, noise, split
 from threestudio_rf.core.guide import perp_neg
 from threestudio_rf.core.level import DiscreteVP, betas, rectified_flow
+from threestudio_rf.core.model import Model
 from threestudio_rf.core.random import generator, normal
 from threestudio_rf.distill.guidance import Guidance
 from threestudio_rf.distill.method import METHODS, Method, distill
@@ -43,10 +44,8 @@ def latents():
 def run(method, prior, predict, negatives, x=None):
     return distill(
         latents() if x is None else x,
-        predict,
+        Model(predict, prior.kind, prior.schedule),
         T,
-        prior_kind=prior.kind,
-        schedule=prior.schedule,
         method=method,
         generator=generator(0, 0, "noise"),
         negatives=negatives,
@@ -187,10 +186,8 @@ def share_behind(negatives, steps=60, n=64):
         optimiser.zero_grad()
         distill(
             x,
-            predict,
+            Model(predict, "flow", rectified_flow),
             torch.full((n,), 0.98 - 0.9 * step / steps),
-            prior_kind="flow",
-            schedule=rectified_flow,
             method=Method(scale=3.0),
             generator=generator(0, step, "noise"),
             negatives=negatives and {role: torch.full((n,), weight) for role, weight in negatives.items()},

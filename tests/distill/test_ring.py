@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from threestudio_rf.core.level import rectified_flow
+from threestudio_rf.core.model import Model
 from threestudio_rf.core.random import generator, normal
 from threestudio_rf.core.times import draw
 from threestudio_rf.distill.method import Method, distill
@@ -33,10 +34,8 @@ def particles(noise: str, law: str) -> torch.Tensor:
         t = draw(PARTICLES, generator(0, step, "t"), t_min=0.02, t_max=0.98, law=law, progress=progress)
         out = distill(
             x,
-            predict,
+            Model(predict, "flow", rectified_flow),
             t,
-            prior_kind="flow",
-            schedule=rectified_flow,
             method=Method(space="x0", noise=noise, scale=1.0),
             generator=generator(0, step, "noise"),
         )

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from threestudio_rf.core.model import Model
 from threestudio_rf.core.random import generator
 from threestudio_rf.distill.method import METHODS, distill
 from threestudio_rf.priors.base import bind
@@ -51,13 +52,7 @@ def test_the_reference_has_two_over_the_batch_times_our_gradient(prior, name, ba
     x0 = 0.5 * torch.randn(batch, *prior.latent_shape, generator=generator(0, 0, "x"), dtype=torch.float64)
     eps = torch.randn(x0.shape, generator=generator(0, 0, "noise")).double()
     out = distill(
-        x0,
-        predict,
-        t,
-        prior_kind=prior.kind,
-        schedule=prior.schedule,
-        method=METHODS[name],
-        generator=generator(0, 0, "noise"),
+        x0, Model(predict, prior.kind, prior.schedule), t, method=METHODS[name], generator=generator(0, 0, "noise")
     )
     alpha, sigma = (value[:, None, None, None] for value in prior.schedule(t))
     if name != "rfds":

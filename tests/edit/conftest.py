@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from threestudio_rf.core.level import DiscreteVP, Level, betas, rectified_flow
+from threestudio_rf.core.level import Continuous, DiscreteVP, Level, betas, rectified_flow
 from threestudio_rf.core.sample import State
 from threestudio_rf.edit.path import Path
 from threestudio_rf.priors.base import bind
@@ -25,13 +25,16 @@ def cosine(t: Tensor) -> Level:
     return Level((t * math.pi / 2).cos(), (t * math.pi / 2).sin())
 
 
+SMOOTH = Continuous(cosine)
+
+
 TABLE = DiscreteVP(betas("scaled_linear", 1000))
 PATHS: dict[str, tuple[Any, Any]] = {
     "flow": ("flow", rectified_flow),
     "eps": ("eps", TABLE),
     "v": ("v", DiscreteVP(betas("scaled_linear", 1000), final="first")),
-    "smooth eps": ("eps", cosine),
-    "smooth v": ("v", cosine),
+    "smooth eps": ("eps", SMOOTH),
+    "smooth v": ("v", SMOOTH),
 }
 
 
@@ -44,7 +47,7 @@ def make_path() -> Callable[..., Path]:
         prior = GaussianPrior(MODES, std, kind=kind, schedule=schedule, names=["red", "blue"])
         found = prior.embed(["red", "blue", ""])
         roles = {role: found.select([i]) for i, role in enumerate(("source", "target", "uncond"))}
-        return Path(bind(prior, roles), schedule, kind)
+        return Path(bind(prior, roles))
 
     return make
 

@@ -47,7 +47,7 @@ def test_a_linear_drift_is_flowedit(name: str, make_path: Any, reds: Any) -> Non
         x_s = column(1 - now, z) * reds + column(now, z) * eps
         z = z + column(after - now, z) * (target(z + x_s - reds, t) - source(x_s, t))
         assert torch.allclose(state.x, z, atol=1e-11)
-    assert len(states) == 12 and path.predict.calls == 12 * 8, "4 calls a step, here and in the formula"
+    assert len(states) == 12 and path.model.calls == 12 * 8, "4 calls a step, here and in the formula"
 
 
 @pytest.mark.parametrize("name", ["flow", "eps"])

@@ -16,9 +16,10 @@ import torch
 
 from threestudio_rf.core.convert import noise
 from threestudio_rf.core.random import generator
+from threestudio_rf.core.times import falling_times
 from threestudio_rf.edit.invert import Ode, up
 from threestudio_rf.edit.irfds import IRFDS, explain, misfit
-from threestudio_rf.edit.path import Path, falling_times
+from threestudio_rf.edit.path import Path
 
 DOUBLE = torch.float64
 AT_ONE_LEVEL = IRFDS(accumulate=1, t_min=0.6, t_max=0.6, penalty=0.0)
@@ -77,7 +78,7 @@ def test_accumulated_gradients_are_averaged(make_path: Any, reds: Any) -> None:
         ]
         for n in (1, 3)
     )
-    assert torch.allclose(one[1], many[1], atol=1e-12) and path.predict.calls == 4
+    assert torch.allclose(one[1], many[1], atol=1e-12) and path.model.calls == 4
 
 
 def test_the_window_is_one_of_noise_levels_and_every_sample_draws_its_own(make_path: Any, reds: Any) -> None:

@@ -15,10 +15,11 @@ import torch
 from threestudio_rf.core.level import DiscreteVP, betas, rectified_flow
 from threestudio_rf.core.random import generator, normal
 from threestudio_rf.core.sample import states
+from threestudio_rf.core.times import falling_times
 from threestudio_rf.edit.delta import Delta
 from threestudio_rf.edit.irfds import IRFDS
 from threestudio_rf.edit.method import INVERTING, METHODS, edit, find_noise, resample, settled, times_of
-from threestudio_rf.edit.path import Path, falling_times
+from threestudio_rf.edit.path import Path
 from threestudio_rf.edit.steer import Steered
 from threestudio_rf.priors.base import bind
 from threestudio_rf.priors.tiny import EMBEDDED, load_tiny
@@ -81,11 +82,7 @@ def test_sdedit_is_plain_sampling_at_full_strength_and_nothing_at_none(make_path
     path = make_path()
     eps = normal(reds.shape, generator(0, 0, "e"), dtype=DOUBLE)
     full = Steered(steps=12, t_start=1.0, shift=1.0, scale=1.0)
-    plain = end(
-        states(
-            path.velocity("target", 1.0), eps, falling_times(rectified_flow, 12), schedule=rectified_flow, kind="flow"
-        )
-    )
+    plain = end(states(path.velocity("target", 1.0), eps, falling_times(rectified_flow, 12)))
     assert torch.allclose(end(edit(path, reds, full, generator=generator(0, 0, "e"))), plain, atol=1e-12)
     none = end(edit(path, reds, replace(full, t_start=1e-4), generator=generator(0, 0, "e")))
     assert (none - reds).abs().max() < 1e-3
@@ -139,7 +136,7 @@ def test_an_embedded_prior_takes_a_sample_of_its_own_there_and_back(name: str, e
     """The source is a sample of the prior, so that only the solver's error is measured. Seen: 0.01 to 0.05."""
     prior = load_tiny(name)
     found = prior.embed(["a red ball, side view", ""])
-    path = Path(bind(prior, {"source": found.select([0]), "uncond": found.select([1])}), prior.schedule, prior.kind)
+    path = Path(bind(prior, {"source": found.select([0]), "uncond": found.select([1])}))
     shift = prior.time_shift
     eps = normal((1, *prior.latent_shape), generator(0, 0, "e"))
     sampled = Steered(steps=24, scale=1.0, shift=None)

@@ -16,9 +16,9 @@ import torch
 
 from threestudio_rf.core.convert import noise
 from threestudio_rf.core.level import DiscreteVP, betas, column, rectified_flow, to_straight
-from threestudio_rf.core.solve import solve
-from threestudio_rf.core.times import spacing
-from threestudio_rf.edit.path import falling_times, noisiest
+from threestudio_rf.core.model import Field
+from threestudio_rf.core.sample import solve
+from threestudio_rf.core.times import falling_times, noisiest, spacing
 
 DOUBLE = torch.float64
 TABLE = DiscreteVP(betas("scaled_linear", 1000))
@@ -43,26 +43,26 @@ def test_euler_behind_the_bridge_is_ddim_on_the_priors_own_path(name: str, make_
     x_t = torch.randn(3, 1, 1, 2, dtype=DOUBLE, generator=torch.Generator().manual_seed(1))
 
     def field(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return path.predict(x, t, ["source"])["source"]
+        return path.model(x, t, ["source"])["source"]
 
     def scale(t: torch.Tensor) -> torch.Tensor:
         return column(to_straight(path.schedule(t.expand(3)))[1], x_t)
 
-    own = solve(field, x_t, times, schedule=path.schedule, kind=path.kind)
-    moved = solve(path.velocity("source", 1.0), x_t / scale(times[0]), times, schedule=path.level, kind="flow")
+    own = solve(Field(field, path.model.kind, path.schedule), x_t, times)
+    moved = solve(path.velocity("source", 1.0), x_t / scale(times[0]), times)
     for t, one, other in zip(times[1:], own, moved, strict=True):
         assert torch.allclose(one, other * scale(t), atol=1e-11)
 
 
 def test_guidance_asks_for_its_role_and_costs_two_calls(make_path: Any) -> None:
     path, x, t = make_path("flow"), torch.zeros(2, 1, 1, 2, dtype=DOUBLE), torch.full((2,), 0.5, dtype=DOUBLE)
-    parts = path.predict(x, t, ["target", "uncond"])
-    before = path.predict.calls
+    parts = path.model(x, t, ["target", "uncond"])
+    before = path.model.calls
     guided = path.velocity("target", 3.0)(x, t)
-    assert path.predict.calls == before + 2
+    assert path.model.calls == before + 2
     assert torch.allclose(guided, parts["uncond"] + 3 * (parts["target"] - parts["uncond"]), atol=1e-12)
     assert torch.equal(path.velocity("target", 1.0)(x, t), parts["target"])
-    assert path.predict.calls == before + 3
+    assert path.model.calls == before + 3
 
 
 @pytest.mark.parametrize("name", ["flow", "eps", "v"])

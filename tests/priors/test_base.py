@@ -7,6 +7,7 @@ once per batched call; one condition not expanded.
 import pytest
 import torch
 
+from threestudio_rf.core.level import rectified_flow
 from threestudio_rf.priors.base import Condition, bind
 from threestudio_rf.priors.gaussian import GaussianPrior
 
@@ -14,7 +15,7 @@ from threestudio_rf.priors.gaussian import GaussianPrior
 class Recorder:
     """A prior that returns x_t + 10 t + 100 condition and remembers the batch sizes it was called with."""
 
-    kind, latent_shape = "flow", (1, 2, 5)
+    kind, schedule, latent_shape = "flow", rectified_flow, (1, 2, 5)
 
     def __init__(self):
         self.batches = []

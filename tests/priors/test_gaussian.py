@@ -9,8 +9,9 @@ import torch
 
 from threestudio_rf.core.convert import split
 from threestudio_rf.core.level import DiscreteVP, betas, rectified_flow
+from threestudio_rf.core.model import Field
 from threestudio_rf.core.random import generator
-from threestudio_rf.core.solve import solve
+from threestudio_rf.core.sample import solve
 from threestudio_rf.priors.gaussian import GaussianPrior
 
 VP = DiscreteVP(betas("scaled_linear", 1000))
@@ -74,7 +75,7 @@ def test_sampling_reaches_both_modes_in_their_shares():
     x = torch.randn(2000, 1, 1, 1, generator=generator(0, 0, "x"), dtype=torch.float64)
     everything = prior.embed([""]).expand(2000)
     times = torch.linspace(1, 0, 41, dtype=torch.float64)
-    *_, end = solve(lambda x, t: prior.predict(x, t, everything), x, times, schedule=rectified_flow, kind="flow")
+    *_, end = solve(Field(lambda x, t: prior.predict(x, t, everything), "flow", rectified_flow), x, times)
     right = end > 0.25
     assert right.double().mean() == pytest.approx(0.7, abs=0.03)
     assert end[right].mean() == pytest.approx(2.0, abs=0.05) and end[right].std() == pytest.approx(0.4, abs=0.05)
@@ -87,7 +88,7 @@ def test_one_step_from_much_noise_is_farther_from_the_data_than_many_steps():
 
     def distance(steps):
         times = torch.linspace(0.9, 0, steps + 1, dtype=torch.float64)
-        *_, end = solve(lambda x, t: prior.predict(x, t, everything), x, times, schedule=rectified_flow, kind="flow")
+        *_, end = solve(Field(lambda x, t: prior.predict(x, t, everything), "flow", rectified_flow), x, times)
         return torch.minimum((end + 1.5).abs(), (end - 2).abs()).mean()
 
     assert distance(1) > 2 * distance(30)

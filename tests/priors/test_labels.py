@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from threestudio_rf.core.level import DiscreteVP, betas
+from threestudio_rf.core.model import Field
 from threestudio_rf.core.random import generator
-from threestudio_rf.core.solve import solve
+from threestudio_rf.core.sample import solve
 from threestudio_rf.distill.method import METHODS, distill
 from threestudio_rf.priors.base import Condition, bind
 from threestudio_rf.priors.cache import ConditionCache
@@ -66,13 +67,13 @@ def test_the_network_hears_the_same_latents_and_labels_from_guidance_and_from_th
     network, prior, condition = stub(name)
     predict = bind(prior, {"cond": condition, "uncond": condition})
     t, x0 = torch.tensor([0.0577, 0.3337, 0.9802]), torch.randn(3, 16, 8, 6, generator=generator(0, 0, "x"))
-    settings = {"prior_kind": prior.kind, "schedule": prior.schedule, "generator": generator(0, 0, "noise")}
+    settings = {"generator": generator(0, 0, "noise")}
     distill(x0, predict, t, method=METHODS[method], **settings)
     x_t, label = network.heard[-1]
     assert torch.equal(x_t[:3], x_t[3:]) and torch.equal(label[:3], label[3:])
 
     times = torch.stack([t, t / 2])
-    list(solve(lambda x, t: predict(x, t, ["cond"])["cond"], x_t[:3], times, schedule=prior.schedule, kind=prior.kind))
+    list(solve(Field(lambda x, t: predict(x, t, ["cond"])["cond"], prior.kind, prior.schedule), x_t[:3], times))
     heard_x, heard = network.heard[-1]
     assert torch.equal(heard_x, x_t[:3]) and torch.equal(heard, label[:3]) and heard.dtype == label.dtype
     assert torch.equal(heard, prior.label(t)) and heard.dtype == LABELS[name].dtype

@@ -14,8 +14,9 @@ import torch
 
 from threestudio_rf.core.guide import cfg, combine
 from threestudio_rf.core.level import DiscreteVP, betas
+from threestudio_rf.core.model import Field
 from threestudio_rf.core.random import generator
-from threestudio_rf.core.solve import solve
+from threestudio_rf.core.sample import solve
 from threestudio_rf.distill.method import METHODS, Method, distill
 from threestudio_rf.priors.base import bind
 from threestudio_rf.priors.folder import load_part
@@ -118,9 +119,7 @@ def test_steps_of_the_solver_are_those_of_diffusers_ddim(kind, request, sd_v_fol
     condition, x = prior.embed(["a red ball"]).expand(2), normal(2, 16, 8, 8)
     text, theirs = condition.tensors["prompt"], x
     k = torch.cat([scheduler.timesteps, torch.tensor([-1])])  # the step of 250 from index 1 ends before the table
-    ours = solve(
-        lambda x, t: prior.predict(x, t, condition), x, (k + 1) / 1000, schedule=prior.schedule, kind=prior.kind
-    )
+    ours = solve(Field(lambda x, t: prior.predict(x, t, condition), prior.kind, prior.schedule), x, (k + 1) / 1000)
     for index, state in zip(scheduler.timesteps, ours, strict=True):
         out = prior.parts.network(theirs, index, encoder_hidden_states=text).sample
         theirs = scheduler.step(out, index, theirs).prev_sample
@@ -138,7 +137,7 @@ def test_sampling_with_guidance_equals_the_pipelines(sd, sd_pipe):
         return combine(predict(x, t, ["uncond", "cond"]), cfg(scale))
 
     times = (torch.tensor([751, 501, 251, 1, -1]) + 1) / 1000
-    *_, ours = solve(field, x, times, schedule=sd.schedule, kind=sd.kind)
+    *_, ours = solve(Field(field, sd.kind, sd.schedule), x, times)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
@@ -164,15 +163,7 @@ def test_rfds_and_sds_of_one_network_differ_by_a_weight_of_t_only(name, request)
     level = prior.schedule(t)
 
     def gradient(space):
-        out = distill(
-            x0,
-            predict,
-            t,
-            prior_kind=prior.kind,
-            schedule=prior.schedule,
-            method=Method(space=space, scale=7.0),
-            generator=generator(0, 0, "noise"),
-        )
+        out = distill(x0, predict, t, method=Method(space=space, scale=7.0), generator=generator(0, 0, "noise"))
         return out.grad
 
     ratio = ((level.alpha + level.sigma) / level.alpha)[:, None, None, None]
@@ -197,7 +188,7 @@ def test_encoding_and_decoding_are_the_pipelines_and_know_no_shift(sd, sd_pipe):
 def test_only_the_image_gets_a_gradient_also_outside_of_0_and_1(sd):
     image = (3 * torch.rand(1, 3, 32, 48, generator=generator(0, 0, "image")) - 1).requires_grad_()
     predict = bind(sd, {"cond": sd.embed(PROMPTS[:1]), "uncond": sd.embed([""])})
-    settings = {"prior_kind": "eps", "schedule": sd.schedule, "generator": generator(0, 0, "noise")}
+    settings = {"generator": generator(0, 0, "noise")}
     distill(sd.encode(image), predict, torch.tensor([0.5]), method=METHODS["sds"], **settings).loss.backward()
     outside = (image < 0) | (image > 1)
     assert outside.any() and image.grad[outside].abs().gt(0).double().mean() > 0.99

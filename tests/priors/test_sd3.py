@@ -12,8 +12,9 @@ import torch
 
 from threestudio_rf.core.guide import cfg, combine
 from threestudio_rf.core.level import rectified_flow
+from threestudio_rf.core.model import Field, Model
 from threestudio_rf.core.random import generator
-from threestudio_rf.core.solve import solve
+from threestudio_rf.core.sample import solve
 from threestudio_rf.distill.method import METHODS, distill
 from threestudio_rf.priors.base import Condition, bind
 from threestudio_rf.priors.cache import ConditionCache
@@ -88,7 +89,7 @@ def test_euler_sampling_equals_the_pipelines(sd3, pipe):
     def field(x, t):
         return combine(predict(x, t, ["uncond", "cond"]), cfg(scale))
 
-    *_, ours = solve(field, x, pipe.scheduler.sigmas, schedule=sd3.schedule, kind=sd3.kind)
+    *_, ours = solve(Field(field, sd3.kind, sd3.schedule), x, pipe.scheduler.sigmas)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     assert (ours - x).abs().mean() > 0.1
     shown = pipe.vae.decode(theirs / 1.5 + 0.1).sample
@@ -135,17 +136,11 @@ def test_guidance_and_sampler_tell_the_network_1000_t_in_float32():
     x = normal(3, 16, 8, 6)
     assert torch.equal(prior.predict(x, t, condition.expand(3))[:, 0, 0, 0], 1000 * t)
     distill(
-        x,
-        predict,
-        t,
-        prior_kind="flow",
-        schedule=prior.schedule,
-        method=METHODS["rfds_rev"],
-        generator=generator(0, 0, "noise"),
+        x, Model(predict, "flow", prior.schedule), t, method=METHODS["rfds_rev"], generator=generator(0, 0, "noise")
     )
     assert torch.equal(network.heard[-2], 1000 * t) and torch.equal(network.heard[-1], (1000 * t).repeat(2))
     times = torch.tensor([1.0, 0.75, 0.3337, 0.0])
-    list(solve(lambda x, t: predict(x, t, ["cond"])["cond"], x, times, schedule=rectified_flow, kind="flow"))
+    list(solve(Field(lambda x, t: predict(x, t, ["cond"])["cond"], "flow", rectified_flow), x, times))
     heard = torch.stack(network.heard[-3:])
     assert heard.dtype == torch.float32 and torch.equal(heard, 1000 * times[:3, None].expand(3, 3))
 
@@ -166,10 +161,8 @@ def test_only_the_image_gets_a_gradient_also_outside_of_0_and_1(sd3):
     predict = bind(sd3, {"cond": sd3.embed(PROMPTS[:1]), "uncond": sd3.embed([""])})
     out = distill(
         latents,
-        predict,
+        Model(predict, "flow", sd3.schedule),
         torch.tensor([0.5]),
-        prior_kind="flow",
-        schedule=sd3.schedule,
         method=METHODS["rfds"],
         generator=generator(0, 0, "noise"),
     )

@@ -19,7 +19,7 @@ from threestudio_rf.priors.base import PriorError, bind
 from threestudio_rf.priors.gaussian import GaussianPrior
 from threestudio_rf.priors.sd import load_sd
 from threestudio_rf.priors.sd3 import load_sd3
-from threestudio_rf.priors.twin import LEARNING_CALLS, Twin, WithTwin
+from threestudio_rf.priors.twin import Twin, with_twin
 
 KINDS = ("sd3", "sd", "sd_v", "instaflow")
 T = torch.tensor([0.2, 0.7])
@@ -94,21 +94,19 @@ def test_only_adapters_and_bias_learn(prior):
 
 def test_the_first_vsd_residual_without_guidance_is_zero(prior):
     latents, condition, pose = things(prior)
-    predict = WithTwin(bind(prior, {"cond": condition, "uncond": condition}), Twin(prior, condition), pose)
-    settings = {"prior_kind": prior.kind, "schedule": prior.schedule, "generator": generator(0, 0, "noise")}
+    model = bind(prior, {"cond": condition, "uncond": condition})
+    predict = with_twin(model, Twin(prior, condition), condition, pose)
+    settings = {"generator": generator(0, 0, "noise")}
     out = distill(latents, predict, T, method=Method(space="eps", combiner="vsd", scale=1.0), **settings)
     assert out.grad.abs().max() < 1e-9 and predict.calls == 2
-    for step in range(2):
-        predict.learn(latents, generator(0, step, "twin"))
-    assert predict.calls == 2 + 2 * LEARNING_CALLS
 
 
 def test_vsd_pushes_away_from_what_the_twin_has_learned(prior):
     latents, condition, pose = things(prior)
     twin = Twin(prior, condition, rate=0.02)
     learned(twin, latents, condition, pose, steps=2)
-    predict = WithTwin(bind(prior, {"cond": condition, "uncond": condition}), twin, pose)
-    settings = {"prior_kind": prior.kind, "schedule": prior.schedule, "generator": generator(0, 0, "noise")}
+    predict = with_twin(bind(prior, {"cond": condition, "uncond": condition}), twin, condition, pose)
+    settings = {"generator": generator(0, 0, "noise")}
     out = distill(latents, predict, T, method=METHODS["vsd"], **settings)
     assert not out.skipped and out.grad.abs().max() > 1e-9 and predict.calls == 3
 
@@ -170,11 +168,7 @@ def test_a_fresh_twin_depends_on_its_seed_only_and_leaves_the_global_generator_a
     assert same == [True, False]
 
 
-def test_a_formula_has_no_twin_and_a_prior_without_one_cannot_learn():
+def test_a_formula_has_no_twin():
     prior = GaussianPrior(torch.zeros(1, 3, 4, 4), 1.0)
     with pytest.raises(PriorError, match="no network"):
         Twin(prior, prior.embed([""]))
-    with pytest.raises(ValueError, match="no twin"):
-        WithTwin(bind(prior, {"cond": prior.embed([""])}), None, None).learn(
-            torch.zeros(1, 3, 4, 4), generator(0, 0, "x")
-        )

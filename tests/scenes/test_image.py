@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from threestudio_rf.core.level import rectified_flow
+from threestudio_rf.core.model import Model
 from threestudio_rf.core.random import generator
 from threestudio_rf.distill.method import Method, distill
 from threestudio_rf.priors.base import bind
@@ -138,10 +139,8 @@ def test_latents_are_distilled_without_an_encoder_and_reach_the_mode_of_their_pr
         optimiser.zero_grad()
         distill(
             made.render(CAMERA).rgb,
-            predict,
+            Model(predict, "flow", rectified_flow),
             torch.full((2,), 0.98 - 0.9 * step / 80),
-            prior_kind="flow",
-            schedule=rectified_flow,
             method=Method(scale=3.0),
             generator=generator(0, step, "noise"),
         ).loss.backward()

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from threestudio_rf.core.level import rectified_flow
+from threestudio_rf.core.model import Field, Model
 from threestudio_rf.core.random import generator, normal
-from threestudio_rf.core.solve import solve
+from threestudio_rf.core.sample import solve
 from threestudio_rf.core.times import spacing
 from threestudio_rf.distill.method import Method, distill
 from threestudio_rf.priors.base import POSE, PriorError, bind
@@ -135,10 +136,8 @@ def test_the_gradient_of_rfds_is_its_definition(exact: ExactPrior) -> None:
     bound = bind(exact, {"cond": exact.embed(["a red house"]), "uncond": exact.embed([""])})
     found = distill(
         x0,
-        bound,
+        Model(bound, "flow", rectified_flow),
         t,
-        prior_kind="flow",
-        schedule=rectified_flow,
         method=Method(space="flow", noise="random", scale=1.0),
         generator=generator(0, 4, "noise"),
     )
@@ -156,7 +155,7 @@ def test_samples_of_fifty_steps_are_true_views() -> None:
     texts = ["a red chair, front view", "a blue table", "a green star, high left view", "a white ball on a brown cube"]
     bound = bind(prior, {"cond": prior.embed([text for text in texts for _ in range(4)])})
     x = normal((16, *prior.latent_shape), generator(0, 0, "samples"))
-    *_, x = solve(lambda x, t: bound(x, t, ["cond"])["cond"], x, spacing(50), schedule=prior.schedule, kind=prior.kind)
+    *_, x = solve(Field(lambda x, t: bound(x, t, ["cond"])["cond"], prior.kind, prior.schedule), x, spacing(50))
     found = []
     for number, picture in enumerate(prior.decode(x)):
         about = subject(texts[number // 4])

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from threestudio_rf.core.guide import cfg, combine
+from threestudio_rf.core.model import Field
 from threestudio_rf.core.random import generator, normal
-from threestudio_rf.core.solve import solve
+from threestudio_rf.core.sample import solve
 from threestudio_rf.core.times import spacing
 from threestudio_rf.priors.base import bind
 from threestudio_rf.priors.sd3 import SD3Prior
@@ -66,7 +67,7 @@ def test_samples_of_the_embedded_prior_are_judged_right(prior: SD3Prior) -> None
     def field(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return combine(predict(x, t, list(weights)), weights)
 
-    *_, latents = solve(field, start, times, schedule=prior.schedule, kind=prior.kind)
+    *_, latents = solve(Field(field, prior.kind, prior.schedule), start, times)
     verdict = load_judge(weights_folder())(prior.decode(latents))
     judged = [
         (list(COLOURS)[c], list(SHAPES)[s])
@@ -100,10 +101,8 @@ def test_diffusers_own_pipeline_loads_the_folder_and_agrees_with_our_sampler(pri
     predict = bind(prior, {"cond": prior.embed([PROMPTS[0]]), "uncond": prior.embed([""])})
     weights = cfg(4.0)
     *_, ours = solve(
-        lambda x, t: combine(predict(x, t, list(weights)), weights),
+        Field(lambda x, t: combine(predict(x, t, list(weights)), weights), prior.kind, prior.schedule),
         start,
         flow_match_spacing(8, shift=prior.time_shift),
-        schedule=prior.schedule,
-        kind=prior.kind,
     )
     assert torch.allclose(ours, theirs.float(), atol=1e-4)

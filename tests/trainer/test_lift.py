@@ -23,7 +23,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from threestudio_rf.distill.method import Method
-from threestudio_rf.priors.base import Condition
+from threestudio_rf.priors.base import Condition, bind
 from threestudio_rf.priors.gaussian import GaussianPrior
 from threestudio_rf.priors.views import BACK, FRONT, SIDE, Curves
 from threestudio_rf.scenes import regularize
@@ -138,9 +138,9 @@ def spoken(camera: Camera, negative: list[float], **given: Any) -> tuple[dict[st
     """The word that each camera hears in every role, the view prompts being 1, 10, 100 and 1000, and the weights."""
     settings = replace(SETTINGS, **given)
     words = [Condition({"word": torch.tensor(row)[:, None]}) for row in ([1.0, 10.0, 100.0, 1000.0], negative)]
-    predict, weights = seen_from(prior(Labelled), *words, camera=camera, settings=settings)
+    seen, weights = seen_from(*words, camera=camera, settings=settings)
     x, t = torch.zeros(len(camera), 3, 4, 4), torch.full((len(camera),), 0.5)
-    heard = predict(x, t, ["cond", "uncond", *weights])
+    heard = bind(prior(Labelled), seen)(x, t, ["cond", "uncond", *weights])
     return {role: p[:, 0, 0, 0].tolist() for role, p in heard.items()}, weights
 
 
@@ -367,11 +367,11 @@ def test_latents_are_distilled_as_they_are_in_the_batch_that_the_scene_decides()
 def test_one_prompt_serves_all_cameras_and_perp_neg_needs_one_per_view() -> None:
     camera = cameras([0.0, 90.0, 180.0], [0.0, 0.0, 80.0])
     word, nothing = (Condition({"word": torch.tensor([[value]])}) for value in (4.0, 0.0))
-    predict, weights = seen_from(prior(Labelled), word, nothing, camera=camera, settings=SETTINGS)
-    heard = predict(torch.zeros(5, 3, 4, 4), torch.full((5,), 0.5), ["cond", "uncond"])
+    seen, weights = seen_from(word, nothing, camera=camera, settings=SETTINGS)
+    heard = bind(prior(Labelled), seen)(torch.zeros(5, 3, 4, 4), torch.full((5,), 0.5), ["cond", "uncond"])
     assert heard["cond"][:, 0, 0, 0].tolist() == [4.0] * 5 and weights == {}
     with pytest.raises(ValueError, match="got 1, expected 4 view prompts"):
-        seen_from(prior(Labelled), word, nothing, camera=camera, settings=replace(SETTINGS, perp_neg=Curves()))
+        seen_from(word, nothing, camera=camera, settings=replace(SETTINGS, perp_neg=Curves()))
 
 
 def test_further_roles_are_those_of_the_cameras_view_and_may_replace_uncond() -> None:
@@ -379,8 +379,8 @@ def test_further_roles_are_those_of_the_cameras_view_and_may_replace_uncond() ->
     rows = {"cond": [1.0, 10.0, 100.0, 1000.0], "target": [2.0, 20.0, 200.0, 2000.0], "uncond": [5.0], "old": [7.0]}
     told = {role: Condition({"word": torch.tensor(row)[:, None]}) for role, row in rows.items()}
     extra = {role: told[role] for role in ("target", "uncond")}
-    predict, _ = seen_from(prior(Labelled), told["cond"], told["old"], camera=camera, settings=SETTINGS, extra=extra)
-    heard = predict(torch.zeros(2, 3, 4, 4), torch.full((2,), 0.5), ["cond", "target", "uncond"])
+    seen, _ = seen_from(told["cond"], told["old"], camera=camera, settings=SETTINGS, extra=extra)
+    heard = bind(prior(Labelled), seen)(torch.zeros(2, 3, 4, 4), torch.full((2,), 0.5), ["cond", "target", "uncond"])
     assert {role: p[:, 0, 0, 0].tolist() for role, p in heard.items()} == {
         "cond": [10.0, 1.0],
         "target": [20.0, 2.0],

@@ -27,7 +27,8 @@ from threestudio_rf.app.errors import UserError, suggestion
 from threestudio_rf.app.settings.config import Config
 from threestudio_rf.app.settings.groups import PriorConfig, SampleConfig
 from threestudio_rf.app.settings.layers import settings as settings_from
-from threestudio_rf.core.sample import Corrector, State
+from threestudio_rf.core.model import Corrector
+from threestudio_rf.core.sample import State
 from threestudio_rf.core.sample import invert as inverted
 from threestudio_rf.priors.base import Prior
 
@@ -136,7 +137,7 @@ def invert(
         raise UserError(f"sampler={chosen.sampler} draws noise; expected ddim with eta=0, euler, heun or midpoint")
     known, _ = task.encoded(network, picture_of(image, "image"), None, made.device)
     with torch.no_grad():
-        *_, last = inverted(made.field, known, made.times, schedule=network.schedule, kind=network.kind, rule=made.rule)
+        *_, last = inverted(made.field, known, made.times, rule=made.rule)
     return last.x.cpu()
 
 

@@ -15,15 +15,14 @@ from torch import Tensor
 
 from threestudio_rf.core.convert import Kind, noise, row, same_shape, split
 from threestudio_rf.core.level import DiscreteVP, column
+from threestudio_rf.core.model import Map
 from threestudio_rf.core.random import Draws
-from threestudio_rf.core.solve import Field, Map, fresh
+from threestudio_rf.core.solve import fresh
 
 Output = Kind | Literal["previous"]
 """What a network predicts: one of our kinds, or the mean of the previous x."""
 
 Variance = Literal["small", "large", "learned", "learned_range"]
-After = Callable[[Tensor, Tensor], Tensor]
-"""(x (B, ...), its time (B,)) -> x: what may change the state between two steps, such as `sample.keep`."""
 
 
 class Gaussian(NamedTuple):
@@ -203,24 +202,9 @@ def draw_previous(
     return mean + column(k > 0, mean) * (0.5 * previous.log_variance).exp() * z
 
 
-def respaced(table: DiscreteVP, times: Tensor) -> DDPM:
-    """The process of some entries of `table` (improved-diffusion's SpacedDiffusion; diffusers with fewer steps).
-
-    `times` (S + 1,) fall to 0; index i of the process has the abar of entry `table.index` at the (i + 1)-th lowest of
-    the first S times, and the end is clean whatever the table's own. ValueError unless the entries differ and fall.
-    """
-    if times.ndim != 1 or len(times) < 3 or float(times[-1]) != 0:
-        raise ValueError(f"got times {times}, expected at least two falling ones and 0")
-    k = table.index(times[:-1].cpu()).flip(0)
-    if not bool((k.diff() > 0).all()):
-        raise ValueError(f"got times of the entries {k.flip(0).tolist()}, expected falling ones, each once")
-    abar = table.abar[k]
-    return DDPM(1 - abar / torch.cat([torch.ones_like(abar[:1]), abar[:-1]]))
-
-
 def ancestral_loop(
     process: DDPM,
-    field: Field,
+    ask: Callable[[Tensor, Tensor], Tensor],
     x: Tensor,
     *,
     kind: Output,
@@ -232,12 +216,10 @@ def ancestral_loop(
     repeat_noise: bool = False,
     noise_dropout: float = 0.0,
     times: Tensor | None = None,
-    after: After | None = None,
 ) -> Iterator[State]:
-    """All N states from noise x (B, ...) down to k = 0; the field hears t = (k + 1) / N, float32 (B,).
+    """All N states from noise x (B, ...) down to k = 0; `ask` hears t = (k + 1) / N, float32 (B,).
 
-    `times` (N + 1,) falling to 0 are heard instead of (k + 1) / N: those of a `respaced` process, or 1000-step labels
-    for a process of another length. `after` may change x between steps; it gets the time of the state.
+    `times` (N + 1,) falling to 0 are heard instead of (k + 1) / N: 1000-step labels for a process of another length.
     """
     n = len(process)
     heard = process.table.time(torch.arange(n - 1, -2, -1)) if times is None else times
@@ -246,7 +228,7 @@ def ancestral_loop(
     heard = heard.to(x.device, torch.float32)
     for index in reversed(range(n)):
         k = torch.full((len(x),), index, device=x.device)
-        prediction = field(x, heard[n - 1 - index].expand(len(x)))
+        prediction = ask(x, heard[n - 1 - index].expand(len(x)))
         reverse = process.p_mean_variance(prediction, x, k, kind=kind, variance=variance, hook=hook, limit=limit)
         x = draw_previous(
             reverse.previous,
@@ -256,7 +238,6 @@ def ancestral_loop(
             repeat_noise=repeat_noise,
             noise_dropout=noise_dropout,
         )
-        x = x if after is None else after(x, heard[n - index].expand(len(x)))
         yield State(index, x, reverse.x0_hat)
 
 

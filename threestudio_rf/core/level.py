@@ -1,15 +1,16 @@
 """Levels: how much data and how much noise x_t = alpha x0 + sigma eps holds at time t.
 
-Time is t in [0, 1], float, shape (B,), 0 clean and 1 noise. A schedule is any callable t -> Level. There are two: the
-straight path (alpha = 1 - t, sigma = t) and tables of variance-preserving levels (alpha^2 + sigma^2 = 1) with
-t = (k + 1) / N, where k = 0 .. N - 1 is the trained index and k = -1 is clean.
+Time is t in [0, 1], float, shape (B,), 0 clean and 1 noise. A schedule maps t to a level and a level to t: the straight
+path (alpha = 1 - t, sigma = t), tables of variance-preserving levels (alpha^2 + sigma^2 = 1) with t = (k + 1) / N,
+where k = 0 .. N - 1 is the trained index and k = -1 is clean, and any other path by its formula (`Continuous`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ ALIASES: Mapping[str, Mapping[str, str]] = {
     "improved-diffusion": {"linear": "linear", "cosine": "cosine"},
 }
 """library -> its name -> ours. LDM calls scaled_linear "linear"; improved-diffusion's ends are (1e-4, 0.02) 1000/N."""
+
+BISECTIONS = 60
 
 
 def column(values: Tensor, x: Tensor) -> Tensor:
@@ -51,13 +54,62 @@ class Level(NamedTuple):
         return column(self.alpha, x), column(self.sigma, x)
 
 
-Schedule = Callable[[Tensor], Level]
+class Schedule(Protocol):
+    """The path of a prior from data to noise."""
+
+    @property
+    def table(self) -> DiscreteVP | None:
+        """The table of betas that the levels come from; None for a path that has a level at every time."""
+        ...
+
+    def __call__(self, t: Tensor) -> Level:
+        """The level (B,) at t (B,) in t's dtype; ValueError outside 0..1."""
+        ...
+
+    def time_at(self, straight: Tensor) -> Tensor:
+        """t (B,) where the path is as noisy as the straight one at t' (B,): sigma / (alpha + sigma) = t'."""
+        ...
 
 
-def rectified_flow(t: Tensor) -> Level:
-    """The straight path between data and noise (Liu et al. 2022): alpha = 1 - t, sigma = t; ValueError outside 0..1."""
-    _check_time(t)
-    return Level(1 - t, t)
+class RectifiedFlow:
+    """The straight path between data and noise (Liu et al. 2022): alpha = 1 - t, sigma = t."""
+
+    table: DiscreteVP | None = None
+
+    def __call__(self, t: Tensor) -> Level:
+        """(1 - t, t), each (B,); ValueError outside 0..1."""
+        _check_time(t)
+        return Level(1 - t, t)
+
+    def time_at(self, straight: Tensor) -> Tensor:
+        """t' itself."""
+        return straight
+
+
+rectified_flow = RectifiedFlow()
+
+
+@dataclass(frozen=True)
+class Continuous:
+    """A path by its formula t (B,) -> Level, whose noise sigma / (alpha + sigma) rises with t."""
+
+    formula: Callable[[Tensor], Level]
+    table: DiscreteVP | None = None
+
+    def __call__(self, t: Tensor) -> Level:
+        """The level (B,) at t (B,); ValueError outside 0..1."""
+        _check_time(t)
+        return self.formula(t)
+
+    def time_at(self, straight: Tensor) -> Tensor:
+        """t (B,) at the noise level t' (B,), by bisection; 1 above the noisiest level."""
+        wanted = straight.double()
+        low, high = torch.zeros_like(wanted), torch.ones_like(wanted)
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            below = to_straight(self.formula(middle))[0] < wanted
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return high.to(straight.dtype)
 
 
 def _check_time(t: Tensor) -> None:
@@ -127,6 +179,11 @@ class DiscreteVP:
 
     def __len__(self) -> int:
         return len(self.betas)
+
+    @property
+    def table(self) -> DiscreteVP | None:
+        """Itself."""
+        return self
 
     def __call__(self, t: Tensor) -> Level:
         """The level (B,) of t (B,) in t's dtype: that of `index(t)`, at t = 0 the final level."""

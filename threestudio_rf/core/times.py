@@ -11,7 +11,7 @@ from typing import Literal, TypeVar, get_args
 import torch
 from torch import Generator, Tensor
 
-from threestudio_rf.core.level import Schedule, rectified_flow
+from threestudio_rf.core.level import Schedule, rectified_flow, to_straight
 from threestudio_rf.core.random import uniform
 
 Law = Literal["uniform", "annealed", "logit_normal", "dreamtime"]
@@ -128,6 +128,34 @@ def spacing(steps: int, *, t_start: float = 1.0, t_end: float = 0.0, shift: floa
     times = shift_time(ends[0].lerp(ends[1], torch.linspace(0, 1, steps + 1, dtype=torch.float64)), shift)
     times[0], times[-1] = t_start, t_end
     return times.float()
+
+
+def noisiest(schedule: Schedule) -> float:
+    """The largest t' of a path: 1 for the straight one, below for a table (0.936 for Stable Diffusion)."""
+    return float(to_straight(schedule(torch.ones(1)))[0])
+
+
+def falling_times(schedule: Schedule, steps: int, *, t_start: float | None = None, shift: float = 1.0) -> Tensor:
+    """(steps + 1,) times of a path from the noise level t' = `t_start` (None: the noisiest) down to 0.
+
+    Their levels t' are even before `shift`; on a table they are its entries, evenly spaced, without shift. Raises
+    ValueError for a level that the path does not have, for a shift on a table, for more steps than entries.
+    """
+    top = noisiest(schedule)
+    t_start = top if t_start is None else t_start
+    if not 0 < t_start <= top + 1e-6 or steps < 1:
+        raise ValueError(
+            f"got {steps} steps from t_start {t_start:g}, expected at least 1 from a level in 0..{top:.3f}"
+        )
+    table = schedule.table
+    if table is None:
+        return schedule.time_at(spacing(steps, t_start=min(t_start, 1.0), shift=shift))
+    if shift != 1:
+        raise ValueError(f"got shift {shift:g}, expected 1: the times of this prior are those of a table")
+    first = int(table.index(table.time_at(torch.tensor([t_start])))) + 1
+    if steps > first:
+        raise ValueError(f"got {steps} steps, expected at most {first}, the entries below t_start {t_start:g}")
+    return torch.linspace(first, 0, steps + 1).round() / len(table)
 
 
 def flow_match_spacing(steps: int, *, shift: float, n: int = 1000) -> Tensor:

@@ -7,17 +7,18 @@ Four choices are independent: where the noise comes from (`noise.SOURCES`), whic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
 
 from threestudio_rf.core.convert import Kind, split
-from threestudio_rf.core.level import DiscreteVP, Level, Schedule, column
+from threestudio_rf.core.level import Level, Schedule, column
+from threestudio_rf.core.model import Model
 from threestudio_rf.distill.combine import COMBINERS, Combiner
 from threestudio_rf.distill.guidance import Guidance
-from threestudio_rf.distill.noise import SOURCES, Model
+from threestudio_rf.distill.noise import SOURCES
 from threestudio_rf.distill.residual import gradient, surrogate
 from threestudio_rf.distill.weights import WEIGHTS
 
@@ -127,11 +128,9 @@ class Distilled:
 
 def distill(
     latents: Tensor,
-    predict: Callable[[Tensor, Tensor, Sequence[str]], dict[str, Tensor]],
+    model: Model,
     t: Tensor,
     *,
-    prior_kind: Kind,
-    schedule: Schedule,
     method: Method,
     generator: Generator,
     negatives: Mapping[str, Tensor] | None = None,
@@ -139,33 +138,32 @@ def distill(
 ) -> Distilled:
     """One evaluation for `latents` (B, C, h, w) at times t (B,): gradient = weight(t) residual / M / B.
 
-    `predict(x_t, t, roles)` returns predictions of `prior_kind` for the roles of the combiner, as far as they have a
-    weight: "cond" and, unless the scale is 1, "uncond" for classifier-free guidance. `negatives` are Perp-Neg's weights
-    (B,) by role; `predict` must know these roles and "uncond". Rev's inner call is the prompt alone, without either.
+    `model` is asked for the roles of the combiner, as far as they have a weight: "cond" and, unless the scale is 1,
+    "uncond" for classifier-free guidance. `negatives` are Perp-Neg's weights (B,) by role; `model` must know these
+    roles and "uncond". Rev's inner call is the prompt alone, without either.
     `progress` is the share of the run that is over, 0..1.
 
     The scale binds: a scene parameter that colours the whole picture evenly gets the same gradient at any resolution
     and for a repeated batch. ValueError for a t outside the schedule, before anything is predicted.
     """
-    check_times(t, schedule)
+    check_times(t, model.schedule)
     method = method.at(progress)
     combiner = COMBINERS[method.combiner]
     x0 = latents.detach().float() if latents.dtype in (torch.float16, torch.bfloat16) else latents.detach()
     with torch.no_grad():
-        level = schedule(t)
-        model = Model(predict, prior_kind, schedule)
+        level = model.schedule(t)
         x_t, eps = SOURCES[method.noise](x0, t, model, method=method, generator=generator)
         guide = method.guidance(t, progress=progress, negatives=negatives)
-        predictions = {role: p.to(x0) for role, p in predict(x_t, t, guide.roles).items()}
+        predictions = {role: p.to(x0) for role, p in model(x_t, t, guide.roles).items()}
         target = combiner.target
         r = gradient(
-            x0, x_t, eps, predictions, level, kind=prior_kind, space=method.space, guidance=guide, target=target
+            x0, x_t, eps, predictions, level, kind=model.kind, space=method.space, guidance=guide, target=target
         )
         weighted = column(WEIGHTS[method.weight](level), x0) * r
         grad = weighted / len(x0)
         skipped = not bool(grad.isfinite().all())
         grad = torch.zeros_like(grad) if skipped else grad
-        x0_hat = _estimate(combiner, guide, predictions, x_t, level=level, kind=prior_kind)
+        x0_hat = _estimate(combiner, guide, predictions, x_t, level=level, kind=model.kind)
         norm = weighted.flatten(1).square().mean(1).sqrt() * x0[0].numel()
         flat = eps.flatten(1)
     loss = surrogate(latents, grad)
@@ -174,7 +172,7 @@ def distill(
 
 def check_times(t: Tensor, schedule: Schedule) -> None:
     """ValueError for a t that is not above 0 and at most 1, or below the first entry of a table."""
-    lowest = 0.5 / len(schedule) if isinstance(schedule, DiscreteVP) else 0.0
+    lowest = 0.0 if schedule.table is None else 0.5 / len(schedule.table)
     if not bool(((t > lowest) & (t <= 1)).all()):
         raise ValueError(f"t: got {t.min():g}..{t.max():g}, expected above {lowest:g} and at most 1")
 

@@ -6,19 +6,17 @@ For all of them but "ism", x_t = alpha x0 + sigma eps. A source is a function of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Generator, Tensor
 
-from threestudio_rf.core.convert import Kind, noise, split
-from threestudio_rf.core.level import Level, Schedule, column
+from threestudio_rf.core.convert import noise
+from threestudio_rf.core.level import Level, column
+from threestudio_rf.core.model import Model
 from threestudio_rf.core.random import normal
-from threestudio_rf.core.sample import Predict, guided
-from threestudio_rf.core.solve import Field, fresh_noise, solve
+from threestudio_rf.core.solve import first_order, fresh_noise
 
 
 class Noised(NamedTuple):
@@ -26,19 +24,6 @@ class Noised(NamedTuple):
 
     x_t: Tensor
     eps: Tensor
-
-
-@dataclass(frozen=True)
-class Model:
-    """A prior as a noise source asks it: `predict(x_t, t, roles)` of `kind` on `schedule`."""
-
-    predict: Predict
-    kind: Kind
-    schedule: Schedule
-
-    def field(self, scale: float) -> Field:
-        """uncond + scale (cond - uncond): scale 1 asks for the prompt alone, scale 0 for "uncond" alone."""
-        return guided(self.predict, scale, schedule=self.schedule, kind=self.kind)
 
 
 def random_noise(x0: Tensor, *, generator: Generator) -> Tensor:
@@ -50,10 +35,8 @@ def rev_noise(
     x0: Tensor,
     eps: Tensor,
     t: Tensor,
-    predict: Callable[[Tensor, Tensor, Sequence[str]], dict[str, Tensor]],
+    model: Model,
     *,
-    kind: Kind,
-    schedule: Schedule,
     step: float | None = None,
     steps: int = 1,
 ) -> Tensor:
@@ -62,12 +45,11 @@ def rev_noise(
     `step` is k; None means alpha/(alpha + sigma), which is 1 - t on the straight path and gives eps_hat exactly: the
     model's conditional mean of eps given x_t, no longer a sample of N(0, I).
     """
-    level = schedule(t)
+    level = model.schedule(t)
     alpha, sigma = level.like(x0)
     k = alpha / (alpha + sigma) if step is None else step
     for _ in range(steps):
-        x_t = noise(x0, eps, level)
-        x0_hat, eps_hat = split(kind, predict(x_t, t, ["cond"])["cond"].to(x0), x_t, level)
+        x0_hat, eps_hat = model.hats(noise(x0, eps, level), t, ["cond"])["cond"]
         eps = eps + k * (eps_hat - x0_hat + x0 - eps)
     return eps
 
@@ -91,7 +73,7 @@ def inverted(
     """
     field, x = model.field(scale), x0
     for now, after in pairwise(rising(t, steps)):
-        (x,) = solve(field, x, torch.stack([now, after]), schedule=model.schedule, kind=model.kind)
+        x = first_order(field, x, now, after).x
         if eta > 0:
             kick = fresh_noise(model.schedule(after), model.schedule(now), eta=eta)
             x = x + column(kick, x) * normal(x.shape, generator, device=x.device, dtype=x.dtype)
@@ -139,9 +121,8 @@ def _random(x0: Tensor, t: Tensor, model: Model, *, method: Numbers, generator: 
 
 def _rev(x0: Tensor, t: Tensor, model: Model, *, method: Numbers, generator: Generator) -> Noised:
     eps = random_noise(x0, generator=generator)
-    step, steps, schedule = method.rev_step, method.rev_steps, model.schedule
-    eps = rev_noise(x0, eps, t, model.predict, kind=model.kind, schedule=schedule, step=step, steps=steps)
-    return Noised(noise(x0, eps, schedule(t)), eps)
+    eps = rev_noise(x0, eps, t, model, step=method.rev_step, steps=method.rev_steps)
+    return Noised(noise(x0, eps, model.schedule(t)), eps)
 
 
 def _inverted(x0: Tensor, t: Tensor, model: Model, *, method: Numbers, generator: Generator) -> Noised:
@@ -165,7 +146,7 @@ def _ism(x0: Tensor, t: Tensor, model: Model, *, method: Numbers, generator: Gen
     steps, scale, eta = method.invert_steps, method.invert_scale, method.invert_eta
     s = (t - method.ism_delta).clamp(min=0)
     x_s = inverted(x0, s, model, steps=steps, scale=scale, eta=eta, generator=generator)
-    x0_hat, eps_hat = split(model.kind, model.field(0.0)(x_s, s).to(x0), x_s, model.schedule(s))
+    x0_hat, eps_hat = model.field(0.0).hats(x_s, s)
     return Noised(noise(x0_hat, eps_hat, model.schedule(t)), eps_hat)
 
 

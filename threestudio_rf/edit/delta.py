@@ -22,9 +22,9 @@ from torch import Tensor
 
 from threestudio_rf.core.convert import noise
 from threestudio_rf.core.level import Level, column
+from threestudio_rf.core.model import Field
 from threestudio_rf.core.random import Draws, normal, uniform
 from threestudio_rf.core.sample import State
-from threestudio_rf.core.solve import Field
 from threestudio_rf.edit.path import SOURCE, Path
 
 Drift = Callable[[Tensor], tuple[Tensor, Tensor]]

@@ -11,9 +11,9 @@ from torch import Generator, Tensor
 from threestudio_rf.core.convert import noise, split
 from threestudio_rf.core.random import Draws, normal
 from threestudio_rf.core.sample import State
-from threestudio_rf.core.times import draw
+from threestudio_rf.core.times import draw, falling_times
 from threestudio_rf.edit.invert import Ode, up
-from threestudio_rf.edit.path import SOURCE, Path, falling_times
+from threestudio_rf.edit.path import SOURCE, Path
 
 INITS = ("randn", "image", "inverted")
 OPTIMISERS = ("adamw", "sgd")

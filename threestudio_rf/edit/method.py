@@ -9,13 +9,14 @@ from dataclasses import replace
 from torch import Tensor
 
 from threestudio_rf.core.convert import noise, split
-from threestudio_rf.core.level import DiscreteVP, Schedule
+from threestudio_rf.core.level import Schedule
 from threestudio_rf.core.random import Draws, normal
 from threestudio_rf.core.sample import State, keep
+from threestudio_rf.core.times import falling_times
 from threestudio_rf.edit.delta import Delta, change
 from threestudio_rf.edit.invert import Ode, down, travel, up
 from threestudio_rf.edit.irfds import IRFDS, explain
-from threestudio_rf.edit.path import TARGET, Path, falling_times
+from threestudio_rf.edit.path import TARGET, Path
 from threestudio_rf.edit.steer import Steered, chef
 
 Settings = Ode | IRFDS | Steered | Delta
@@ -54,7 +55,7 @@ INVERTING = tuple(name for name, settings in METHODS.items() if isinstance(setti
 
 def settled(settings: Settings, schedule: Schedule, shift: float) -> Settings:
     """The settings with the prior's own `shift` where they leave it open; ValueError as `times_of`."""
-    own = 1.0 if isinstance(schedule, DiscreteVP) else shift
+    own = shift if schedule.table is None else 1.0
     chosen = settings if settings.shift is not None else replace(settings, shift=own)
     times_of(schedule, chosen)
     return chosen
@@ -102,7 +103,7 @@ def resample(
     if isinstance(settings, Ode):
         return down(path, x, x0, times, settings, role=role, after=after)
     if isinstance(settings, IRFDS):
-        return travel(path.velocity(role, settings.scale), x, times, level=path.level, after=after)
+        return travel(path.velocity(role, settings.scale), x, times, after=after)
     if isinstance(settings, Steered):
         return chef(path, x, x0, times, settings, role=role, mask=mask, after=None if settings.k else after)
     raise ValueError(f"got {type(settings).__name__}, expected a method that goes through noise")

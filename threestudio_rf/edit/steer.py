@@ -4,33 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from threestudio_rf.core.ddpm import After
-from threestudio_rf.core.level import Schedule, column
-from threestudio_rf.core.sample import State, states
-from threestudio_rf.core.solve import Field
+from threestudio_rf.core.level import column
+from threestudio_rf.core.model import Field
+from threestudio_rf.core.sample import After, State
+from threestudio_rf.core.solve import first_order
 from threestudio_rf.edit.path import Path
 
 
-def pulled_to_noise(field: Field, eps: Tensor, gamma: float, *, level: Schedule) -> Field:
+def pulled_to_noise(field: Field, eps: Tensor, gamma: float) -> Field:
     """RF-Inversion up (Rout et al. 2024, arXiv 2410.10792): u + gamma ((eps - x) / (1 - t') - u), for t' < 1.
 
     gamma = 0 is the plain ODE, gamma = 1 the straight line to eps (B, ...).
     """
 
     def controlled(x: Tensor, t: Tensor) -> Tensor:
-        u, (alpha, _) = field(x, t), level(t).like(x)
+        u, (alpha, _) = field(x, t), field.schedule(t).like(x)
         return u + gamma * ((eps - x) / alpha - u)
 
-    return controlled
+    return Field(controlled, "flow", field.schedule)
 
 
-def pulled_to_picture(
-    field: Field, x_ref: Tensor, eta: float, *, level: Schedule, window: tuple[float, float]
-) -> Field:
+def pulled_to_picture(field: Field, x_ref: Tensor, eta: float, *, window: tuple[float, float]) -> Field:
     """RF-Inversion down: u + eta ((x - x_ref) / t' - u) at times t in (low, high] of `window`, u outside of it.
 
     eta = 1 in the last step returns x_ref (B, ...).
@@ -38,11 +37,11 @@ def pulled_to_picture(
     low, high = window
 
     def controlled(x: Tensor, t: Tensor) -> Tensor:
-        u, (_, sigma) = field(x, t), level(t).like(x)
+        u, (_, sigma) = field(x, t), field.schedule(t).like(x)
         share = column(eta * ((t > low) & (t <= high)).to(x), x)
         return u + share * ((x - x_ref) / sigma - u)
 
-    return controlled
+    return Field(controlled, "flow", field.schedule)
 
 
 @dataclass(frozen=True)
@@ -86,9 +85,10 @@ def chef(
     kept = torch.ones_like(x_ref) if mask is None else (1 - mask).to(x_ref).expand_as(x_ref)
     steps = len(times) - 1
     first, last = round(settings.start * steps), round(settings.stop * steps)
-    for number in range(steps):
-        (state,) = states(field, x, times[number : number + 2], schedule=path.level, kind="flow")
+    grid = times.to(x.device)[:, None].expand(-1, len(x))
+    for number, (t, s) in enumerate(pairwise(grid)):
+        taken = first_order(field, x, t, s)
         k = settings.k if first <= number < last else 0.0
-        x = state.x - k * kept * (state.x0_hat - x_ref)
-        x = x if after is None else after(x, state.t)
-        yield State(steps - 1 - number, state.t, x, state.x0_hat)
+        x = taken.x - k * kept * (taken.x0_hat - x_ref)
+        x = x if after is None else after(x, s)
+        yield State(steps - 1 - number, s, x, taken.x0_hat)

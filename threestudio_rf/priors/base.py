@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,8 +11,8 @@ from torch import Generator, Tensor
 
 from threestudio_rf.core.convert import Kind
 from threestudio_rf.core.level import Schedule
+from threestudio_rf.core.model import Model
 
-Predict = Callable[[Tensor, Tensor, Sequence[str]], dict[str, Tensor]]
 POSE = "pose"
 """The key under which a condition holds azimuth and elevation (N, 2) in degrees, for priors that hear the camera."""
 
@@ -97,33 +97,24 @@ class Prior(Protocol):
         ...
 
 
-class Bound:
-    """`predict(x_t, t, roles)`: all roles in one batched network call, ordered [role 0 B | role 1 B | ...].
+def bind(prior: Prior, conditions: Mapping[str, Condition]) -> Model:
+    """`prior` with its conditions by role ("cond", "uncond", ...); a condition holds 1 prompt or one per sample.
 
-    `calls` counts network calls per sample: len(roles) are added by each call.
+    All roles are asked in one batched network call, ordered [role 0 B | role 1 B | ...]. The model raises ValueError
+    for t of another shape and for unknown or no roles.
     """
+    known = dict(conditions)
 
-    def __init__(self, prior: Prior, conditions: Mapping[str, Condition]) -> None:
-        self.prior = prior
-        self.conditions = dict(conditions)
-        self.calls = 0
-
-    def __call__(self, x_t: Tensor, t: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:
-        n = len(x_t)
+    def predict(x_t: Tensor, t: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:
+        n, times = len(x_t), len(roles)
         if t.shape != (n,):
             raise ValueError(f"t: got shape {tuple(t.shape)}, expected ({n},)")
-        unknown = [role for role in roles if role not in self.conditions]
-        if unknown or not roles:
-            raise ValueError(f"roles: got {list(roles)}, expected some of {sorted(self.conditions)}")
-        self.calls += len(roles)
-        parts = [self.conditions[role].expand(n) for role in roles]
-        if len(roles) == 1:
-            return {roles[0]: self.prior.predict(x_t, t, parts[0])}
-        times = len(roles)
-        out = self.prior.predict(x_t.repeat(times, 1, 1, 1), t.repeat(times), Condition.cat(parts))
+        if not roles or not set(roles) <= set(known):
+            raise ValueError(f"roles: got {list(roles)}, expected some of {sorted(known)}")
+        parts = [known[role].expand(n) for role in roles]
+        if times == 1:
+            return {roles[0]: prior.predict(x_t, t, parts[0])}
+        out = prior.predict(x_t.repeat(times, 1, 1, 1), t.repeat(times), Condition.cat(parts))
         return dict(zip(roles, out.split(n), strict=True))
 
-
-def bind(prior: Prior, conditions: Mapping[str, Condition]) -> Bound:
-    """`prior` with its conditions by role ("cond", "uncond", ...); a condition holds 1 prompt or one per sample."""
-    return Bound(prior, conditions)
+    return Model(predict, prior.kind, prior.schedule)

@@ -16,8 +16,9 @@ import torch
 from torch import Generator, Tensor, nn
 
 from threestudio_rf.core.convert import join, noise
+from threestudio_rf.core.model import Model
 from threestudio_rf.core.random import normal, uniform
-from threestudio_rf.priors.base import Bound, Condition, Prior, PriorError
+from threestudio_rf.priors.base import Condition, Prior, PriorError
 
 NAME = "twin"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
@@ -135,34 +136,16 @@ class Twin:
         self.optimiser.load_state_dict(state["optimiser"])
 
 
-class WithTwin:
-    """`predict(x_t, t, roles)` of a bound prior where the twin, if there is one, answers the role "twin".
+def with_twin(model: Model, twin: Twin, condition: Condition, pose: Tensor | None) -> Model:
+    """`model` where the twin answers the role "twin", asked with `condition` and the camera's `pose` (B, 12)."""
 
-    `calls` counts network calls per sample, those of the twin and `LEARNING_CALLS` per training step included.
-    """
+    def predict(x_t: Tensor, t: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:
+        if NAME not in roles:
+            return model(x_t, t, roles)
+        found = model(x_t, t, [role for role in roles if role != NAME])
+        return found | {NAME: twin.predict(x_t, t, condition, pose=pose)}
 
-    def __init__(self, bound: Bound, twin: Twin | None, pose: Tensor | None) -> None:
-        self.bound, self.twin, self.pose = bound, twin, pose
-        self.twin_calls = 0
-
-    @property
-    def calls(self) -> int:
-        """Network calls per sample so far."""
-        return self.bound.calls + self.twin_calls
-
-    def __call__(self, x_t: Tensor, t: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:
-        if self.twin is None or NAME not in roles:
-            return self.bound(x_t, t, roles)
-        found = self.bound(x_t, t, [role for role in roles if role != NAME])
-        self.twin_calls += 1
-        return found | {NAME: self.twin.predict(x_t, t, self.bound.conditions["cond"], pose=self.pose)}
-
-    def learn(self, latents: Tensor, generator: Generator) -> float:
-        """A training step of the twin with the prompt and camera of this step; its loss. ValueError without a twin."""
-        if self.twin is None:
-            raise ValueError("got no twin, expected one that learns")
-        self.twin_calls += LEARNING_CALLS
-        return self.twin.learn(latents, self.bound.conditions["cond"], pose=self.pose, generator=generator)
+    return Model(predict, model.kind, model.schedule)
 
 
 def _add_adapters(network: nn.Module, rank: int, seed: int) -> dict[str, nn.Parameter]:

@@ -12,19 +12,23 @@ from threestudio_rf.core.random import Draws
 from threestudio_rf.core.sample import State
 from threestudio_rf.edit.method import Settings, edit, find_noise, resample, settled
 from threestudio_rf.edit.path import SOURCE, TARGET, Path
-from threestudio_rf.priors.base import Bound, Prior, bind
+from threestudio_rf.priors.base import Prior, bind
 
 
 @dataclass(frozen=True)
 class Editing:
-    """One method for a batch of latents x0 (B, C, h, w); `predict.calls` counts network calls per sample.
+    """One method for a batch of latents x0 (B, C, h, w); `calls` counts network calls per sample.
 
     The states are those of `edit.method`, computed without gradients; the last one's x is the result.
     """
 
-    predict: Bound
     path: Path
     settings: Settings
+
+    @property
+    def calls(self) -> int:
+        """Network calls per sample so far."""
+        return self.path.model.calls
 
     def edit(self, x0: Tensor, *, generator: Draws, mask: Tensor | None = None) -> Iterator[State]:
         """The edit with the target prompts."""
@@ -53,8 +57,8 @@ def begin(prior: Prior, settings: Settings, *, source: Sequence[str], target: Se
     texts = list(dict.fromkeys([*source, *target, ""]))
     found = prior.embed(texts)
     roles = {SOURCE: source, TARGET: target, "uncond": [""]}
-    predict = bind(prior, {role: found.select([texts.index(text) for text in asked]) for role, asked in roles.items()})
-    return Editing(predict, Path(predict, prior.schedule, prior.kind), chosen)
+    model = bind(prior, {role: found.select([texts.index(text) for text in asked]) for role, asked in roles.items()})
+    return Editing(Path(model), chosen)
 
 
 def _quiet(begun: Callable[[], Iterator[State]]) -> Iterator[State]:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from threestudio_rf.core.model import Model
 from threestudio_rf.core.random import generator
 from threestudio_rf.distill.method import Distilled, distill
-from threestudio_rf.priors.base import Bound, Condition, Prior, bind
-from threestudio_rf.priors.twin import Twin, WithTwin
+from threestudio_rf.priors.base import Condition, Prior, bind
+from threestudio_rf.priors.twin import LEARNING_CALLS, Twin, with_twin
 from threestudio_rf.priors.views import VIEWS, mix, perp_neg_weights
 from threestudio_rf.scenes.base import Rendering, Scene
 from threestudio_rf.scenes.camera import Camera
@@ -75,13 +77,15 @@ def lift(
         set_rates(optimiser, settings.rates, step)
         camera = settings.views.camera(step, settings.seed).to(device)
         asked = repeated(camera, draws)
-        bound, negatives = seen_from(prior, conditions, negative, camera=asked, settings=settings, extra=extra)
-        predict = WithTwin(bound, twin, pose(asked) if twin is not None else None)
+        seen = seen_from(conditions, negative, camera=asked, settings=settings, extra=extra)
+        model = bind(prior, seen.conditions)
+        if twin is not None:
+            model = with_twin(model, twin, seen.conditions["cond"], pose(asked))
         normals = settings.factor("orientation", step) > 0
         rendering = scene.render(camera, generator(settings.seed, step, "render"), normals=normals)
         latents = encoded(rendering, prior, settings)
         loss, result, metrics = objective(
-            rendering, latents, prior, predict=predict, negatives=negatives, step=step, settings=settings
+            rendering, latents, model, negatives=seen.negatives, step=step, settings=settings
         )
         gathered.clear()
         loss.backward()
@@ -92,12 +96,15 @@ def lift(
         if ((step + 1) % every == 0 or step + 1 == settings.steps) and gathered.step():
             scene.after_step(optimiser, step)
         if twin is not None and step >= first_step:
-            metrics["twin_loss"] = predict.learn(latents.detach(), generator(settings.seed, step, "twin"))
+            draws_of_twin = generator(settings.seed, step, "twin")
+            condition = seen.conditions["cond"]
+            metrics["twin_loss"] = twin.learn(latents.detach(), condition, pose=pose(asked), generator=draws_of_twin)
+            model.calls += LEARNING_CALLS
         skipped = skipped + 1 if skip else 0
         empty = empty + 1 if metrics["opacity"] < 1e-3 else 0
-        metrics |= {"grad_norm": norm.item(), "skipped": float(skip), "network_calls": float(draws * predict.calls)}
+        metrics |= {"grad_norm": norm.item(), "skipped": float(skip), "network_calls": float(draws * model.calls)}
         if skipped >= settings.skip_limit:
-            raise DivergedError(_diverged(step, skipped, metrics, bound))
+            raise DivergedError(_diverged(step, skipped, metrics, seen.conditions))
         if empty == settings.empty_limit:
             warnings.warn(_empty(step, empty), stacklevel=2)
         yield LiftState(step, metrics, camera, _detached(rendering), result.x0_hat[: len(rendering.rgb)])
@@ -113,16 +120,22 @@ def pose(camera: Camera) -> Tensor:
     return torch.cat([camera.c2w.flatten(1), camera.position], 1)
 
 
+class Seen(NamedTuple):
+    """The condition of every role from some cameras, and the weights (B,) of Perp-Neg's roles."""
+
+    conditions: dict[str, Condition]
+    negatives: dict[str, Tensor]
+
+
 def seen_from(
-    prior: Prior,
     conditions: Condition,
     negative: Condition,
     *,
     camera: Camera,
     settings: LiftSettings,
     extra: Mapping[str, Condition] | None = None,
-) -> tuple[Bound, dict[str, Tensor]]:
-    """The prior with the view prompt of each camera; a role has one prompt for all, or one per view word.
+) -> Seen:
+    """The view prompt of each camera; a role has one prompt for all, or one per view word.
 
     With Perp-Neg the prompts of neighbouring views are mixed, and the weights (B,) of its negative roles come along.
     ValueError for Perp-Neg without a prompt per view word.
@@ -130,13 +143,13 @@ def seen_from(
     roles = {"cond": conditions, "uncond": negative} | dict(extra or {})
     if settings.views.wording == "camera":
         seen = {role: prompts.posed(camera.azimuth, camera.elevation) for role, prompts in roles.items()}
-        return bind(prior, seen), {}
+        return Seen(seen, {})
     several = [role for role, prompts in roles.items() if len(prompts) > 1]
     if several:
         index = settings.views.index(camera)
         roles |= {role: roles[role].select(index) for role in several}
     if settings.perp_neg is None:
-        return bind(prior, roles), {}
+        return Seen(roles, {})
     if len(conditions) != len(VIEWS):
         raise ValueError(f"conditions: got {len(conditions)}, expected {len(VIEWS)} view prompts for Perp-Neg")
     overhead, curves = settings.views.overhead, settings.perp_neg
@@ -144,7 +157,7 @@ def seen_from(
     heard = roles | {"cond": mix(conditions, shares.positive)}
     negatives = dict(zip(("negative 1", "negative 2"), shares.weights.unbind(1), strict=True))
     heard |= {role: conditions.select(view) for role, view in zip(negatives, shares.negative.unbind(1), strict=True)}
-    return bind(prior, heard), negatives
+    return Seen(heard, negatives)
 
 
 def encoded(rendering: Rendering, prior: Prior, settings: LiftSettings) -> Tensor:
@@ -166,22 +179,18 @@ def _latents(image: Tensor, prior: Prior, settings: LiftSettings) -> Tensor:
 def objective(
     rendering: Rendering,
     latents: Tensor,
-    prior: Prior,
+    model: Model,
     *,
-    predict: WithTwin,
     negatives: Mapping[str, Tensor],
     step: int,
     settings: LiftSettings,
 ) -> tuple[Tensor, Distilled, dict[str, float]]:
     """The loss of a step, what distillation found, and the figures of both."""
-    times, schedule = settings.times, prior.schedule
-    t = times.draw(len(latents), step, settings.steps, settings.seed, schedule=schedule).to(latents.device)
+    t = settings.times.draw(len(latents), step, settings.steps, settings.seed, schedule=model.schedule)
     result = distill(
         latents,
-        predict,
-        t,
-        prior_kind=prior.kind,
-        schedule=schedule,
+        model,
+        t.to(latents.device),
         method=settings.method,
         generator=generator(settings.seed, step, "noise"),
         negatives=negatives,
@@ -209,11 +218,11 @@ def _detached(rendering: Rendering) -> Rendering:
     return Rendering(rendering.rgb.detach(), rendering.opacity.detach(), *rest)
 
 
-def _diverged(step: int, skipped: int, metrics: Mapping[str, float], bound: Bound) -> str:
+def _diverged(step: int, skipped: int, metrics: Mapping[str, float], conditions: Mapping[str, Condition]) -> str:
     figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
     norms = (
         f"{role} {name} {tensor.float().norm().item():.4g}"
-        for role, condition in bound.conditions.items()
+        for role, condition in conditions.items()
         for name, tensor in condition.tensors.items()
     )
     return (

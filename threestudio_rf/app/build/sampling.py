@@ -15,10 +15,10 @@ from threestudio_rf.app.errors import UserError
 from threestudio_rf.app.settings.groups import SampleConfig
 from threestudio_rf.core.convert import noise
 from threestudio_rf.core.ddpm import clip, dynamic_threshold
-from threestudio_rf.core.level import DiscreteVP
+from threestudio_rf.core.model import Corrector, Field
 from threestudio_rf.core.random import Draws, generator, normal
-from threestudio_rf.core.sample import Corrector, Rule, Sampler, State, guided, keep, states
-from threestudio_rf.core.solve import Field
+from threestudio_rf.core.sample import State, keep, states
+from threestudio_rf.core.solve import Rule
 from threestudio_rf.core.times import Grid, from_strength, sampling_times
 from threestudio_rf.priors.base import Prior, bind
 from threestudio_rf.priors.sd3 import SD3Prior
@@ -50,7 +50,7 @@ def rule_of(settings: SampleConfig) -> Rule:
     """The sampler and its options; UserError for one that the sampler has no use for."""
     try:
         return Rule(
-            sampler=cast(Sampler, settings.sampler),
+            sampler=settings.sampler,
             eta=settings.eta,
             variance=cast(Literal["small", "large"], settings.variance),
             limit=LIMITS[settings.limit],
@@ -78,7 +78,7 @@ def check_sample(settings: SampleConfig, *, negative_prompt: bool, image: bool, 
 def times_of(prior: Prior, settings: SampleConfig) -> Tensor:
     """(steps + 1,) times from noise to 0. By default those of diffusers' pipeline of the prior: leading with offset 1
     for tables, SD3's own for SD3, even ones for other flows. UserError for what does not fit the prior's path."""
-    table, law = prior.schedule if isinstance(prior.schedule, DiscreteVP) else None, settings.spacing
+    table, law = prior.schedule.table, settings.spacing
     if settings.sampler == "ddpm" and table is None:
         raise UserError(
             f"sample.sampler=ddpm: {prior.name} is a flow, which has no table of betas; "
@@ -107,11 +107,8 @@ def field_of(
     texts = [prompt, "", negative_prompt] if settings.perp_neg else [prompt, negative_prompt]
     found = prior.embed(texts)
     roles = ("cond", "uncond", "negative")[: len(texts)]
-    return guided(
-        bind(prior, {role: found.select([i]) for i, role in enumerate(roles)}),
+    return bind(prior, {role: found.select([i]) for i, role in enumerate(roles)}).field(
         settings.cfg,
-        schedule=prior.schedule,
-        kind=prior.kind,
         rescaled=settings.rescale,
         negatives={"negative": settings.perp_neg} if settings.perp_neg else None,
         corrector=corrector,
@@ -140,7 +137,7 @@ def plan(
     strength = settings.strength or (1.0 if mask is not None else 0.8)
     if image is not None:
         try:
-            times = from_strength(times, strength, up=not isinstance(prior.schedule, DiscreteVP))
+            times = from_strength(times, strength, up=prior.schedule.table is None)
         except ValueError as error:
             raise UserError(f"sample.strength={strength:g}: {error}") from None
     if rule.sampler == "ddpm" and len(times) < 3:
@@ -184,13 +181,4 @@ def run(plan: Plan, numbers: Sequence[int], *, latents: Tensor | None = None) ->
         known = plan.known.expand_as(eps)
         x = x if plan.pure else noise(known, eps, schedule(plan.times[:1].to(x.device).expand(len(x))))
         after = None if plan.mask is None else keep(known, eps, plan.mask, schedule=schedule)
-    yield from states(
-        plan.field,
-        x,
-        plan.times,
-        schedule=schedule,
-        kind=plan.prior.kind,
-        rule=plan.rule,
-        generator=draws,
-        after=after,
-    )
+    yield from states(plan.field, x, plan.times, rule=plan.rule, generator=draws, after=after)

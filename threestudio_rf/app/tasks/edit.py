@@ -85,7 +85,7 @@ def edit_picture(desk: Desk, given: Given) -> Figures:
     states = editing.edit(given.latents.expand(len(prompts), -1, -1, -1), generator=draws, mask=mask)
     last = follow(states, editing.settings, watch if settings.video else None)
     edited = desk.prior.decode(last).cpu()
-    spent = {"network_calls": editing.predict.calls, "seconds": round(time.perf_counter() - started, 3)}
+    spent = {"network_calls": editing.calls, "seconds": round(time.perf_counter() - started, 3)}
     seen = torch.stack([_written(desk, given, edited, i) for i in range(len(prompts))])
     _write_videos(desk, given, frames, len(prompts))
     if len(desk.sheet) < SHOWN_ROWS:

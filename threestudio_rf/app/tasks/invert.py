@@ -25,7 +25,7 @@ def invert_picture(desk: Desk, given: Given) -> Figures:
     editing = desk.begin([desk.run.config.edit.source])
     draws = [generator(desk.seed, 0, "edit")]
     eps = follow(editing.find_noise(given.latents, generator=draws), editing.settings)
-    calls = editing.predict.calls
+    calls = editing.calls
     *_, last = editing.resample(given.latents, eps, faithful=True)
     again = desk.prior.decode(last.x).cpu()
     seconds = round(time.perf_counter() - started, 3)
@@ -37,7 +37,7 @@ def invert_picture(desk: Desk, given: Given) -> Figures:
     found |= {f"bound_{key}": value for key, value in desk.likeness(given.plain, given.small).items()}
     found |= {f"to_bound_{key}": value for key, value in desk.likeness(again, given.plain).items()}
     spread = {"noise_mean": float(eps.mean()), "noise_std": float(eps.std())}
-    return found | spread | {"inversion_calls": calls, "network_calls": editing.predict.calls, "seconds": seconds}
+    return found | spread | {"inversion_calls": calls, "network_calls": editing.calls, "seconds": seconds}
 
 
 def _write(desk: Desk, given: Given, eps: Tensor, level: float) -> None:

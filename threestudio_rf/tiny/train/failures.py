@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from threestudio_rf.core.random import generator, normal
-from threestudio_rf.core.solve import solve
+from threestudio_rf.core.sample import solve
 from threestudio_rf.core.times import spacing
-from threestudio_rf.priors.base import Bound, Prior, bind
+from threestudio_rf.priors.base import Prior, bind
 from threestudio_rf.tiny.world.bank import BankCameras
 from threestudio_rf.tiny.world.shapes import SHAPES
 from threestudio_rf.tiny.world.strict import nearest_view_iou
@@ -53,16 +53,6 @@ def bent(images: Tensor, masks: Tensor, draw: Generator) -> tuple[Tensor, Tensor
     return out[:, :3], (seen & true).flatten(1).sum(1) / either
 
 
-def _followed(bound: Bound, start: Tensor, steps: int, prior: Prior) -> Tensor:
-    """The end of a flow's path in so many Euler steps."""
-
-    def field(x: Tensor, t: Tensor) -> Tensor:
-        return bound(x, t, ["cond"])["cond"]
-
-    *_, end = solve(field, start, spacing(steps), schedule=prior.schedule, kind=prior.kind)
-    return end
-
-
 @torch.no_grad()
 def failed_samples(
     prior: Prior, names: list[str], n: int, seed: int, *, views: int = VIEWS, cache: Path | None = None
@@ -78,9 +68,9 @@ def failed_samples(
             f"{prompt_of(name, list(COLOURS)[c])}, {VIEW_WORDS[v]} view"
             for name, c, v in zip(names, colour.tolist(), view.tolist(), strict=True)
         ]
-        bound = bind(prior, {"cond": prior.embed(prompts)})
+        field = bind(prior, {"cond": prior.embed(prompts)}).field()
         start = normal((len(names), *prior.latent_shape), draw)
-        x = _followed(bound, start, STEPS[number % len(STEPS)], prior)
+        *_, x = solve(field, start, spacing(STEPS[number % len(STEPS)]))
         image = F.interpolate(prior.decode(x), (IMAGE_SIZE, IMAGE_SIZE), mode="area")
         found = torch.stack(
             [

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from threestudio_rf.core.guide import cfg, combine
 from threestudio_rf.core.level import rectified_flow
+from threestudio_rf.core.model import Field
 from threestudio_rf.core.random import generator, normal
-from threestudio_rf.core.solve import solve
+from threestudio_rf.core.sample import solve
 from threestudio_rf.core.times import spacing
 from threestudio_rf.tiny.train.captions import TEMPLATES
 from threestudio_rf.tiny.train.latents import Latents
@@ -68,7 +69,7 @@ def follow(velocity: Velocity, noise: Tensor, steps: int) -> Trajectory:
         seen.append(velocity(x, t))
         return seen[-1]
 
-    *_, sample = solve(field, noise, spacing(steps), schedule=rectified_flow, kind="flow")
+    *_, sample = solve(Field(field, "flow", rectified_flow), noise, spacing(steps))
     chord = noise - sample
     bend = torch.stack([(chord - u).square().flatten(1).mean(1) for u in seen])
     return Trajectory(noise, sample, bend.mean(0))
