@@ -1,4 +1,5 @@
 # make demo: a red mushroom in 3D.  make test: the tests.  make lint: style and types.
+# make test-kernels: the GPU's kernels, interpreted on the CPU (installs Triton, 1 GB, Linux only).
 # Needs Python 3.11 to 3.13, make and the network; everything is installed into .venv.
 #   PYTHON=python3.12      another interpreter
 #   TORCH_FLAGS="..."      options of pip for torch alone, for example an index with the wheel for your GPU
@@ -13,7 +14,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-kernels lint clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -21,6 +22,9 @@ demo: .venv/installed
 
 test: .venv/tools
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --dist loadfile
+
+test-kernels: .venv/kernels
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto -m "kernels or gpu" tests/scenes/kernels
 
 lint: .venv/tools
 	$(BIN)/ruff check .
@@ -47,4 +51,9 @@ clean:
 
 .venv/tools: .venv/installed
 	$(PIP) install -e ".[test]"
+	touch $@
+
+# torch's own Triton, where it brings one, stays
+.venv/kernels: .venv/tools
+	$(PIP) install -e ".[kernels]"
 	touch $@

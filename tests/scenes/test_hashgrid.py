@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from threestudio_rf.scenes.hashgrid import HashGrid, encoding_backend, make_encoding
+from threestudio_rf.scenes.lattice import plan
 
 
 def small(**changes: object) -> HashGrid:
@@ -51,6 +52,31 @@ def slow(grid: HashGrid, table: Tensor, points: Tensor, *, log2_table: int, base
     return torch.stack(result)
 
 
+def slow_tcnn(table: Tensor, points: Tensor, *, levels: int, log2_table: int, base: int, growth: float) -> Tensor:
+    """tiny-cuda-nn's grid.h (`grid_scale`, `pos_fract`, `grid_index`) with exact integers; `table` (rows, features)."""
+    result = []
+    for point in points.tolist():
+        offset, features = 0, []
+        for level in range(levels):
+            scale = base * growth**level - 1
+            edge = math.ceil(scale) + 1
+            size = min(math.ceil(edge**3 / 8) * 8, 2**log2_table)
+            position = [scale * x + 0.5 for x in point]
+            value = torch.zeros(table.shape[1], dtype=table.dtype)
+            for corner in itertools.product((0, 1), repeat=3):
+                x, y, z = (math.floor(p) + k for p, k in zip(position, corner, strict=True))
+                index, stride = x + y * edge + z * edge**2, edge**3
+                if size < stride:
+                    index = x ^ (y * 2654435761 % 2**32) ^ (z * 805459861 % 2**32)
+                parts = [p - math.floor(p) for p in position]
+                weight = math.prod(p if k else 1 - p for p, k in zip(parts, corner, strict=True))
+                value = value + weight * table[offset + index % size]
+            features.append(value)
+            offset += size
+        result.append(torch.cat(features))
+    return torch.stack(result)
+
+
 @pytest.fixture
 def points() -> Tensor:
     drawn = torch.rand(37, 3, generator=torch.Generator().manual_seed(1))
@@ -72,6 +98,50 @@ def test_values_and_table_gradients_equal_the_slow_grid(points: Tensor, features
     assert torch.allclose(fast.double(), expected, atol=1e-5)
     assert grid.table.grad is not None and table.grad is not None
     assert torch.allclose(grid.table.grad.double(), table.grad, atol=1e-5)
+
+
+@pytest.mark.parametrize("log2_table", [12, 9, 5])
+def test_the_geometry_tcnn_is_that_of_tiny_cuda_nn(points: Tensor, log2_table: int) -> None:
+    sizes = {"levels": 4, "log2_table": log2_table, "base": 3, "growth": 2.25}
+    grid = HashGrid(geometry="tcnn", generator=torch.Generator().manual_seed(0), **sizes)  # type: ignore[arg-type]
+    torch.nn.init.normal_(grid.table)
+    expected = slow_tcnn(grid.table.detach().t().double(), points.double(), **sizes)  # type: ignore[arg-type]
+    assert torch.allclose(grid(points).double(), expected, atol=1e-4)
+
+
+def test_the_table_of_the_geometry_tcnn_has_the_size_that_others_report() -> None:
+    instant_ngp = plan(16, 19, 16, (2048 / 16) ** (1 / 15), geometry="tcnn")
+    threestudio = plan(16, 19, 16, 1.447269237440378, geometry="tcnn")
+    assert [2 * (p[-1].offset + p[-1].size) for p in (instant_ngp, threestudio)] == [12196240, 12599920]
+
+
+def test_tinycudann_computes_with_the_grids_own_table(monkeypatch: pytest.MonkeyPatch, points: Tensor) -> None:
+    class Encoding(torch.nn.Module):
+        """What tinycudann offers: flat parameters, row by row, and features in half precision."""
+
+        def __init__(self, n_input_dims: int, encoding_config: dict[str, float]) -> None:
+            super().__init__()
+            self.params = torch.nn.Parameter(torch.rand(2 * 1976))
+
+        def forward(self, points: Tensor) -> Tensor:
+            table = self.params.view(-1, 2)
+            return slow_tcnn(table, points, levels=3, log2_table=11, base=3, growth=2.0).half()
+
+    fake = ModuleType("tinycudann")
+    fake.Encoding = Encoding  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tinycudann", fake)
+    sizes = {"levels": 3, "log2_table": 11, "base": 3, "growth": 2.0, "geometry": "tcnn"}
+    foreign, own = (HashGrid(backend=b, **sizes) for b in ("tinycudann", "torch"))  # type: ignore[arg-type]
+    torch.nn.init.normal_(own.table)
+    foreign.load_state_dict(own.state_dict())
+    assert [name for name, _ in foreign.named_parameters()] == ["table"]
+    outs = [grid(points) for grid in (foreign, own)]
+    for out in outs:
+        out.float().sum().backward()
+    assert torch.allclose(outs[0].float(), outs[1], atol=1e-2) and outs[1].abs().max() > 0.5
+    assert torch.allclose(foreign.table.grad, own.table.grad, atol=0.05)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="got 3952 numbers, expected"):
+        HashGrid(backend="tinycudann", **(sizes | {"levels": 2}))  # type: ignore[arg-type]
 
 
 def test_the_differentiable_path_gives_the_same_values_and_table_gradients(points: Tensor) -> None:
@@ -145,10 +215,13 @@ def test_impossible_sizes_are_refused(wrong: dict[str, float]) -> None:
 
 def test_a_cpu_uses_torch_and_says_why() -> None:
     encoding, reason = make_encoding("auto", levels=2, log2_table=6, base=4, device="cpu")
-    assert isinstance(encoding, HashGrid) and "tinycudann needs CUDA" in reason
+    assert isinstance(encoding, HashGrid) and "kernels need CUDA and the device is cpu" in reason
+    assert "triton needs CUDA" in encoding_backend("triton", "cpu")[1]
     assert encoding_backend("torch", "cuda") == ("torch", "hash grid: torch, as asked for")
     with pytest.raises(ValueError, match="got cuda"):
         encoding_backend("cuda", "cpu")
+    with pytest.raises(ValueError, match="got ngp"):
+        small(geometry="ngp")
 
 
 def test_a_broken_tinycudann_falls_back_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

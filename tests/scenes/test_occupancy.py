@@ -162,7 +162,7 @@ def test_a_saved_grid_marches_as_before_and_the_draws_come_from_the_generator() 
 
 def test_marching_on_a_cpu_is_torch_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     name, reason = marching_backend("auto", "cpu")
-    assert name == "torch" and "needs CUDA" in reason
+    assert name == "torch" and "kernels need CUDA" in reason
     assert marching_backend("torch", "cuda") == ("torch", "marching: torch, as asked for")
     with pytest.raises(ValueError, match="got fast"):
         marching_backend("fast", "cpu")

@@ -1,77 +1,13 @@
-"""Multiresolution hash encoding (Mueller et al. 2022, Instant-NGP) in plain torch, fast on a CPU.
-
-Everything is channel-first, (features, points): gathers and scatters are then flat and one-dimensional, which on a CPU
-is an order of magnitude faster than moving rows of two features. Corners are ordered by the bits (x, y, z).
-"""
+"""Multiresolution hash encoding (Mueller et al. 2022, Instant-NGP): plain torch, fast on a CPU; Triton; tinycudann."""
 
 from __future__ import annotations
-
-import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-PRIMES = (1, 2654435761 - 2**32, 805459861)  # Instant-NGP's, as int32: the low bits of a product do not change
-
-
-class GridLevel(NamedTuple):
-    """One resolution: `size` rows from `offset` in the table; dense when every vertex has a row of its own."""
-
-    resolution: int
-    offset: int
-    size: int
-    dense: bool
-
-    @property
-    def multipliers(self) -> tuple[int, int, int]:
-        edge = self.resolution + 1
-        return (1, edge, edge * edge) if self.dense else PRIMES
-
-
-def plan(levels: int, log2_table: int, base: int, growth: float, dense: bool = True) -> list[GridLevel]:
-    """Resolutions floor(base growth^level); a level whose (resolution + 1)^3 vertices fit in 2^log2_table is not hashed
-    unless `dense` is False."""
-    result: list[GridLevel] = []
-    offset = 0
-    for level in range(levels):
-        resolution = math.floor(base * growth**level + 1e-6)
-        vertices = (resolution + 1) ** 3
-        fits = dense and vertices <= 2**log2_table
-        size = vertices if fits else 2**log2_table
-        result.append(GridLevel(resolution, offset, size, fits))
-        offset += size
-    return result
-
-
-def corners(points: Tensor, level: GridLevel, multipliers: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows (8, N) int32 of the eight vertices around `points` (3, N), and the position (3, N) within the cell."""
-    scaled = points * level.resolution
-    cell = scaled.detach().to(torch.int32).clamp_(max=level.resolution - 1)
-    fraction = scaled - cell
-    both = cell.new_empty(2, *cell.shape)
-    torch.mul(cell, multipliers, out=both[0])
-    torch.add(both[0], multipliers, out=both[1])
-    if level.dense:
-        rows = (both[:, None, 0] + both[None, :, 1]).view(4, 1, -1) + both[None, :, 2]
-    else:
-        both.bitwise_and_(level.size - 1)
-        rows = (both[:, None, 0] ^ both[None, :, 1]).view(4, 1, -1) ^ both[None, :, 2]
-    return rows.view(8, -1), fraction
-
-
-def interpolate(channel: Tensor, rows: Tensor, fraction: Tensor, out: Tensor | None = None) -> Tensor:
-    """Trilinear interpolation (N,) of a feature, `channel` (size,); differentiable by plain autograd without `out`."""
-    f = channel.index_select(0, rows.view(-1)).view(4, 2, -1)
-    f = torch.lerp(f[:, 0], f[:, 1], fraction[2]).view(2, 2, -1)
-    f = torch.lerp(f[:, 0], f[:, 1], fraction[1])
-    return torch.lerp(f[0], f[1], fraction[0], out=out)
-
-
-def corner_weights(fraction: Tensor) -> Tensor:
-    """Trilinear weights (8, N) of the corners, from the position (3, N) within the cell."""
-    both = torch.stack((1 - fraction, fraction))
-    return ((both[:, None, 0] * both[None, :, 1]).view(4, 1, -1) * both[None, :, 2]).view(8, -1)
+from threestudio_rf.scenes.kernels.encode import Encode, Lattice
+from threestudio_rf.scenes.kernels.language import INTERPRETED, unavailable
+from threestudio_rf.scenes.lattice import GridLevel, corner_weights, corners, encode, interpolate, plan
 
 
 class _Encode(torch.autograd.Function):
@@ -120,11 +56,22 @@ def _pieces(count: int, size: int = 65536) -> list[slice]:
     return [slice(start, start + size) for start in range(0, count, size)]
 
 
+BACKENDS = {
+    "auto": ("tinycudann", "triton"),
+    "triton": ("triton",),
+    "tinycudann": ("tinycudann", "triton"),
+    "torch": (),
+}
+"""What is tried for a choice, in this order, before torch."""
+
+
 class HashGrid(nn.Module):
     """Points (N, 3) in [0, 1]^3 -> (N, levels * features), level-major; points outside are clamped.
 
     When `points` require gradients the encoding is differentiable any number of times (slower); otherwise only the
-    table gets a gradient. The table starts uniform in +-1e-4. Raises ValueError for impossible sizes.
+    table gets a gradient. The table, (features, rows), starts uniform in +-1e-4. `backend` is what computes: "torch",
+    "triton" or "tinycudann" (geometry "tcnn" only); `half` lets Triton read the table in half precision, as tinycudann
+    always does. Raises ValueError for impossible sizes.
     """
 
     def __init__(
@@ -136,6 +83,9 @@ class HashGrid(nn.Module):
         base: int = 16,
         growth: float = 1.447269237440378,
         dense: bool = True,
+        geometry: str = "plain",
+        backend: str = "torch",
+        half: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -144,54 +94,88 @@ class HashGrid(nn.Module):
                 "hash grid needs levels, features, base >= 1, growth >= 1 and log2_table in 1..24, "
                 f"got {levels}, {features}, {base}, {growth}, {log2_table}"
             )
-        self.levels = plan(levels, log2_table, base, growth, dense)
+        self.levels = plan(levels, log2_table, base, growth, dense, geometry)
         if self.levels[-1].resolution >= 2**20:
             raise ValueError(f"finest resolution must stay below 2^20, got {self.levels[-1].resolution}")
         self.out_features = levels * features
         rows = self.levels[-1].offset + self.levels[-1].size
-        self.table = nn.Parameter((torch.rand(features, rows, generator=generator) * 2 - 1) * 1e-4)
+        table = (torch.rand(features, rows, generator=generator) * 2 - 1) * 1e-4
+        self.table = nn.Parameter(table if backend == "torch" else table.t().contiguous().t())
         multipliers = torch.tensor([level.multipliers for level in self.levels], dtype=torch.int32)
         self.register_buffer("multipliers", multipliers[:, :, None], persistent=False)
         self.multipliers: Tensor
+        self.backend, self.reads_half = backend, half
+        self._lattice: Lattice | None = None
+        if backend == "tinycudann":
+            self._foreign = _tinycudann(levels, features, log2_table, base, growth, expected=self.table.numel())
 
     def forward(self, points: Tensor) -> Tensor:
+        if self.backend == "triton":
+            if self._lattice is None or self._lattice.sizes.device != points.device:
+                self._lattice = Lattice.of(self.levels, points.device)
+            return Encode.apply(self.table, points.clamp(0, 1), self._lattice, self.reads_half).t()
+        if self.backend == "tinycudann":
+            self._foreign.params = self.table.t().reshape(-1)
+            return self._foreign(points.clamp(0, 1))
         points = points.t().contiguous().clamp(0, 1)
         if not points.requires_grad:
             return _Encode.apply(self.table, points, self.multipliers, self.levels).t()
-        features: list[Tensor] = []
-        for i, level in enumerate(self.levels):
-            rows, fraction = corners(points, level, self.multipliers[i])
-            part = self.table[:, level.offset : level.offset + level.size]
-            features += [interpolate(channel, rows, fraction) for channel in part]
-        return torch.stack(features, dim=-1)
+        return encode(self.table, points, self.levels, self.multipliers).t()
 
 
-def encoding_backend(choice: str, device: torch.device | str) -> tuple[str, str]:
-    """("tinycudann" | "torch", why): tinycudann only on CUDA and only when it imports and one real call works.
+def encoding_backend(choice: str, device: torch.device | str, geometry: str = "tcnn") -> tuple[str, str]:
+    """("tinycudann" | "triton" | "torch", why): a kernel only where it is installed, runs on `device` and gives what
+    torch gives in one real call.
 
-    `choice` is "auto", "torch" or "tinycudann"; nothing that fails in the extension is an error. Raises ValueError for
-    another choice.
+    `choice` is "auto", "torch", "triton" or "tinycudann"; nothing that fails in an extension is an error. Raises
+    ValueError for another choice.
     """
-    if choice not in ("auto", "torch", "tinycudann"):
-        raise ValueError(f"encoding expects auto, torch or tinycudann, got {choice}")
+    if choice not in BACKENDS:
+        raise ValueError(f"encoding expects {', '.join(BACKENDS)}, got {choice}")
     if choice == "torch":
         return "torch", "hash grid: torch, as asked for"
-    if torch.device(device).type != "cuda":
-        return "torch", f"hash grid: torch, because tinycudann needs CUDA and the device is {device}"
+    if torch.device(device).type != "cuda" and not (choice == "triton" and INTERPRETED):
+        kernels = "kernels need" if choice == "auto" else f"{choice} needs"
+        return "torch", f"hash grid: torch, because {kernels} CUDA and the device is {device}"
+    failures: list[str] = []
+    for name in BACKENDS[choice]:
+        failure = _failure(name, device, geometry)
+        if not failure:
+            before = f" ({'; '.join(failures)})" if failures else ""
+            return name, f"hash grid: {name}, a test call on {device} worked{before}"
+        failures.append(failure)
+    return "torch", f"hash grid: torch, because {'; '.join(failures)}"
+
+
+def _failure(name: str, device: torch.device | str, geometry: str) -> str:
+    """Why this backend cannot be used on `device`, in one line; empty when a real call gave features and a gradient
+    that differ from torch's by less than half precision does."""
+    if name == "tinycudann" and geometry != "tcnn":
+        return f"tinycudann does not know the geometry {geometry}"
+    if name == "triton" and (missing := unavailable(device)):
+        return missing
+    found = []
     try:
-        encoding = _tinycudann(levels=2, features=2, log2_table=14, base=4, growth=1.5, seed=0).to(device)
-        features = encoding(torch.rand(128, 3, device=device))
-        features.float().sum().backward()
+        for backend in (name, "torch"):
+            draws = torch.Generator().manual_seed(0)
+            grid = HashGrid(
+                levels=3, log2_table=12, base=4, growth=2.0, geometry=geometry, backend=backend, generator=draws
+            ).to(device)
+            features = grid(torch.rand(128, 3, generator=draws).to(device)).float()
+            (gradient,) = torch.autograd.grad(features.sum(), grid.table)
+            found.append((features.detach(), gradient))
+        same = all((a - b).abs().max() <= 0.01 * b.abs().max() for a, b in zip(*found, strict=True))
     except Exception as error:
         line = (str(error).strip().splitlines() or ["no message"])[0][:200]
-        return "torch", f"hash grid: torch, because tinycudann fails ({type(error).__name__}: {line})"
-    return "tinycudann", "hash grid: tinycudann, a test call on CUDA worked"
+        return f"{name} fails ({type(error).__name__}: {line})"
+    return "" if same else f"{name} differs from torch in a test call"
 
 
-def _tinycudann(*, levels: int, features: int, log2_table: int, base: int, growth: float, seed: int) -> nn.Module:
+def _tinycudann(levels: int, features: int, log2_table: int, base: int, growth: float, *, expected: int) -> nn.Module:
+    """tinycudann's encoding without parameters of its own: it is given the table before every call."""
     import tinycudann
 
-    return tinycudann.Encoding(
+    encoding = tinycudann.Encoding(
         n_input_dims=3,
         encoding_config={
             "otype": "HashGrid",
@@ -201,8 +185,11 @@ def _tinycudann(*, levels: int, features: int, log2_table: int, base: int, growt
             "base_resolution": base,
             "per_level_scale": growth,
         },
-        seed=seed,
     )
+    if encoding.params.numel() != expected:
+        raise ValueError(f"tinycudann's table: got {encoding.params.numel()} numbers, expected {expected}")
+    del encoding.params
+    return encoding
 
 
 def make_encoding(
@@ -213,16 +200,22 @@ def make_encoding(
     log2_table: int = 19,
     base: int = 16,
     growth: float = 1.447269237440378,
+    geometry: str = "plain",
+    half: bool = False,
     device: torch.device | str = "cpu",
     generator: torch.Generator | None = None,
-) -> tuple[nn.Module, str]:
+) -> tuple[HashGrid, str]:
     """The encoding that `encoding_backend` chooses, and its line of explanation."""
-    name, reason = encoding_backend(backend, device)
-    if name == "torch":
-        grid = HashGrid(
-            levels=levels, features=features, log2_table=log2_table, base=base, growth=growth, generator=generator
-        )
-        return grid.to(device), reason
-    seed = int(torch.randint(2**31, (), generator=generator))
-    encoding = _tinycudann(levels=levels, features=features, log2_table=log2_table, base=base, growth=growth, seed=seed)
-    return encoding.to(device), reason
+    name, reason = encoding_backend(backend, device, geometry)
+    grid = HashGrid(
+        levels=levels,
+        features=features,
+        log2_table=log2_table,
+        base=base,
+        growth=growth,
+        geometry=geometry,
+        backend=name,
+        half=half,
+        generator=generator,
+    )
+    return grid.to(device), reason

@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 from threestudio_rf.scenes.base import Rendering, Scene
 from threestudio_rf.scenes.camera import Camera
 from threestudio_rf.scenes.field import HashGridField, normals_by_differences
-from threestudio_rf.scenes.occupancy import OccupancyGrid, march, march_nerfacc, marching_backend
+from threestudio_rf.scenes.occupancy import MARCHES, OccupancyGrid, march, marching_backend
 from threestudio_rf.scenes.volume import Samples, accumulate, composite, packed_weights
 
 MARGIN = 0.1
@@ -22,7 +22,7 @@ class HashGridNeRF(Scene):
     """Volume rendering of `field` over `background`, a module of ray directions (N, 3) -> rgb (N, 3).
 
     `random_background` is the probability that a view, rendered with a generator, stands before one flat random colour.
-    `marching` is "auto", "torch" or "nerfacc"; `marching_reason` says after the first render what is used and why.
+    `marching` is a choice of `marching_backend`; `marching_reason` says after the first render what is used and why.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class HashGridNeRF(Scene):
             jitter = torch.rand(len(flat[0]), generator=generator).to(flat[0].device)
         if not self.marching_reason:
             name, self.marching_reason = marching_backend(self.marching, flat[0].device)
-            self._march = march_nerfacc if name == "nerfacc" else march
+            self._march = MARCHES[name]
         maps = self._rays(*flat, jitter, normals) if torch.is_grad_enabled() else self._chunks(*flat, jitter, normals)
         maps = maps.view(-1, *directions.shape[:3]).movedim(0, 1)
         opacity = maps[:, 3:4]

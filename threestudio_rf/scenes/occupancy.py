@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from threestudio_rf.scenes.volume import Samples
+from threestudio_rf.scenes.kernels.language import INTERPRETED, unavailable
+from threestudio_rf.scenes.kernels.rays import walk
+from threestudio_rf.scenes.volume import Samples, accumulate, packed_weights
 
 HIDDEN = 1e-3  # a sample is surely hidden when less than this share of light passes the solid cells before it
 
@@ -57,9 +59,9 @@ class OccupancyGrid(nn.Module):
         filled = self.occupied.view(n, n, n)
         low, high = [], []
         for others in ((1, 2), (0, 2), (0, 1)):
-            along = filled.any(dim=others[1]).any(dim=others[0]).nonzero()[:, 0]
-            low.append(along[0] if len(along) else along.new_zeros(()))
-            high.append(along[-1] + 1 if len(along) else along.new_zeros(()))
+            along = filled.any(dim=others[1]).any(dim=others[0]).int()
+            low.append(along.argmax())
+            high.append((n - along.flip(0).argmax()) * along.amax())
         scale = 2 * self.radius / n
         return torch.stack(low) * scale - self.radius, torch.stack(high) * scale - self.radius
 
@@ -134,27 +136,82 @@ def march_nerfacc(
     return Samples(points, distance, end - begin, ray, ray * most + rank, len(origins), most)
 
 
-def marching_backend(choice: str, device: torch.device | str) -> tuple[str, str]:
-    """("nerfacc" | "torch", why): nerfacc only on CUDA and only when it imports and one real call works.
+@torch.no_grad()
+def march_triton(
+    origins: Tensor,
+    directions: Tensor,
+    grid: OccupancyGrid,
+    *,
+    slots: int,
+    jitter: Tensor | None = None,
+    hidden: float = HIDDEN,
+) -> Samples:
+    """`march` by our kernel, whose samples are weighed and summed by kernels too."""
+    near, far = box_interval(origins.t(), directions.t(), *grid.bounds())
+    length = (far - near).clamp(min=0) / slots
+    start, points, distance, place = walk(
+        origins,
+        directions,
+        (near, length),
+        torch.full_like(near, 0.5) if jitter is None else jitter.to(near),
+        occupied=grid.occupied,
+        depth=grid.depth,
+        radius=grid.radius,
+        slots=slots,
+        limit=-math.log(hidden) if hidden > 0 else math.inf,
+    )
+    ray = torch.arange(len(origins), device=origins.device).repeat_interleave(start.diff(), output_size=len(distance))
+    return Samples(points, distance, length[ray], ray, place, len(origins), slots, start)
 
-    `choice` is "auto", "torch" or "nerfacc"; nothing that fails in the extension is an error. Raises ValueError for
-    another choice.
+
+MARCHES: dict[str, Callable[..., Samples]] = {"torch": march, "triton": march_triton, "nerfacc": march_nerfacc}
+
+
+def marching_backend(choice: str, device: torch.device | str) -> tuple[str, str]:
+    """("triton" | "nerfacc" | "torch", why): a kernel only where it is installed, runs on `device` and gives what it
+    should in one real call.
+
+    `choice` is "auto", "torch", "triton" or "nerfacc"; nothing that fails in an extension is an error. Raises
+    ValueError for another choice.
     """
-    if choice not in ("auto", "torch", "nerfacc"):
-        raise ValueError(f"marching expects auto, torch or nerfacc, got {choice}")
+    tried = {"auto": ("triton", "nerfacc"), "triton": ("triton",), "nerfacc": ("nerfacc",), "torch": ()}
+    if choice not in tried:
+        raise ValueError(f"marching expects {', '.join(tried)}, got {choice}")
     if choice == "torch":
         return "torch", "marching: torch, as asked for"
-    if torch.device(device).type != "cuda":
-        return "torch", f"marching: torch, because nerfacc's kernel needs CUDA and the device is {device}"
+    if torch.device(device).type != "cuda" and not (choice == "triton" and INTERPRETED):
+        kernels = "kernels need" if choice == "auto" else f"{choice} needs"
+        return "torch", f"marching: torch, because {kernels} CUDA and the device is {device}"
+    failures: list[str] = []
+    for name in tried[choice]:
+        failure = _failure(name, device)
+        if not failure:
+            before = f" ({'; '.join(failures)})" if failures else ""
+            return name, f"marching: {name}, a test call on {device} worked{before}"
+        failures.append(failure)
+    return "torch", f"marching: torch, because {'; '.join(failures)}"
+
+
+def _failure(name: str, device: torch.device | str) -> str:
+    """Why this backend cannot be used on `device`, in one line; empty when a test ray has the opacity it should."""
+    if name == "triton" and (missing := unavailable(device)):
+        return missing
     try:
         grid = OccupancyGrid(resolution=2, radius=1.0, step=0.5, threshold=0.01).to(device)
         ray = torch.tensor([[-2.0, 0.1, 0.1], [1.0, 0.0, 0.0]], device=device)
-        found = march_nerfacc(ray[:1], ray[1:], grid, slots=4).ray.numel()
+        samples = MARCHES[name](ray[:1], ray[1:], grid, slots=4)
+        density = torch.full_like(samples.distance, 0.7).requires_grad_()
+        opacity = accumulate(packed_weights(density, samples)[None], samples).sum()
+        opacity.backward()
+        slope = 0.0 if density.grad is None else density.grad.sum().item()
     except Exception as error:
-        return "torch", f"marching: torch, because nerfacc fails ({type(error).__name__}: {_first_line(error)})"
-    if found == 0:
-        return "torch", "marching: torch, because a test ray of nerfacc found no samples"
-    return "nerfacc", "marching: nerfacc, a test call on CUDA worked"
+        return f"{name} fails ({type(error).__name__}: {_first_line(error)})"
+    if len(samples.distance) == 0:
+        return f"a test ray of {name} found no samples"
+    through = samples.length.sum().item()
+    light = math.exp(-0.7 * through)
+    right = max(abs(opacity.item() - 1 + light), abs(slope - through * light), abs(through - 2) - 0.5) < 1e-3
+    return "" if right else f"{name} gives a test ray the opacity {opacity.item():.4f}"
 
 
 def _first_line(error: Exception) -> str:

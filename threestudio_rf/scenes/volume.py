@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from threestudio_rf.scenes.kernels.rays import Sums, Weights
+
 
 class Samples(NamedTuple):
     """M samples, ordered by ray and then by distance."""
@@ -22,6 +24,8 @@ class Samples(NamedTuple):
     cell: Tensor  # (M,) int64, place in the dense layout of `slots` cells a ray
     rays: int
     slots: int
+    start: Tensor | None = None
+    """First sample of each ray and the number of samples, (R + 1,) int64, where kernels weigh and sum."""
 
 
 def alphas(density: Tensor, length: Tensor) -> Tensor:
@@ -37,7 +41,9 @@ def weights(density: Tensor, length: Tensor) -> Tensor:
 
 
 def packed_weights(density: Tensor, samples: Samples) -> Tensor:
-    """`weights` of packed samples (M,), through the dense layout."""
+    """`weights` of packed samples (M,), through the dense layout or by a kernel."""
+    if samples.start is not None:
+        return Weights.apply(density * samples.length, samples.start)
     dense = density.new_zeros(samples.rays * samples.slots).index_copy(0, samples.cell, density * samples.length)
     w = weights(dense.view(samples.rays, samples.slots), dense.new_ones(()))
     return w.reshape(-1).index_select(0, samples.cell)
@@ -45,6 +51,8 @@ def packed_weights(density: Tensor, samples: Samples) -> Tensor:
 
 def accumulate(values: Tensor, samples: Samples) -> Tensor:
     """Sums of `values` (C, M) over the samples of each ray, (C, R)."""
+    if samples.start is not None:
+        return Sums.apply(values, samples.start, samples.ray)
     index = samples.ray.expand(len(values), -1)
     return values.new_zeros(len(values), samples.rays).scatter_add(1, index, values)
 

@@ -73,7 +73,7 @@ class PriorConfig:
 class EncodingConfig:
     """Multiresolution hash grid."""
 
-    backend: str = opt("auto", "implementation", choices=("auto", "torch", "tinycudann"))
+    backend: str = opt("auto", "implementation", choices=("auto", "torch", "triton", "tinycudann"))
     levels: int = opt(16, "number of resolutions", low=1, high=32)
     features: int = opt(2, "numbers per entry", low=1, high=8)
     log2_table: int = opt(19, "log2 of the entries per level", low=4, high=24)
@@ -108,7 +108,7 @@ class RendererConfig:
     occupancy_resolution: int = opt(32, "cells per side of the grid of empty space", low=2, high=512)
     occupancy_threshold: float = opt(0.01, "opacity below which a cell is empty", low=0, high=1)
     ray_chunk: int = opt(65536, "rays rendered at once", low=1)
-    marching: str = opt("auto", "implementation", choices=("auto", "torch", "nerfacc"))
+    marching: str = opt("auto", "implementation", choices=("auto", "torch", "triton", "nerfacc"))
 
 
 @dataclass
