@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from threestudio_rf.app.build.check import check
-from threestudio_rf.app.build.prior import PRIORS, build_prior
-from threestudio_rf.app.build.scene import EMBEDDED
+from threestudio_rf.app.build.prior import ADAPTERS, PRIORS, build_prior
 from threestudio_rf.app.errors import UserError
 from threestudio_rf.app.settings.compose import compose, typed
 from threestudio_rf.app.settings.config import Config
 from threestudio_rf.app.settings.flags import choices
-from threestudio_rf.app.settings.groups import PRIORS as NAMES
 from threestudio_rf.app.settings.groups import QUANTIZATIONS, STORAGES, PriorConfig
-from threestudio_rf.priors import parts, tiny
+from threestudio_rf.priors import parts
+from threestudio_rf.priors.facts import FACTS
+from threestudio_rf.priors.tiny import EMBEDDED
 
 CPU = torch.device("cpu")
 KEPT = {"vae_checkpointing": True, "storage": "fp8", "offload": True}
@@ -37,8 +37,9 @@ def config_with(name, *, sizes=(64,), device="cpu", **changes):
 
 
 def test_every_name_has_a_row_a_choice_and_a_file_of_settings():
-    assert set(PRIORS) == set(NAMES) and EMBEDDED is tiny.EMBEDDED and set(EMBEDDED) < set(NAMES)
-    assert set(choices("prior")) == {*NAMES, "sd21", "sd35"}
+    assert list(PRIORS) == list(FACTS) and {row.facts.adapter for row in PRIORS.values()} == set(ADAPTERS)
+    assert set(choices("prior")) == {*FACTS, "sd21", "sd35"}
+    assert EMBEDDED == ("tiny_sd3", "tiny_sd", "tiny_sd_v", "tiny_instaflow")
     assert STORAGES == parts.STORAGES and tuple(parts.QUANTIZATIONS) == QUANTIZATIONS
 
 
@@ -98,7 +99,7 @@ def test_the_preset_for_little_memory_saves_where_it_changes_little():
     prior = config.prior
     assert (prior.name, prior.dtype, prior.t5, prior.vae_checkpointing) == ("sd3", "bf16", False, True)
     assert (prior.storage, prior.quantization, prior.offload, prior.vae) == ("none", "none", False, "")
-    for name in NAMES:
+    for name in FACTS:
         check(config_with(name, dtype="bf16", t5=False, vae_checkpointing=True))
 
 

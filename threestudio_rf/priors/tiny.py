@@ -18,12 +18,13 @@ import torch
 
 from threestudio_rf.priors.architecture import END_OF_WORD, byte_alphabet
 from threestudio_rf.priors.base import PriorError
+from threestudio_rf.priors.facts import FACTS
 from threestudio_rf.priors.layout import read_json
 from threestudio_rf.priors.parts import PLAIN, PartOptions
 from threestudio_rf.priors.sd import SDPrior, load_sd
 from threestudio_rf.priors.sd3 import SD3Prior, load_sd3
 
-EMBEDDED: tuple[str, ...] = ("tiny_sd3", "tiny_sd", "tiny_sd_v", "tiny_instaflow")
+EMBEDDED: tuple[str, ...] = tuple(name for name, facts in FACTS.items() if facts.source == "embedded")
 """Their names on the command line; their folders have - for _."""
 NAME = "tiny-sd3"
 LICENCE = "Apache-2.0 (trained by this project)"

@@ -7,9 +7,8 @@ import re
 from typing import Any
 
 from threestudio_rf.app.build.check_edit import check_edit
-from threestudio_rf.app.build.check_image import multiple_of
 from threestudio_rf.app.build.check_loss import check_loss
-from threestudio_rf.app.build.prior import knows_octants, wording
+from threestudio_rf.app.build.prior import PRIORS, facts_of, knows_octants, multiple_of, on_table, wording
 from threestudio_rf.app.build.sampling import check_sample
 from threestudio_rf.app.build.scene import SCENES
 from threestudio_rf.app.errors import UserError, suggestion
@@ -17,10 +16,6 @@ from threestudio_rf.app.settings.config import Config, leaves, value_of
 from threestudio_rf.app.settings.groups import PriorConfig
 from threestudio_rf.export.texture import LARGEST, SMALLEST
 from threestudio_rf.trainer.ramp import ramp
-
-FORMULAS = ("gaussian", "tiny_exact")
-FROM_THE_HUB = ("sd3", "sd", "instaflow")
-FLOWS_OF_SD = ("instaflow", "tiny_instaflow")
 
 
 def _range_text(rule: dict[str, Any]) -> str:
@@ -78,6 +73,7 @@ def check(config: Config) -> None:
     for key, leaf in leaves().items():
         _check_leaf(key, value_of(config, key), leaf.rule)
     _check_choice("scene.name", config.scene.name, tuple(SCENES))
+    _check_choice("prior.name", config.prior.name, tuple(PRIORS))
     check_loss(config)
     _check_camera(config)
     _check_scene(config)
@@ -97,6 +93,7 @@ def check_group(config: Config, name: str) -> None:
         if key.startswith(f"{name}."):
             _check_leaf(key, value_of(config, key), leaf.rule)
     if name == "prior":
+        _check_choice("prior.name", config.prior.name, tuple(PRIORS))
         _check_prior(config)
 
 
@@ -136,25 +133,29 @@ def _check_scene(config: Config) -> None:
 
 
 def _check_prior(config: Config) -> None:
-    prior = config.prior
-    if prior.name in FROM_THE_HUB and not prior.path:
+    prior, facts = config.prior, facts_of(config.prior)
+    if facts.source == "hub" and not prior.path:
         raise UserError(f"prior={prior.name} needs weights: prior.path=<folder> or prior.path=<owner/name>")
-    flow = prior.name in FLOWS_OF_SD or (prior.name == "sd" and prior.kind == "flow")
-    if prior.kind != "auto" and prior.name != "sd" and not (flow and prior.kind == "flow"):
-        raise UserError(f"prior.kind={prior.kind}: expected auto with prior {prior.name}; only prior=sd has a choice")
-    if prior.mirror_time and not flow:
+    rows = {name: row.facts for name, row in PRIORS.items()}
+    if prior.kind not in ("auto", *facts.kinds):
+        several = ", ".join(f"prior={name}" for name, row in rows.items() if len(row.kinds) > 1)
+        raise UserError(f"prior.kind={prior.kind}: expected auto with prior {prior.name}; only {several} has a choice")
+    if prior.mirror_time and (not facts.labels or on_table(prior)):
+        flows = ", ".join(name for name, row in rows.items() if row.labels and row.levels == "straight")
         raise UserError(
-            f"prior.mirror_time=true: expected a flow of sd's shape ({', '.join(FLOWS_OF_SD)}, "
+            f"prior.mirror_time=true: expected a flow of sd's shape ({flows}, "
             f"or prior=sd with prior.kind=flow), got prior {prior.name}"
         )
-    if prior.max_sequence_length is not None and prior.name != "sd3":
-        length = prior.max_sequence_length
-        raise UserError(f"prior.max_sequence_length={length}: expected null, only prior=sd3 reads it")
+    if prior.max_sequence_length is not None and "max_sequence_length" not in facts.reads:
+        readers = ", ".join(f"prior={name}" for name, row in rows.items() if "max_sequence_length" in row.reads)
+        raise UserError(
+            f"prior.max_sequence_length={prior.max_sequence_length}: expected null, only {readers} reads it"
+        )
     if "none" not in (prior.storage, prior.quantization):
         raise UserError(f"prior.storage={prior.storage}, prior.quantization={prior.quantization}: expected only one")
     if prior.quantization == "nf4" and (prior.offload or config.device == "cpu"):
         raise UserError("prior.quantization=nf4: expected prior.offload=false and a CUDA device, as nf4 stays on it")
-    if prior.name in FORMULAS and (prior.vae or {prior.storage, prior.quantization} != {"none"}):
+    if facts.source == "formula" and (prior.vae or {prior.storage, prior.quantization} != {"none"}):
         raise UserError(
             f"prior.vae, prior.storage, prior.quantization: expected none with prior {prior.name}, a formula"
         )
@@ -162,9 +163,10 @@ def _check_prior(config: Config) -> None:
 
 
 def _check_views(prior: PriorConfig) -> None:
-    if prior.views == "camera" and prior.name != "tiny_exact":
+    if prior.views == "camera" and "camera" not in facts_of(prior).views:
+        those = ", ".join(name for name, row in PRIORS.items() if "camera" in row.facts.views)
         raise UserError(
-            f"prior.views=camera: expected auto, four or octants; {prior.name} hears words, tiny_exact alone"
+            f"prior.views=camera: expected auto, four or octants; {prior.name} hears words, {those} alone the camera"
         )
     if prior.views == "octants" and not knows_octants(prior):
         raise UserError(

@@ -1,23 +1,11 @@
-"""Checks of pictures as a scene, and the sizes that a prior takes."""
+"""Checks of pictures as a scene."""
 
 from __future__ import annotations
 
-from threestudio_rf.app.build.prior import GAUSSIAN_SIZE
+from threestudio_rf.app.build.prior import facts_of, multiple_of
 from threestudio_rf.app.errors import UserError
 from threestudio_rf.app.settings.config import Config
-from threestudio_rf.app.settings.groups import PriorConfig
 from threestudio_rf.scenes.image import BOUNDS
-
-PICTURE_MULTIPLES = {"sd": 64, "instaflow": 64, "tiny_exact": 1}
-"""Pixels that a picture's sides are multiples of: VAE's factor times network's (SD's UNet halves latents thrice)."""
-VAE_TIMES_PATCH = 16
-
-
-def multiple_of(prior: PriorConfig) -> int:
-    """What the sides of a picture are multiples of."""
-    if prior.name == "gaussian":
-        return prior.size or GAUSSIAN_SIZE
-    return PICTURE_MULTIPLES.get(prior.name, VAE_TIMES_PATCH)
 
 
 def check_image(config: Config) -> None:
@@ -32,6 +20,7 @@ def check_image(config: Config) -> None:
             f"scene.image.bound={image.bound}: expected auto, {', '.join(BOUNDS[image.kind])} "
             f"with scene.image.kind={image.kind}"
         )
-    factor = multiple_of(config.prior) if image.kind == "pixels" or config.prior.name == "gaussian" else 1
+    same = image.kind == "pixels" or facts_of(config.prior).source == "formula"
+    factor = multiple_of(config.prior) if same else 1
     if image.size % factor:
         raise UserError(f"scene.image.size={image.size}: expected a multiple of {factor} for prior {config.prior.name}")

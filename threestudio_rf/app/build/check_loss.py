@@ -5,21 +5,15 @@ from __future__ import annotations
 import math
 
 from threestudio_rf.app.build.method import method_of, role_patterns
+from threestudio_rf.app.build.prior import facts_of, on_table
 from threestudio_rf.app.errors import UserError
 from threestudio_rf.app.settings.config import Config
-from threestudio_rf.app.settings.groups import PriorConfig
 from threestudio_rf.app.settings.loss import LossConfig
 from threestudio_rf.priors.twin import NAME as TWIN
 from threestudio_rf.trainer.ramp import ramp
 
 TABLE_ENTRIES = 1000
-TABLES = ("sd", "tiny_sd", "tiny_sd_v")
-"""Priors on a table of levels, whose first entry is the least noise they know; sd is none with prior.kind=flow."""
-
-
-def on_table(prior: PriorConfig) -> bool:
-    """Whether the prior's noise levels are those of a table, as far as its settings tell."""
-    return prior.name in TABLES and prior.kind != "flow"
+"""Entries of a prior's table of levels, whose first is the least noise that it knows."""
 
 
 def check_loss(config: Config) -> None:
@@ -113,7 +107,7 @@ def _check_twin(config: Config) -> None:
     if TWIN not in method_of(config.loss).roles:
         return
     wanted = "expected a network whose weights are kept as they are, for the twin of loss.combiner=vsd to share"
-    if prior.name == "gaussian":
+    if facts_of(prior).source == "formula":
         raise UserError(f"prior={prior.name} is a formula: {wanted}")
     if (prior.storage, prior.quantization) != ("none", "none"):
         raise UserError(f"prior.storage={prior.storage}, prior.quantization={prior.quantization}: {wanted}")

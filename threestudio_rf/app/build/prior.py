@@ -1,9 +1,10 @@
-"""Priors from settings: one row per name. `build.py` shows these names too."""
+"""Priors from settings: one row per name."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,27 +13,48 @@ from threestudio_rf.app.console import LOG
 from threestudio_rf.app.errors import user_path
 from threestudio_rf.app.settings.groups import PriorConfig
 from threestudio_rf.priors.base import Prior
+from threestudio_rf.priors.facts import FACTS, Facts
 from threestudio_rf.priors.gaussian import GaussianPrior
 from threestudio_rf.priors.parts import PartOptions
 from threestudio_rf.priors.sd import load_sd
 from threestudio_rf.priors.sd3 import load_sd3
-from threestudio_rf.priors.tiny import EMBEDDED, known_words, load_tiny, weights_folder
+from threestudio_rf.priors.tiny import known_words, load_tiny, weights_folder
 from threestudio_rf.priors.views import HEIGHTS
 from threestudio_rf.tiny.world.bank import BankCameras
 from threestudio_rf.tiny.world.exact import ExactPrior
 from threestudio_rf.tiny.world.views import COLOURS
 
-TINY_WORLD = (*EMBEDDED, "tiny_exact")
-"""Priors whose prompts have a known truth."""
-GAUSSIAN_SIZE, EXACT_SIZE = 8, 64
-"""Height and width of a formula's pictures where prior.size is 0."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class PriorRow:
+    """What the application knows of a prior: how it is built, and what is known before that."""
+
+    build: Callable[[PriorConfig, torch.device], Prior]
+    facts: Facts
+
+
+def facts_of(config: PriorConfig) -> Facts:
+    """What is known of the prior of these settings."""
+    return PRIORS[config.name].facts
+
+
+def on_table(config: PriorConfig) -> bool:
+    """Whether the prior's noise levels are those of a table, as far as its settings tell."""
+    return facts_of(config).levels == "table" and config.kind != "flow"
+
+
+def multiple_of(config: PriorConfig) -> int:
+    """What the sides of a picture are multiples of."""
+    facts = facts_of(config)
+    return facts.multiple or config.size or facts.size
 
 
 def pick_dtype(prior: PriorConfig, device: torch.device) -> torch.dtype:
     """The number format of the network: auto is fp32 on a CPU and for embedded priors, else bf16."""
     if prior.dtype == "auto":
-        small = device.type == "cpu" or prior.name in EMBEDDED
+        small = device.type == "cpu" or facts_of(prior).source == "embedded"
         return torch.float32 if small else torch.bfloat16
     if prior.dtype == "fp16" and device.type == "cpu":
         LOG.warning("prior.dtype=fp16 is slower than fp32 on a CPU; fp32 is used (bf16 on request)")
@@ -56,8 +78,9 @@ def _caches() -> Path:
 
 def knows_octants(config: PriorConfig) -> bool:
     """Whether the prior's captions named octant and height of the camera."""
-    if config.name not in EMBEDDED:
-        return config.name == "tiny_exact"
+    facts = facts_of(config)
+    if "octants" not in facts.views or facts.source != "embedded":
+        return "octants" in facts.views
     folder = weights_folder() / config.name.replace("_", "-")
     return folder.is_dir() and set(HEIGHTS) <= set(known_words(folder))
 
@@ -108,11 +131,12 @@ def _sd3(config: PriorConfig, device: torch.device) -> Prior:
 
 
 def _sd(config: PriorConfig, device: torch.device) -> Prior:
+    kinds = facts_of(config).kinds
     return load_sd(
         config.path,
         device=device,
         dtype=pick_dtype(config, device),
-        kind="flow" if config.name == "instaflow" else config.kind,
+        kind=kinds[0] if len(kinds) == 1 else config.kind,
         mirror_time=config.mirror_time,
         revision=config.revision,
         variant=config.variant,
@@ -125,32 +149,30 @@ def _sd(config: PriorConfig, device: torch.device) -> Prior:
 
 def _gaussian(config: PriorConfig, device: torch.device) -> Prior:
     colours = 2 * torch.tensor(list(COLOURS.values())) - 1
-    size = config.size or GAUSSIAN_SIZE
+    size = config.size or facts_of(config).size
     means = colours[:, :, None, None].expand(-1, -1, size, size).to(device)
     return GaussianPrior(means, config.std, names=list(COLOURS))
 
 
 def _exact(config: PriorConfig, device: torch.device) -> Prior:
-    size, cameras = config.size or EXACT_SIZE, BankCameras(config.bank_views, (1.8, 1.8), (46.0, 46.0))
+    size, cameras = config.size or facts_of(config).size, BankCameras(config.bank_views, (1.8, 1.8), (46.0, 46.0))
     return ExactPrior(size=size, cameras=cameras, q=config.bank_std, cache=bank_cache(config.cache), device=device)
 
 
-PRIORS: dict[str, Callable[[PriorConfig, torch.device], Prior]] = {
-    "tiny_sd3": _tiny,
-    "tiny_sd": _tiny,
-    "tiny_sd_v": _tiny,
-    "tiny_instaflow": _tiny,
-    "tiny_exact": _exact,
+ADAPTERS: dict[str, Callable[[PriorConfig, torch.device], Prior]] = {
+    "tiny": _tiny,
+    "exact": _exact,
     "sd3": _sd3,
     "sd": _sd,
-    "instaflow": _sd,
     "gaussian": _gaussian,
 }
+PRIORS = {name: PriorRow(ADAPTERS[facts.adapter], facts) for name, facts in FACTS.items()}
+"""Every prior by `prior.name`."""
 
 
 def build_prior(config: PriorConfig, device: torch.device) -> Prior:
     """The frozen network; its licence is printed."""
-    prior = PRIORS[config.name](config, device)
+    prior = PRIORS[config.name].build(config, device)
     LOG.info("prior %s, licence: %s", prior.name, prior.licence)
     return prior
 

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from threestudio_rf.app.build.check_image import check_image
-from threestudio_rf.app.build.prior import EMBEDDED as EMBEDDED
 from threestudio_rf.app.build.prior import build_prior as build_prior
 from threestudio_rf.app.build.prior import pick_dtype as pick_dtype
 from threestudio_rf.app.build.prior import prior_id as prior_id

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from threestudio_rf.app.build.prior import TINY_WORLD, bank_cache
+from threestudio_rf.app.build.prior import bank_cache, facts_of
 from threestudio_rf.app.console import LOG
 from threestudio_rf.app.errors import UserError
 from threestudio_rf.app.run.run import Run
@@ -65,7 +65,7 @@ def judge() -> Judge:
 def tellable(config: Config, prompt: str) -> bool:
     """Whether the truth of a prompt is known and wanted: a prior of the tiny world, a prompt with a truth there,
     `evaluate.auto`."""
-    return config.evaluate.auto and config.prior.name in TINY_WORLD and subject(prompt) is not None
+    return config.evaluate.auto and facts_of(config.prior).world and subject(prompt) is not None
 
 
 def known(prompt: str) -> tuple[Subject, Judge]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-PRIORS = ("tiny_sd3", "tiny_sd", "tiny_sd_v", "tiny_instaflow", "tiny_exact", "sd3", "sd", "instaflow", "gaussian")
+from threestudio_rf.priors.facts import FACTS
+
 KINDS = ("auto", "eps", "v", "flow")
 STORAGES = ("none", "fp8")
 QUANTIZATIONS = ("none", "int8", "nf4")
@@ -37,7 +38,7 @@ def group(kind: type) -> Any:
 class PriorConfig:
     """The frozen network."""
 
-    name: str = opt("tiny_sd3", "which adapter", choices=PRIORS)
+    name: str = opt("tiny_sd3", f"which one ({', '.join(FACTS)})")
     path: str = opt("", "folder or owner/name of the weights; the embedded priors need none")
     dtype: str = opt("auto", "number format of the network", choices=("auto", "fp32", "bf16", "fp16"))
     revision: str | None = opt(None, "branch, tag or commit on the hub")

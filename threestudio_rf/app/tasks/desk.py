@@ -15,7 +15,7 @@ from torch import Tensor
 from threestudio_rf.app.build.check_edit import name_of, prompts_of
 from threestudio_rf.app.build.picture import bounded, check_mask, fitted, read_mask, read_picture, suffixes
 from threestudio_rf.app.build.sampling import picture_size
-from threestudio_rf.app.build.scene import EMBEDDED, build_prior
+from threestudio_rf.app.build.scene import build_prior
 from threestudio_rf.app.build.tuned import method_of
 from threestudio_rf.app.build.words import warn_unknown_words
 from threestudio_rf.app.console import LOG, Progress
@@ -74,8 +74,7 @@ class Desk:
     @cached_property
     def prior(self) -> Prior:
         config = self.run.config
-        if config.prior.name in EMBEDDED:
-            warn_unknown_words(" ".join([config.edit.source, *prompts_of(config)]), config.prior.name)
+        warn_unknown_words(" ".join([config.edit.source, *prompts_of(config)]), config.prior.name)
         return build_prior(config.prior, self.run.device)
 
     @cached_property

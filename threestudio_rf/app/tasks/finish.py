@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from threestudio_rf.app.build.prior import TINY_WORLD
+from threestudio_rf.app.build.prior import facts_of
 from threestudio_rf.app.console import LOG, peak_memory_mb
 from threestudio_rf.app.errors import FAILED, GOOD, UserError
 from threestudio_rf.app.report.curves import write_curves
@@ -167,7 +167,7 @@ def _only(spent: dict[str, float]) -> Figures:
 def _known(run: Run) -> bool:
     """Whether the run is judged; where only the prompt is in the way, that is told."""
     config = run.config
-    if config.evaluate.auto and config.prior.name in TINY_WORLD and subject(config.prompt) is None:
+    if config.evaluate.auto and facts_of(config.prior).world and subject(config.prompt) is None:
         LOG.info("nothing is judged: the prompt does not name one shape and one colour of the tiny world")
     return tellable(config, config.prompt)
 

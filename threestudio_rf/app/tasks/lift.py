@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from threestudio_rf.app.build.method import build_twin, embed_roles, lift_settings, rates
-from threestudio_rf.app.build.scene import EMBEDDED, SCENES, prior_id
+from threestudio_rf.app.build.prior import facts_of
+from threestudio_rf.app.build.scene import SCENES, prior_id
 from threestudio_rf.app.build.views import embed_views
 from threestudio_rf.app.build.words import warn_unknown_words
 from threestudio_rf.app.console import LOG, Progress, memory
@@ -89,7 +90,7 @@ def prepare(run: Run) -> Lift:
 
 def warn_bank(config: Config) -> None:
     """Warn when cameras stand where tiny_exact has no true views: one distance and field of view, given elevations."""
-    if config.prior.name != "tiny_exact" or not SCENES[config.scene.name].posed:
+    if "bank_views" not in facts_of(config.prior).reads or not SCENES[config.scene.name].posed:
         return
     camera, known = config.camera, NARROW
     where = {"camera.distance": (camera.distance, known.distance), "camera.fovy": (camera.fovy, known.fovy)}
@@ -97,10 +98,11 @@ def warn_bank(config: Config) -> None:
     for key, (got, expected) in where.items():
         if got[0] < expected[0] or got[1] > expected[1]:
             LOG.warning(
-                "%s=%s: the true views that tiny_exact knows are seen from %s, so others look wrong to it; "
+                "%s=%s: the true views that %s knows are seen from %s, so others look wrong to it; "
                 "experiment=tiny_exact sets cameras that fit",
                 key,
                 list(got),
+                config.prior.name,
                 list(expected),
             )
 
@@ -199,8 +201,7 @@ def command(run: Run) -> int:
     config = run.config
     LOG.info("experiment %s, preset %s, loss %s: %r", config.experiment, config.preset, config.loss.name, config.prompt)
     made = prepare(run)
-    if config.prior.name in EMBEDDED:
-        warn_unknown_words(config.prompt, config.prior.name)
+    warn_unknown_words(config.prompt, config.prior.name)
     warn_space(made)
     warn_bank(config)
     with Stop() as stop:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from torch import Tensor
 
 from threestudio_rf.app.build.picture import read_mask, read_picture
-from threestudio_rf.app.build.prior import EMBEDDED, build_prior
+from threestudio_rf.app.build.prior import build_prior
 from threestudio_rf.app.build.sampling import plan, run
 from threestudio_rf.app.build.views import with_view
 from threestudio_rf.app.build.words import warn_unknown_words
@@ -63,8 +63,7 @@ def command(run_: Run) -> int:
 
 def _text(config: Config) -> str:
     """The prompt with its view word; words that an embedded prior has never seen are told."""
-    if config.prior.name in EMBEDDED:
-        warn_unknown_words(config.prompt, config.prior.name)
+    warn_unknown_words(config.prompt, config.prior.name)
     return with_view(config, config.sample.view)
 
 

@@ -1,0 +1,74 @@
+"""What is known of each prior before its weights are opened. The module imports the standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+STORED = ("dtype", "vae", "vae_checkpointing", "storage", "quantization", "offload")
+"""Settings of how network and VAE are kept."""
+HUB = ("path", "revision", "variant", "offline", *STORED)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A prior by its name on the command line.
+
+    adapter   which code opens it
+    source    its weights are embedded in the package, or a folder or repository of the hub; a formula has none
+    levels    its noise levels: a table of 1000 (VP), or the straight path of a flow
+    multiple  the sides of its pictures are multiples of so many pixels: the VAE's factor times the network's own (SD's
+              UNet halves latents thrice, SD3's patches are 2); 0: of its own size
+    size      height and width of a formula's pictures unless others are asked for
+    kinds     what its network may be said to predict; one: what it predicts, none: there is nothing to say
+    labels    its network is told the time as an integer label
+    views     how it may be asked for a view; an embedded one by octant only where its words have them
+    world     its prompts have a truth in the tiny world
+    reads     settings of its own: of where the weights are, how they are kept, of the adapter
+    """
+
+    adapter: str
+    source: Literal["embedded", "hub", "formula"]
+    levels: Literal["table", "straight"]
+    multiple: int = 16
+    size: int = 0
+    kinds: tuple[str, ...] = ()
+    labels: bool = False
+    views: tuple[str, ...] = ("four",)
+    world: bool = False
+    reads: tuple[str, ...] = ()
+
+
+_WORDS = ("four", "octants")
+FACTS: dict[str, Facts] = {
+    "tiny_sd3": Facts("tiny", "embedded", "straight", views=_WORDS, world=True, reads=STORED),
+    "tiny_sd": Facts("tiny", "embedded", "table", labels=True, views=_WORDS, world=True, reads=STORED),
+    "tiny_sd_v": Facts("tiny", "embedded", "table", labels=True, views=_WORDS, world=True, reads=STORED),
+    "tiny_instaflow": Facts(
+        "tiny",
+        "embedded",
+        "straight",
+        kinds=("flow",),
+        labels=True,
+        views=_WORDS,
+        world=True,
+        reads=("mirror_time", *STORED),
+    ),
+    "tiny_exact": Facts(
+        "exact",
+        "formula",
+        "straight",
+        multiple=1,
+        size=64,
+        views=("four", "octants", "camera"),
+        world=True,
+        reads=("size", "bank_views", "bank_std"),
+    ),
+    "sd3": Facts("sd3", "hub", "straight", reads=("t5", "max_sequence_length", *HUB)),
+    "sd": Facts(
+        "sd", "hub", "table", multiple=64, kinds=("eps", "v", "flow"), labels=True, reads=("kind", "mirror_time", *HUB)
+    ),
+    "instaflow": Facts("sd", "hub", "straight", multiple=64, kinds=("flow",), labels=True, reads=("mirror_time", *HUB)),
+    "gaussian": Facts("gaussian", "formula", "straight", multiple=0, size=8, reads=("size", "std")),
+}
+"""Every prior that ships."""
