@@ -85,8 +85,7 @@ def test_text_encoders_are_gone_when_the_texts_are_embedded(load, folder, encode
         seen.append(weakref.ref(part))
         return part
 
-    for module in ("sd_text", "sd3_text"):
-        monkeypatch.setattr(f"threestudio_rf.priors.{module}.load_part", watched)
+    monkeypatch.setattr("threestudio_rf.priors.text.load_part", watched)
     load(request.getfixturevalue(folder)).embed(PROMPTS)
     gc.collect()
     assert len(seen) == encoders and [one() for one in seen] == [None] * encoders

@@ -27,7 +27,7 @@ from threestudio_rf.priors.folder import check_parts, usable_dtype
 from threestudio_rf.priors.hub import Places, places
 from threestudio_rf.priors.layout import Shape, Table, is_whole, read_index, vae_factor
 from threestudio_rf.priors.parts import PLAIN, FolderParts, PartOptions, Parts
-from threestudio_rf.priors.sd_text import ENCODER, SDText, excess
+from threestudio_rf.priors.text import ENCODER, SDText, excess
 
 NETWORK = ("unet", "UNet2DConditionModel")
 CLASSES = {"unet": NETWORK[1], ENCODER: "CLIPTextModel"}

@@ -22,8 +22,7 @@ from threestudio_rf.priors.folder import check_parts, usable_dtype
 from threestudio_rf.priors.hub import Places, places
 from threestudio_rf.priors.layout import Shape, Table, present, read_index, vae_factor
 from threestudio_rf.priors.parts import PLAIN, FolderParts, PartOptions, Parts
-from threestudio_rf.priors.sd3_text import CLIPS, T5, SD3Text
-from threestudio_rf.priors.sd_text import excess
+from threestudio_rf.priors.text import CLIPS, T5, SD3Text, excess
 
 LICENCE = "Stability AI Community Licence (gated; see the model's page)"
 MAX_SEQUENCE_LENGTH, LONGEST = 256, 4096
