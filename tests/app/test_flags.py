@@ -119,6 +119,7 @@ def test_a_sweep_over_quoted_prompts_is_left_to_hydra():
             ["loss.perp_neg=true", "loss.perp_neg_f_sb=[1,0.5,-0.6]"],
         ),
         (["system.loggers.wandb.enable=true", "system.renderer.context_type=cuda"], ["wandb=true"]),
+        (["foo.context_type=cuda"], None),
         (["system.negative=1"], None),
     ],
 )
@@ -167,7 +168,9 @@ def test_flags_without_effect_are_told():
         (["+new=1"], "unknown key new"),
         (["a red mushroom"], 'prompt="a red mushroom"'),
         (["--tests"], "unknown flag --tests; did you mean --test"),
-        (["--config", "configs/magic3d-coarse-sd.yaml"], "no such experiment.*experiments: .*rfds_sd3"),
+        (["--config", "configs/latentnerf.yaml"], "no such file; nearest is --config configs/dreamfusion-sd.yaml"),
+        (["--config", "elsewhere/rfds_sd3.yaml"], "no such file.*experiments: .*rfds_sd3"),
+        (["--config", "rfds_sd3", "--config", "rfds"], "--config rfds: expected one file"),
         (["--config"], "--config needs a value"),
     ],
 )

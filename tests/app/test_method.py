@@ -25,12 +25,10 @@ from threestudio_rf.distill.combine import COMBINERS
 from threestudio_rf.distill.method import METHODS
 from threestudio_rf.distill.noise import SOURCES
 from threestudio_rf.priors.base import Condition
-from threestudio_rf.trainer.ramp import ramp
 
 WINDOWS = {
     "sdi": ("annealed", 0.25, 0.98),
     "ours": ("annealed", 0.1, 0.98),
-    "bridge": ("uniform", 0.02, [5000, 0.98, 0.5, 5001]),
 }
 UNIFORM = ("uniform", 0.02, 0.98)
 
@@ -119,7 +117,7 @@ def test_numbers_of_the_loop_come_from_their_settings() -> None:
     [
         (["sds", "loss.scale=0"], r"loss\.scale=0: expected above 0"),
         (["sds", "loss.t_max=[0,0.5,1.0,10]"], r"loss\.t_max=.*below 1 with loss\.space=eps"),
-        (["sjc", "loss.t_max=1", "loss.weight=sigma_over_alpha"], r"below 1 with loss\.weight=sigma_over_alpha"),
+        (["rfds", "loss.t_max=1", "loss.weight=sigma_over_alpha"], r"below 1 with loss\.weight=sigma_over_alpha"),
         (["ism", "loss.space=flow"], r"loss\.space: got flow with noise ism, expected eps"),
         (["sds", "loss.stage_two=0.5"], r"loss\.stage_two=0\.5, no second stage: expected both"),
         (["sds", "loss.stage_two_noise=rev"], r"loss\.stage_two=None, stage_two_noise: expected both"),
@@ -150,8 +148,7 @@ def test_what_a_method_cannot_do_is_refused_by_name(line: list[str], message: st
 def test_what_only_looks_alike_is_accepted() -> None:
     check(preset("sds", "prior=tiny_sd", "loss.t_min=0.001"))
     check(preset("sds", "prior=tiny_instaflow", "loss.t_min=0.0001"))
-    check(preset("sjc", "loss.t_max=1"))
+    check(preset("rfds", "loss.t_max=1"))
     check(preset("csd", "loss.combiner=csd_negative", "negative_prompt=foggy"))
     check(preset("vsd", "prior=gaussian", "task=doctor"))
-    assert ramp(preset("bridge").loss.t_max)(5001) == 0.5
     assert method_of(preset("ucm").loss).at(0.36).noise == "push_back"

@@ -105,7 +105,8 @@ def sds(s: Setting, t: torch.Tensor, scale: float = 100.0) -> torch.Tensor:
 
 def sjc(s: Setting, t: torch.Tensor) -> torch.Tensor:
     x = s.noised(t, s.draw())
-    return s.x0 - s.clean(x, t, s.cfg(x, t, 100.0))
+    eps = s.implied(x, t)
+    return s.cfg(x, t, 101.0) - eps
 
 
 def flow_residual(s: Setting, t: torch.Tensor, eps: torch.Tensor, scale: float) -> torch.Tensor:
@@ -140,13 +141,13 @@ def csd(s: Setting, t: torch.Tensor) -> torch.Tensor:
 def nfsd(s: Setting, t: torch.Tensor) -> torch.Tensor:
     x = s.noised(t, s.draw())
     cond, uncond, neg = (s.eps(x, t, role) for role in ("cond", "uncond", "neg"))
-    domain = torch.where((t < 0.2)[:, None, None, None], uncond, uncond - neg)
+    domain = torch.where(((1000 * t).round() - 1 < 200)[:, None, None, None], uncond, uncond - neg)
     return s.level(t)[1] ** 2 * (7.5 * (cond - uncond) + domain)
 
 
 def bridge(s: Setting, t: torch.Tensor) -> torch.Tensor:
     x = s.noised(t, s.draw())
-    return s.level(t)[1] ** 2 * 100.0 * (s.eps(x, t, "target") - s.eps(x, t, "artifact"))
+    return s.level(t)[1] ** 2 * 40.0 * (s.eps(x, t, "target") - s.eps(x, t, "artifact"))
 
 
 def ism(s: Setting, t: torch.Tensor) -> torch.Tensor:
@@ -177,8 +178,8 @@ FORMULAS = {
     "sdi": (0.5, sdi, 2 + 2 * 9),
     "csd": (0.5, csd, 2),
     "nfsd": (0.5, nfsd, 3),
-    "bridge": (0.79, sds, 2),
-    "bridge 2": (0.8, bridge, 2),
+    "bridge": (0.49, lambda s, t: sds(s, t, 40.0), 2),
+    "bridge 2": (0.5, bridge, 2),
     "ism": (0.5, ism, 2 + 1 + 4),
     "ucm": (0.35, lambda s, t: rfds(s, t, 60.0), 2),
     "ucm 2": (0.36, ucm, 2 + 3),
@@ -214,6 +215,11 @@ def test_the_gradient_of_a_method_is_its_formula_for_every_kind_of_prior(name, p
     assert wanted.abs().amax((1, 2, 3)).min() > 1e-6
     torch.testing.assert_close(out.grad, wanted, rtol=1e-8, atol=1e-11)
     assert setting.predict.calls == calls
+
+
+def test_nfsd_changes_at_entry_200_of_the_table_as_its_code_does():
+    for t, roles in ((0.2, ("cond", "uncond")), (0.201, ("cond", "uncond", "neg"))):
+        assert METHODS["nfsd"].guidance(torch.tensor([t])).roles == roles
 
 
 def test_the_second_term_of_csd_fades_with_the_run():

@@ -77,7 +77,7 @@ def test_every_method_has_threestudios_perp_neg_as_its_guided_prediction(name):
     torch.testing.assert_close(out.eps, eps.detach(), rtol=1e-10, atol=1e-10)
     x_t = ((1 - t) * x + t * eps).detach()
     u = threestudio(predict(x_t, T, ROLES), NEGATIVES, method.scale)
-    factor = {"rfds": 1.0, "rfds_rev": 1.0, "sds": (1 - t) * t**2, "sjc": t}[name]
+    factor = {"rfds": 1.0, "rfds_rev": 1.0, "sds": (1 - t) * t**2, "sjc": 1 - t}[name]
     wanted = factor * (u - (eps - x).detach()) / x[0].numel() / len(x)
     torch.testing.assert_close(out.grad, wanted, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(out.x0_hat, x_t - t * u, rtol=1e-9, atol=1e-9)

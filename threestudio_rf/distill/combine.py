@@ -49,9 +49,14 @@ def _csd_negative(scale: float, t: Tensor, progress: float) -> Weights:
     return {"cond": scale, "uncond": push - scale, **({"neg": -push} if push else {})}
 
 
+FAR = 0.2005
+"""Where NFSD's domain part changes: its code asks whether the entry of a table of 1000, which is `round(1000 t) - 1`,
+is below 200."""
+
+
 def _nfsd(scale: float, t: Tensor, progress: float) -> Weights:
-    """NFSD (arXiv 2310.17590): s (cond - uncond) + the domain's part, uncond for t < 0.2, else uncond - neg."""
-    far = (t >= 0.2).to(t)
+    """NFSD (arXiv 2310.17590): s (cond - uncond) + the domain's part, uncond below `FAR`, else uncond - neg."""
+    far = (t >= FAR).to(t)
     return {"cond": scale, "uncond": 1 - scale, **({"neg": -far} if bool(far.any()) else {})}
 
 

@@ -92,14 +92,14 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "sds": Method(space="eps", weight="sigma2"),
-    "sjc": Method(space="x0"),
+    "sjc": Method(space="eps", scale=101.0),
     "rfds": Method(),
     "rfds_rev": Method(noise="rev"),
     "rfds_rev_instaflow": Method(noise="rev", rev_step=1.0, scale=50.0),
     "sdi": Method(space="x0", noise="inverted", scale=7.5, invert_scale=-7.5, invert_eta=0.3),
     "csd": Method(space="eps", combiner="csd", scale=1.0),
     "nfsd": Method(space="eps", weight="sigma2", combiner="nfsd", scale=7.5),
-    "bridge": Method(space="eps", weight="sigma2", stage_two=0.8, stage_two_combiner="bridge"),
+    "bridge": Method(space="eps", weight="sigma2", scale=40.0, stage_two=0.5, stage_two_combiner="bridge"),
     "ism": Method(space="eps", weight="sigma_over_alpha", noise="ism", scale=7.5, invert_steps=5),
     "ucm": Method(scale=60.0, invert_steps=3, invert_scale=1.0, stage_two=0.36, stage_two_noise="push_back"),
     "vsd": Method(space="eps", weight="sigma2", combiner="vsd", scale=7.5),

@@ -13,10 +13,11 @@ EXAMPLES = (
     ('python launch.py -m prompt="a green cone" seed=0,1,2', "several runs"),
 )
 FLAGS = (
-    ("--config PATH", "experiment by its file name, or the configs/parsed.yaml of a run"),
+    ("--config FILE", "a file of threestudio, of the reference, of a run (configs/parsed.yaml), or a preset's name"),
     ("--train, --validate, --test, --export", "mode= of the run, as in threestudio"),
     ("--gpu N", "CUDA device, unless CUDA_VISIBLE_DEVICES is set"),
     ("--verbose", "log_level=debug"),
+    ("strict=false", "leave out what such a file asks for and is not here, instead of refusing it"),
     ("--cfg", "print the settings and stop"),
     ("-m, --multirun", "one run for each combination of comma-separated values"),
     ("--version", "print the version"),

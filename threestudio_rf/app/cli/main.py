@@ -18,7 +18,7 @@ from threestudio_rf.app.console import LOG, close_log, open_log
 from threestudio_rf.app.errors import FAILED, GOOD, INTERRUPTED, USER_ERROR, RunError, UserError
 from threestudio_rf.app.run.folder import Lock, create, probe, write_command, write_start, write_status
 from threestudio_rf.app.run.run import Run, find_checkpoint, home, merge_stored, open_checkpoint, run_text
-from threestudio_rf.app.settings.compose import compose, from_file, on_top, to_text, typed
+from threestudio_rf.app.settings.compose import compose, to_text, typed
 from threestudio_rf.app.settings.config import Config
 from threestudio_rf.app.settings.flags import Launch
 from threestudio_rf.app.tasks.grid import folder_of as grid_folder
@@ -38,11 +38,8 @@ STATUS = {GOOD: "finished", FAILED: "failed", USER_ERROR: "refused"}
 
 
 def settings_of(launch: Launch) -> tuple[Config, Loaded | None]:
-    """The checked settings of a command line, merged with a stored file or the checkpoint that is resumed."""
-    if launch.stored:
-        config = on_top(from_file(Path(launch.stored)), launch.overrides)
-    else:
-        config = typed(compose(launch.overrides))
+    """The checked settings of a command line, merged with those of the checkpoint that is resumed."""
+    config = typed(compose(launch.overrides))
     path, loaded = find_checkpoint(config), None
     if path is not None:
         loaded = open_checkpoint(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -145,14 +144,6 @@ def _as_written(data: dict[str, Any], written: dict[str, Any], prefix: str = "")
             _as_written(value, written[key], f"{prefix}{key}.")
         elif leaf is not None and leaf.type in (str, str | None) and isinstance(value, bool | int | float):
             data[key] = written[key]
-
-
-def from_file(path: Path) -> Config:
-    """Stored settings of a file."""
-    try:
-        return from_text(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
 
 
 def flat(config: Config) -> dict[str, Any]:

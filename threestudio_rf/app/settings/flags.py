@@ -8,41 +8,23 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
+
+import yaml
 
 from threestudio_rf.app.errors import UserError, suggestion
+from threestudio_rf.app.settings import given
 from threestudio_rf.app.settings.config import leaves
+from threestudio_rf.app.settings.conversions import Meaning
+from threestudio_rf.app.settings.grammar import CONFIGS as CONFIGS
+from threestudio_rf.app.settings.grammar import PACKAGE as PACKAGE
+from threestudio_rf.app.settings.grammar import choices as choices
+from threestudio_rf.app.settings.grammar import groups, spelled, text_keys
+from threestudio_rf.app.settings.grammar import quote as quote
+from threestudio_rf.app.settings.peers import CONVERTED, RENAMED, known
 
-PACKAGE = Path(__file__).resolve().parents[2]
-CONFIGS = next((at for at in (PACKAGE / "configs", PACKAGE.parent / "configs") if at.is_dir()), PACKAGE / "configs")
-"""The settings: inside an installed package, beside that of a checkout."""
-
-KEYS = {
-    "system.prompt_processor.prompt": "prompt",
-    "system.prompt_processor.negative_prompt": "negative_prompt",
-    "system.prompt_processor.front_threshold": "prior.front",
-    "system.prompt_processor.back_threshold": "prior.back",
-    "system.prompt_processor.overhead_threshold": "prior.overhead",
-    "system.prompt_processor.use_perp_neg": "loss.perp_neg",
-    "system.guidance.guidance_scale": "loss.scale",
-    "system.guidance.pretrained_model_name_or_path": "prior.path",
-    "system.weights": "weights",
-    "init": "weights",
-    "system.renderer.num_samples_per_ray": "scene.renderer.samples_per_ray",
-    "system.geometry.radius": "scene.radius",
-    "system.geometry.isosurface_resolution": "export.resolution",
-    "system.geometry.isosurface_threshold": "export.threshold",
-    "system.loggers.wandb.enable": "wandb",
-    "trainer.max_steps": "trainer.steps",
-    "trainer.val_check_interval": "trainer.validate_every",
-    "checkpoint.every_n_train_steps": "checkpoint.every",
-}
-KEYS |= {f"system.loss.lambda_{name}": f"loss.lambda_{name}" for name in ("sparsity", "opaque", "orient", "z_variance")}
-KEYS |= {f"system.prompt_processor.perp_neg_f_{name}": f"loss.perp_neg_f_{name}" for name in ("fs", "sf", "fsb", "sb")}
 IMAGE_EXPERIMENTS = {"sd3": "2d_rfds_sd3", "sd35": "2d_rfds_sd3"}
 IMAGE_EXPERIMENTS |= dict.fromkeys(("sd", "sd21", "instaflow"), "2d_rfds")
-IGNORED = ("system.geometry.isosurface_method", "system.exporter_type")
-WINDOW = re.compile(r"system\.guidance\.(min|max)_step_percent")
 FLAGS = ("--config", "--gpu", "--train", "--validate", "--test", "--export", "--verbose", "--typecheck", "--gradio")
 OWN_FLAGS = ("--help", "-h", "--version", "--cfg", "--multirun", "-m")
 QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
@@ -54,55 +36,23 @@ class Launch:
 
     argv: list[str] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list)
-    stored: str = ""
+    config: str = ""
     gpu: str = ""
     multirun: bool = False
     show: str = ""
     notes: list[str] = field(default_factory=list)
 
 
-def quote(text: str) -> str:
-    """`text` as a quoted string of Hydra's grammar that OmegaConf reads back unchanged."""
-    text = re.sub(r"(\\*)\$\{", lambda m: m.group(1) * 2 + "\\${", text)
-    text = re.sub(r"(\\*)'", lambda m: m.group(1) * 2 + "\\'", text)
-    text = re.sub(r"(\\+)$", lambda m: m.group(1) * 2, text)
-    return f"'{text}'"
-
-
-def choices(group: str) -> list[str]:
-    """The files of a config group."""
-    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
-
-
-def groups() -> list[str]:
-    """The config groups."""
-    return sorted(path.name for path in CONFIGS.iterdir() if path.is_dir())
-
-
-def _text_keys() -> dict[str, bool]:
-    """The keys that take free text, and whether they take null."""
-    found = {}
-    for key, leaf in leaves().items():
-        if leaf.type in (str, str | None) and "choices" not in leaf.rule and key not in groups():
-            found[key] = leaf.type is not str
-    return found
-
-
 def _check_key(key: str) -> None:
-    known = leaves()
+    ours = leaves()
     plain = key.split("@", 1)[0]
     if plain == "version":
         raise UserError("version is that of the settings' format, which this program writes; it is not to choose")
-    if plain in known or plain in groups() or plain.startswith(("hydra.", "hydra/")):
+    if plain in ours or plain in groups() or plain.startswith(("hydra.", "hydra/")):
         return
-    if any(name.startswith(plain + ".") for name in known):
+    if any(name.startswith(plain + ".") for name in ours):
         raise UserError(f"{key} is a group of settings; set one of them, for example {_first_below(plain)}=...")
-    if WINDOW.fullmatch(plain):
-        raise UserError(
-            f"{key} is an index into a scheduler's table there; here windows are noise levels: "
-            "loss.t_min and loss.t_max, from 0 (clean) to 1 (noise)"
-        )
-    raise UserError(f"unknown key {key}{suggestion(plain, [*known, *groups(), *KEYS])}")
+    raise UserError(f"unknown key {key}{suggestion(plain, [*ours, *groups(), *RENAMED, *CONVERTED])}")
 
 
 def _first_below(key: str) -> str:
@@ -120,23 +70,22 @@ def _short(items: list[str]) -> dict[str, str]:
     return {name: f"{group}.{name}" for name in names if name not in leaves()}
 
 
-def _override(item: str, short: dict[str, str], *, multirun: bool) -> str | None:
-    """One `key=value` in our words, or None when there is nothing to choose."""
+def _parts(item: str, short: dict[str, str]) -> tuple[str, str, str]:
+    """(sign, key, value) of a `key=value`, where the key is ours or a peer's."""
     key, equals, value = item.partition("=")
     sign = re.match(r"[+~]*", key).group()  # type: ignore[union-attr]
-    key = key[len(sign) :]
     if not equals and not sign:
         raise UserError(f'{item!r} is neither a flag nor key=value; a text is given as prompt="{item}"')
-    key = short.get(key) or KEYS.get(key, key)
-    if key in IGNORED or key.endswith(".context_type"):
-        return None
-    _check_key(key)
-    if sign.startswith("~"):
-        raise UserError(f"{item}: settings can be changed, not removed")
+    key = key[len(sign) :]
+    return sign, short.get(key) or RENAMED.get(key, key), value
+
+
+def _override(key: str, value: str, *, multirun: bool) -> str:
+    """One setting of ours as Hydra reads it."""
     if key in groups():
-        name = Path(value).stem if value.endswith(".yaml") else value
+        name = re.sub(r".*/|\.yaml$", "", value) if value.endswith(".yaml") else value
         return f"{key}={name.replace('-', '_')}"
-    text = _text_keys()
+    text = text_keys()
     if key in text:
         swept = multirun and value[:1] in "'\"" and value[-1:] == value[:1]
         if not (swept or QUOTED.fullmatch(value) or (value == "null" and text[key])):
@@ -144,19 +93,28 @@ def _override(item: str, short: dict[str, str], *, multirun: bool) -> str | None
     return f"{key}={value}"
 
 
-def _config(value: str, launch: Launch) -> None:
-    """`--config PATH`: an experiment of ours by its base name, or the stored settings of a run."""
-    path = Path(value)
-    name = path.stem.replace("-", "_")
-    if name in choices("experiment"):
-        launch.overrides.append(f"experiment={name}")
-    elif path.is_file():
-        launch.stored = value
-    else:
-        raise UserError(
-            f"--config {value}: no such file and no such experiment{suggestion(name, choices('experiment'))}; "
-            f"experiments: {', '.join(choices('experiment'))}"
-        )
+def _value(text: str) -> Any:
+    """The value of a peer's key as YAML reads it."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _translated(items: list[tuple[str, str, str]], meaning: Meaning, told: given.Told, multirun: bool) -> list[str]:
+    """The overrides of a command line. In a sweep the values between commas are translated one by one."""
+    found: list[str] = []
+    for sign, key, value in items:
+        if not known(key):
+            _check_key(key)
+            if sign.startswith("~"):
+                raise UserError(f"{sign}{key}: settings can be changed, not removed")
+            found.append(_override(key, value, multirun=multirun))
+            continue
+        several = re.split(r",(?![^\[]*\])", value) if multirun else [value]
+        each = [given.changes(key, _value(text), meaning, told) or {} for text in several]
+        found += [f"{name}={','.join(spelled(one[name]) for one in each)}" for name in each[0]]
+    return found
 
 
 MODES = ("--train", "--validate", "--test", "--export")
@@ -164,7 +122,9 @@ MODES = ("--train", "--validate", "--test", "--export")
 
 def _flag(flag: str, value: str, launch: Launch) -> None:
     if flag == "--config":
-        _config(value, launch)
+        if launch.config:
+            raise UserError(f"--config {launch.config}, --config {value}: expected one file")
+        launch.config = value
     elif flag == "--gpu":
         launch.gpu = value
     elif flag in MODES:
@@ -203,11 +163,41 @@ def translate(argv: list[str]) -> Launch:
         if flag == "--cfg" and argv[position : position + 1] in (["job"], ["all"]):
             position += 1
         _flag(flag, value, launch)
-    short = _short(items)
-    done = (_override(item, short, multirun=launch.multirun) for item in items)
-    launch.overrides += [item for item in done if item is not None]
+    _settings(items, launch)
     launch.overrides += _implied(launch.overrides)
     return launch
+
+
+def _strict(items: list[str], launch: Launch) -> bool:
+    """Whether what has no counterpart is refused; the item that says so is taken out of `items`."""
+    said = [item for item in items if item.lstrip("+").startswith("strict=")]
+    wrong = [item for item in said if item.partition("=")[2] not in ("true", "false")]
+    if wrong:
+        raise UserError(f"{wrong[0]}: expected strict=true or strict=false")
+    items[:] = [item for item in items if item not in said]
+    return not said or said[-1].endswith("true")
+
+
+def _settings(items: list[str], launch: Launch) -> None:
+    """The overrides of the file and, behind them, of the command line, and what is to be said of both."""
+    strict = _strict(items, launch)
+    file = given.read(launch.config) if launch.config else given.File()
+    short = _short([*(f"{key}={value}" for key, value in file.values.items() if key == "task"), *items])
+    parts = [_parts(item, short) for item in items]
+    typed = {key: value for _, key, value in parts}
+    experiment = typed.get("experiment", file.base).replace("-", "_")
+    meaning = given.meaning_of(file, {key: _value(value) for key, value in typed.items()}, experiment)
+    told, said = given.Told(), given.Told()
+    below = given.overrides_of(file, meaning, told) if file.values else {}
+    launch.notes += told.settle(file.source, strict=strict)
+    if file.whole and not experiment:
+        raise UserError(f"{file.source}: {given.TYPE}={file.values[given.TYPE]} is not here; name an experiment=")
+    chosen = tuple(f"{group}." for group in given.LAYERS if group in typed)
+    kept = {key: value for key, value in below.items() if key not in typed and not key.startswith(chosen or ("\n",))}
+    first = [f"experiment={file.base}"] if file.base and "experiment" not in typed else []
+    own = _translated(parts, meaning, said, launch.multirun)
+    launch.notes += said.settle("command line", strict=strict)
+    launch.overrides = [*first, *(f"{key}={value}" for key, value in kept.items()), *launch.overrides, *own]
 
 
 def _implied(overrides: list[str]) -> list[str]:
