@@ -48,7 +48,7 @@ class Words(nn.Module):
 def captioned(n: int = 3, channels: int = 2) -> CaptionedLatents:
     draw = generator(0, 0, "latents")
     label = torch.arange(n) % 2
-    data = Latents(torch.randn(n, channels, 4, 4, generator=draw).half(), label, label, label, label)
+    data = Latents(torch.randn(n, channels, 4, 4, generator=draw).half(), label, label, label, label, torch.arange(n))
     return CaptionedLatents(data, [architecture.make_tokenizer(["red", "ball"])])
 
 

@@ -8,6 +8,8 @@ posterior of the default initialisation; every view word counted as known.
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -132,6 +134,21 @@ def test_latents_have_zero_mean_and_unit_variance_after_the_stored_scale(vae: nn
     assert abs(latents.mean()) < 0.1 and latents.std() == pytest.approx(1, abs=0.15)
 
 
+def test_views_of_a_group_differ_by_their_camera_only(world: Views) -> None:
+    class Itself(nn.Linear):
+        config = SimpleNamespace(shift_factor=0.5, scaling_factor=2.0)
+
+        def encode(self, x: Tensor) -> Any:
+            return SimpleNamespace(latent_dist=SimpleNamespace(mode=lambda: x / 2 + 0.5))
+
+    data = encode_world(Itself(1, 1), world, 2, 0)
+    for number in range(int(data.group.max()) + 1):
+        of_it = data.group == number
+        assert len(data.latent[of_it, :, 0, 0].unique(dim=0)) == 1
+        assert all(len(column[of_it].unique()) == 1 for column in (data.shape, data.colour, data.octant))
+    assert len(data.latent[:, :, 0, 0].unique(dim=0)) > 0.9 * (int(data.group.max()) + 1)
+
+
 def test_a_perfect_first_stage_has_an_infinite_psnr(world: Views) -> None:
     class Identity(nn.Module):
         def __init__(self) -> None:
@@ -171,7 +188,7 @@ def flow_part(n: int) -> FlowPart:
     transformer = architecture.make_transformer(encoders, layers=1, heads=2, head_dim=16, latent_channels=4)
     draw = generator(0, 0, "latents")
     label = torch.zeros(n, dtype=torch.long)
-    data = Latents(torch.randn(n, 4, 8, 8, generator=draw).half(), label, label, label, label)
+    data = Latents(torch.randn(n, 4, 8, 8, generator=draw).half(), label, label, label, label, torch.arange(n))
     return FlowPart(transformer, encoders, CaptionedLatents(data, tokenizers), batch=16, autocast=False)
 
 
@@ -262,7 +279,9 @@ def test_views_from_above_are_drawn_more_often_than_they_were_seen() -> None:
     n = 4000
     view = (torch.arange(n) % 10 == 0).long() * 3
     label = torch.zeros(n, dtype=torch.long)
-    data = CaptionedLatents(Latents(torch.zeros(n, 1, 1, 1), label, label, view, label), [], offset=0.5)
+    data = CaptionedLatents(
+        Latents(torch.zeros(n, 1, 1, 1), label, label, view, label, torch.arange(n)), [], offset=0.5
+    )
     drawn = data.draw(20_000, generator(0, 0, "above"))
     assert (view[drawn.rows] == 3).float().mean().item() == pytest.approx(2.5 / 11.5, abs=0.02)
     assert (drawn.x0 == 0.5).all()

@@ -98,6 +98,21 @@ def weigh(error: Tensor, logvar: Tensor, weight: Tensor, objective: Objective) -
     return (objective.simple * simple + objective.elbo * weight * error).mean()
 
 
+def expected(data: CaptionedLatents, x0: Tensor, eps: Tensor, level: Level, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """(x0, eps) that a network is to answer: where sigma > alpha, their means given x_t within the groups of `rows`
+    (`CaptionedLatents.settled`), else the drawn ones, which these means are there."""
+    noisy = torch.nonzero(level.sigma > level.alpha).squeeze(1)
+    if not len(noisy):
+        return x0, eps
+    some = Level(level.alpha[noisy], level.sigma[noisy])
+    x_t = noise(x0[noisy], eps[noisy], some)
+    alpha, sigma = some.like(x_t)
+    x0, eps = x0.clone(), eps.clone()
+    x0[noisy] = data.settled(x_t, some, rows[noisy.to(rows.device)])
+    eps[noisy] = (x_t - alpha * x0[noisy]) / sigma
+    return x0, eps
+
+
 class LogVariance(nn.Module):
     """The learned log-variance of every index, 0 at the start."""
 
@@ -143,12 +158,13 @@ class DenoisePart:
         drawn = self.times(self.batch, draw).to(device)
         eps = torch.randn(x0.shape, generator=draw) if self.noises is None else self.noises[rows].float()
         x0, eps = x0.to(device), eps.to(device)
+        aim = expected(self.data, x0, eps, drawn.level, rows)
         with half(device, self.autocast):
             hidden = self.encoder(ids.to(device)).last_hidden_state
             x_t = noise(x0, eps, drawn.level).contiguous(memory_format=torch.channels_last)
             output = self.call(x_t, drawn.label, hidden).sample.float()
         sign = -1 if self.objective.kind == "flow" else 1
-        target = sign * join(self.objective.kind, x0, eps, drawn.level)
+        target = sign * join(self.objective.kind, *aim, drawn.level)
         error = sample_error(output, target, self.objective.norm)
         loss = weigh(error, self.logvar(drawn.k), drawn.weight, self.objective)
         late = drawn.k >= STEPS // 2

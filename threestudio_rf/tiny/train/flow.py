@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 from threestudio_rf.core.convert import join, noise
 from threestudio_rf.core.level import rectified_flow
 from threestudio_rf.core.times import draw as draw_times
+from threestudio_rf.tiny.train.denoise import expected
 from threestudio_rf.tiny.train.latents import CaptionedLatents
 from threestudio_rf.tiny.train.training import compiled, device_of, half
 
@@ -22,7 +23,8 @@ def embed_tokens(encoders: Sequence[nn.Module], ids: Sequence[Tensor]) -> tuple[
 
 
 class FlowPart:
-    """Velocity matching |u_hat(x_t, t, caption) - (eps - x0)|^2 with logit-normal t; text encoders train along."""
+    """Velocity matching |u_hat(x_t, t, caption) - (eps - x0)|^2 with logit-normal t and the means of `expected`; text
+    encoders train along."""
 
     name = "sd3"
 
@@ -42,10 +44,11 @@ class FlowPart:
     def loss(self, step: int, draw: Generator) -> tuple[Tensor, dict[str, float]]:
         """Mean squared error of the velocity, over elements and batch."""
         device = device_of(self.modules)
-        x0, ids, _ = self.data.draw(self.batch, draw)
+        x0, ids, rows = self.data.draw(self.batch, draw)
         t = draw_times(self.batch, draw, t_min=0.0, t_max=1.0, law="logit_normal").to(device)
         eps = torch.randn(x0.shape, generator=draw).to(device)
         x0, level = x0.to(device), rectified_flow(t)
+        aim = expected(self.data, x0, eps, level, rows)
         with half(device, self.autocast):
             hidden, pooled = embed_tokens(self.encoders, [tokens.to(device) for tokens in ids])
             u_hat = self.transformer(
@@ -55,6 +58,6 @@ class FlowPart:
                 pooled_projections=pooled,
                 return_dict=False,
             )[0]
-        error = (u_hat.float() - join("flow", x0, eps, level)).square().mean(dim=(1, 2, 3))
+        error = (u_hat.float() - join("flow", *aim, level)).square().mean(dim=(1, 2, 3))
         late = t > 0.5
         return error.mean(), {"noisy": error[late].mean().item(), "clean": error[~late].mean().item()}

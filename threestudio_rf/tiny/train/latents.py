@@ -8,24 +8,29 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from threestudio_rf.core.level import Level
 from threestudio_rf.core.random import generator
+from threestudio_rf.priors.views import OCTANT_WORDS
 from threestudio_rf.tiny.train.captions import CaptionTable, draw_templates, draw_wordings
 from threestudio_rf.tiny.train.training import device_of, half
 from threestudio_rf.tiny.world.views import COLOURS, VIEW_WORDS, Views, palette, random_backgrounds
 
 OVERHEAD = 2.5
 """How much more often a view from above is drawn: it is one in fifteen of the cameras, but one in four of the words."""
+MATES = 20
+"""About how many views of one shape and octant share colour and background."""
 
 
 class Latents(NamedTuple):
-    """Encoded images: latents (N, C, h, w) in float16 and the indices (N,) of their shape, colour, view word and word
-    of octant and height."""
+    """Encoded images: latents (N, C, h, w) in float16 and the indices (N,) of their shape, colour, view word, word
+    of octant and height, and of the group of views that differ from each other by their camera only."""
 
     latent: Tensor
     shape: Tensor
     colour: Tensor
     view: Tensor
     octant: Tensor
+    group: Tensor
 
 
 class Batch(NamedTuple):
@@ -38,14 +43,16 @@ class Batch(NamedTuple):
 
 @torch.no_grad()
 def encode_world(vae: Any, world: Views, copies: int, seed: int, *, batch: int = 64) -> Latents:
-    """Every view `copies` times, each time in another colour before another background; (z - shift) scale, with the
-    encoder in bfloat16 (mean error 0.004 at deviation 1.3)."""
-    parts = []
+    """Every view `copies` times, each time in another group (`grouped`) with a colour and a background of its own;
+    (z - shift) scale, with the encoder in bfloat16 (mean error 0.004 at deviation 1.3)."""
+    parts, first = [], 0
     config, n, device = vae.config, len(world.shape), device_of(vae)
     for copy in range(copies):
         draw = generator(seed, copy, "latents")
-        colour = torch.randint(len(COLOURS), (n,), generator=draw)
-        background = random_backgrounds(palette()[colour], draw)
+        group = grouped(world.shape * len(OCTANT_WORDS) + world.octant, draw)
+        named = torch.randint(len(COLOURS), (int(group.max()) + 1,), generator=draw)
+        colour, background = named[group], random_backgrounds(palette()[named], draw)[group]
+        group, first = group + first, first + len(named)
         for start in range(0, n, batch):
             rows = torch.arange(start, min(n, start + batch))
             some = world.select(rows)
@@ -54,8 +61,29 @@ def encode_world(vae: Any, world: Views, copies: int, seed: int, *, batch: int =
             with half(device):
                 z = vae.encode(image).latent_dist.mode().float().cpu()
             latent = (z - config.shift_factor) * config.scaling_factor
-            parts.append(Latents(latent.contiguous().half(), some.shape, colour[rows], some.view, some.octant))
+            told = some.shape, colour[rows], some.view, some.octant, group[rows]
+            parts.append(Latents(latent.contiguous().half(), *told))
     return Latents(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def grouped(key: Tensor, draw: Generator, *, size: int = MATES) -> Tensor:
+    """Numbers (N,) of random groups of about `size` rows with one key (N,), from 0 on."""
+    order = torch.randperm(len(key), generator=draw)
+    order = order[torch.argsort(key[order], stable=True)]
+    counts = key.bincount()
+    rank = torch.empty_like(key)
+    rank[order] = torch.arange(len(key)) - (counts.cumsum(0) - counts)[key[order]]
+    parts = (counts / size).round().long().clamp_min(1) * (counts > 0)
+    return (parts.cumsum(0) - parts)[key] + rank % parts[key]
+
+
+def members_of(group: Tensor) -> Tensor:
+    """The rows (G, M) of every group (N,), -1 where a group has fewer than the largest."""
+    counts = group.bincount()
+    order = torch.argsort(group, stable=True)
+    members = torch.full((len(counts), int(counts.max())), -1)
+    members[group[order], torch.arange(len(group)) - (counts.cumsum(0) - counts)[group[order]]] = order
+    return members
 
 
 class CaptionedLatents:
@@ -65,11 +93,28 @@ class CaptionedLatents:
         self.data, self.offset = data, offset
         self.tables = [CaptionTable(tokenizer) for tokenizer in tokenizers]
         self.share = torch.where(data.view == VIEW_WORDS.index("overhead"), OVERHEAD, 1.0)
+        self.members = members_of(data.group)
 
     def draw(self, n: int, draw: Generator) -> Batch:
         """`n` of them, with replacement."""
         rows = torch.multinomial(self.share, n, replacement=True, generator=draw)
-        x0, shape, colour, view, octant = (column[rows] for column in self.data)
+        x0, shape, colour, view, octant = (column[rows] for column in self.data[:-1])
         template, wording = draw_templates(n, draw), draw_wordings(view, octant, draw)
         ids = [table[template, shape, colour, wording] for table in self.tables]
         return Batch(x0.float() + self.offset, ids, rows)
+
+    def settled(self, x_t: Tensor, level: Level, rows: Tensor) -> Tensor:
+        """The mean (B, C, h, w) of the clean latents in the groups of `rows` (B,), given x_t (B, C, h, w) at a level.
+
+        Every member z of a group is weighed by N(x_t; alpha z, sigma^2 I), as in StableVM (arXiv 2602.05435). A row is
+        one draw from that posterior, so regression on the mean has the same minimum with less noise: a group's captions
+        are the same but for words that say less, and of these the mean over the groups is theirs.
+        """
+        members = self.members[self.data.group[rows]]
+        z = self.data.latent[members.clamp_min(0)].to(x_t.device).float() + self.offset
+        alpha, sigma = (value.flatten()[:, None] for value in level)
+        z_flat, x_flat = z.flatten(2), x_t.float().flatten(1)
+        nearness = 2 * alpha * torch.einsum("bmd,bd->bm", z_flat, x_flat) - alpha**2 * z_flat.square().sum(2)
+        nearness = nearness.masked_fill((members < 0).to(x_t.device), -torch.inf)
+        share = (nearness / (2 * sigma**2)).softmax(1)
+        return torch.einsum("bm,bmd->bd", share, z_flat).view_as(x_t)

@@ -93,4 +93,5 @@ def make_pairs(
         samples.append(end.half().cpu())
         noises.append(start.half().cpu())
     shapes, colours, wording = (column.contiguous() for column in captions.unbind(1))
-    return Latents(torch.cat(samples), shapes, colours, wording, wording - len(VIEW_WORDS)), torch.cat(noises)
+    alone = torch.arange(len(shapes))
+    return Latents(torch.cat(samples), shapes, colours, wording, wording - len(VIEW_WORDS), alone), torch.cat(noises)

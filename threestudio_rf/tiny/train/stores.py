@@ -65,7 +65,7 @@ def load_latents(folder: Path, vae: Any, per_shape: int, copies: int) -> Latents
     """The encoded training images, kept in `folder`."""
     from safetensors.torch import load_file, save_file
 
-    file = folder / f"latents-{per_shape}-{copies}-{SIZE}.safetensors"
+    file = folder / f"latents-{per_shape}-{copies}-{SIZE}-grouped.safetensors"
     if not file.exists():
         world = load_world(folder, per_shape, TRAIN_SEED, device=device_of(vae))
         save_file(encode_world(vae, world, copies, TRAIN_SEED)._asdict(), file)

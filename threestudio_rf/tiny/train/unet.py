@@ -30,7 +30,7 @@ CHANNELS, ATTENTION, HEADS = (64, 128, 160), (False, True, True), 4
 SILENT = r"(?P<layer>.*attentions\.\d+|add_embedding)\.(proj_out|(?<=^add_embedding\.)norm2)\."
 """The last weights of the layers that say nothing where they are zero."""
 FOLDERS = {"sd": "tiny-sd", "sd_v": "tiny-sd-v", "instaflow": "tiny-instaflow-1", "reflow": "tiny-instaflow"}
-FLOW = Objective(kind="flow", shift=2.0)
+FLOW = Objective(kind="flow", shift=3.0)
 OBJECTIVES = {"sd": Objective(), "sd_v": Objective(kind="v"), "instaflow": FLOW, "reflow": FLOW}
 PREDICTION_TYPES = {"eps": "epsilon", "v": "v_prediction", "x0": "sample", "flow": "epsilon"}
 """diffusers' name of each target; it has none for a flow in a UNet's folder."""
