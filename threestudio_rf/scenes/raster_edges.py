@@ -15,8 +15,9 @@ from threestudio_rf.scenes.raster import NEAR, Screen, corners_of
 
 
 class Edges(NamedTuple):
-    """E edges of a mesh: their ends (2, E), the two faces at each (2, E), and the third corners of these (2, E). An edge
-    of one face, or of more than two, has the same face twice: it is always an outline."""
+    """E edges of a mesh: their ends (2, E), the two faces at each (2, E), and the third corners of these (2, E).
+
+    An edge of one face, or of more than two, has the same face twice: it is always an outline."""
 
     ends: Tensor
     others: Tensor
