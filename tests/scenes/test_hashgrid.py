@@ -144,6 +144,31 @@ def test_tinycudann_computes_with_the_grids_own_table(monkeypatch: pytest.Monkey
         HashGrid(backend="tinycudann", **(sizes | {"levels": 2}))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("made", ["plain", "tcnn"])
+def test_a_stored_grid_opens_in_a_grid_of_either_geometry(points: Tensor, made: str) -> None:
+    stored = small(geometry=made)
+    torch.nn.init.normal_(stored.table)
+    for other in ("plain", "tcnn"):
+        opened = small(geometry=other)
+        table = opened.table
+        opened.load_state_dict(stored.state_dict())
+        assert torch.equal(opened(points), stored(points)) and opened.table is table
+        assert torch.equal(opened(points.requires_grad_()), stored(points))
+
+
+def test_a_grid_that_was_stored_before_there_were_geometries_is_plain_or_tinycudanns(points: Tensor) -> None:
+    sizes = {"levels": 3, "log2_table": 11, "base": 3, "growth": 2.0}
+    plain = HashGrid(**sizes)  # type: ignore[arg-type]
+    torch.nn.init.normal_(plain.table)
+    opened = HashGrid(geometry="tcnn", **sizes)  # type: ignore[arg-type]
+    opened.load_state_dict({"table": plain.table.detach()})
+    assert torch.equal(opened(points), plain(points))
+    flat = torch.randn(2 * 1976, generator=torch.Generator().manual_seed(5))
+    opened.load_state_dict({"params": flat})
+    expected = slow_tcnn(flat.double().view(-1, 2), points.double(), **sizes)  # type: ignore[arg-type]
+    assert torch.allclose(opened(points).double(), expected, atol=1e-4)
+
+
 def test_the_differentiable_path_gives_the_same_values_and_table_gradients(points: Tensor) -> None:
     grid = small()
     torch.nn.init.normal_(grid.table)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from threestudio_rf.scenes.kernels.encode import Encode, Lattice
 from threestudio_rf.scenes.kernels.language import INTERPRETED, unavailable
-from threestudio_rf.scenes.lattice import GridLevel, corner_weights, corners, encode, interpolate, plan
+from threestudio_rf.scenes.lattice import (
+    GEOMETRIES,
+    GridLevel,
+    corner_weights,
+    corners,
+    encode,
+    interpolate,
+    plan,
+)
 
 
 class _Encode(torch.autograd.Function):
@@ -71,7 +81,8 @@ class HashGrid(nn.Module):
     When `points` require gradients the encoding is differentiable any number of times (slower); otherwise only the
     table gets a gradient. The table, (features, rows), starts uniform in +-1e-4. `backend` is what computes: "torch",
     "triton" or "tinycudann" (geometry "tcnn" only); `half` lets Triton read the table in half precision, as tinycudann
-    always does. Raises ValueError for impossible sizes.
+    always does. The geometry (`lattice.plan`) is stored with the table: what one backend made opens with every other.
+    Raises ValueError for impossible sizes.
     """
 
     def __init__(
@@ -94,20 +105,49 @@ class HashGrid(nn.Module):
                 "hash grid needs levels, features, base >= 1, growth >= 1 and log2_table in 1..24, "
                 f"got {levels}, {features}, {base}, {growth}, {log2_table}"
             )
-        self.levels = plan(levels, log2_table, base, growth, dense, geometry)
+        self._sizes = levels, log2_table, base, growth, dense
+        self.backend, self.reads_half = backend, half
+        self.levels = plan(*self._sizes, geometry)
         if self.levels[-1].resolution >= 2**20:
             raise ValueError(f"finest resolution must stay below 2^20, got {self.levels[-1].resolution}")
         self.out_features = levels * features
-        rows = self.levels[-1].offset + self.levels[-1].size
-        table = (torch.rand(features, rows, generator=generator) * 2 - 1) * 1e-4
+        table = (torch.rand(features, self._rows, generator=generator) * 2 - 1) * 1e-4
         self.table = nn.Parameter(table if backend == "torch" else table.t().contiguous().t())
-        multipliers = torch.tensor([level.multipliers for level in self.levels], dtype=torch.int32)
-        self.register_buffer("multipliers", multipliers[:, :, None], persistent=False)
+        self.register_buffer("geometry", torch.tensor(GEOMETRIES.index(geometry), dtype=torch.uint8))
+        self.register_buffer("multipliers", self._multipliers(), persistent=False)
         self.multipliers: Tensor
-        self.backend, self.reads_half = backend, half
+        self.geometry: Tensor
         self._lattice: Lattice | None = None
         if backend == "tinycudann":
             self._foreign = _tinycudann(levels, features, log2_table, base, growth, expected=self.table.numel())
+
+    @property
+    def _rows(self) -> int:
+        return self.levels[-1].offset + self.levels[-1].size
+
+    def _multipliers(self) -> Tensor:
+        return torch.tensor([level.multipliers for level in self.levels], dtype=torch.int32)[:, :, None]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Takes over the geometry of what is loaded. What was stored without one is older: a plain table, or the flat
+        parameters of tinycudann, row by row."""
+        flat = state_dict.pop(prefix + "params", None)
+        if flat is not None:
+            state_dict[prefix + "table"] = flat.float().view(-1, len(self.table)).t()
+        older = torch.tensor(GEOMETRIES.index("plain" if flat is None else "tcnn"), dtype=torch.uint8)
+        stored = int(state_dict.setdefault(prefix + "geometry", older))
+        if stored != int(self.geometry):
+            self._rearrange(GEOMETRIES[stored])
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    @torch.no_grad()
+    def _rearrange(self, geometry: str) -> None:
+        self.levels, self._lattice = plan(*self._sizes, geometry), None
+        self.multipliers = self._multipliers().to(self.table.device)
+        rows = self.table.new_zeros(self._rows, len(self.table))
+        self.table.data = rows.t().contiguous() if self.backend == "torch" else rows.t()
+        if self.backend == "tinycudann":
+            self.backend = "torch" if unavailable(self.table.device) else "triton"
 
     def forward(self, points: Tensor) -> Tensor:
         if self.backend == "triton":

@@ -94,7 +94,7 @@ def corners(points: Tensor, level: GridLevel, multipliers: Tensor) -> tuple[Tens
     if level.dense:
         rows = (both[:, None, 0] + both[None, :, 1]).view(4, 1, -1) + both[None, :, 2]
         if level.wraps:
-            rows -= (rows >= level.size) * level.size
+            rows = torch.where(rows < level.size, rows, rows - level.size)
     else:
         both.bitwise_and_(level.size - 1)
         rows = (both[:, None, 0] ^ both[None, :, 1]).view(4, 1, -1) ^ both[None, :, 2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,6 +40,18 @@ def set_rates(optimiser: torch.optim.Optimizer, rates: Mapping[str, Value], step
     """Give every group its learning rate of `step`."""
     for group in optimiser.param_groups:
         group["lr"] = rates[group["name"]](step)
+
+
+def restore(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load a stored state. Moments of a table that tinycudann kept flat, row by row, take the table's shape."""
+    parameters = list(chain.from_iterable(group["params"] for group in optimiser.param_groups))
+    kept = {index: dict(moments) for index, moments in state["state"].items()}
+    for index, moments in kept.items():
+        shape = parameters[index].shape
+        for name, value in moments.items():
+            if isinstance(value, torch.Tensor) and value.dim() == 1 and len(shape) == 2 and len(value) == shape.numel():
+                moments[name] = value.view(shape[1], shape[0]).t()
+    optimiser.load_state_dict(state | {"state": kept})
 
 
 def gradient_norm(optimiser: torch.optim.Optimizer) -> torch.Tensor:

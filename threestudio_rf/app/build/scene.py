@@ -65,6 +65,8 @@ def build_scene(config: SceneConfig, seed: int, device: torch.device) -> HashGri
         log2_table=grid.log2_table,
         base=grid.base,
         growth=grid.growth,
+        geometry=grid.geometry,
+        half=grid.half,
         device=device,
         generator=generator(seed, 0, "encoding"),
     )

@@ -28,8 +28,8 @@ RUN_KEYS: tuple[str, ...] = (
 )
 RUN_KEYS += ("name", "prompt_file", "preset", "experiment", "allow_empty_prompt")
 RUN_GROUPS = ("export.", "sample.", "edit.", "evaluate.", "train_tiny.", "grid.", "checkpoint.")
-FREE: tuple[str, ...] = ("scene.encoding.backend", "scene.background.random", "scene.renderer.samples_per_ray")
-FREE += ("scene.renderer.ray_chunk", "scene.renderer.marching")
+FREE: tuple[str, ...] = ("scene.encoding.backend", "scene.encoding.half", "scene.background.random")
+FREE += ("scene.renderer.samples_per_ray", "scene.renderer.ray_chunk", "scene.renderer.marching")
 
 
 def register() -> None:

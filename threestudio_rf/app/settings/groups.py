@@ -75,6 +75,8 @@ class EncodingConfig:
     """Multiresolution hash grid."""
 
     backend: str = opt("auto", "implementation", choices=("auto", "torch", "triton", "tinycudann"))
+    geometry: str = opt("tcnn", "tiny-cuda-nn's vertices, or those of a plain lattice", choices=("tcnn", "plain"))
+    half: bool = opt(False, "Triton's kernels read the table in half precision")
     levels: int = opt(16, "number of resolutions", low=1, high=32)
     features: int = opt(2, "numbers per entry", low=1, high=8)
     log2_table: int = opt(19, "log2 of the entries per level", low=4, high=24)

@@ -30,7 +30,7 @@ from threestudio_rf.tiny.world.bank import HIGH, LOW, NARROW
 from threestudio_rf.trainer import checkpoint
 from threestudio_rf.trainer.lift import LiftState, lift
 from threestudio_rf.trainer.log import Metrics
-from threestudio_rf.trainer.optim import make_optimiser
+from threestudio_rf.trainer.optim import make_optimiser, restore
 
 MEDIA_BYTES = 100e6
 
@@ -80,7 +80,7 @@ def prepare(run: Run) -> Lift:
     _ = made.prior, made.optimiser
     if run.resumed is not None:
         if run.config.resume:
-            made.optimiser.load_state_dict(run.resumed.state["optimiser"])
+            restore(made.optimiser, run.resumed.state["optimiser"])
             checkpoint.restore_random_states(run.resumed.state["rng"])
             made.step = run.resumed.state["step"]
             made.figures = dict(run.resumed.state["figures"])
