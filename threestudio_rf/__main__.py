@@ -12,7 +12,8 @@ from threestudio_rf.app.cli.start import start
 def main() -> NoReturn:
     """Run the command line and end the process with its exit code."""
     code = start(sys.argv[1:])
-    gc.freeze()  # everything ends with the process: without this the interpreter searches it for cycles, for a second
+    if "triton" not in sys.modules:  # which complains of what is never collected
+        gc.freeze()  # everything ends with the process: the interpreter would search it for cycles, for a second
     sys.exit(code)
 
 

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from threestudio_rf.scenes.kernels.encode import Encode, Lattice
-from threestudio_rf.scenes.kernels.language import INTERPRETED, unavailable
+from threestudio_rf.scenes.kernels.available import INTERPRETED, unavailable
 from threestudio_rf.scenes.lattice import (
     GEOMETRIES,
     GridLevel,
@@ -117,7 +116,7 @@ class HashGrid(nn.Module):
         self.register_buffer("multipliers", self._multipliers(), persistent=False)
         self.multipliers: Tensor
         self.geometry: Tensor
-        self._lattice: Lattice | None = None
+        self._lattice: Any = None
         if backend == "tinycudann":
             self._foreign = _tinycudann(levels, features, log2_table, base, growth, expected=self.table.numel())
 
@@ -151,6 +150,8 @@ class HashGrid(nn.Module):
 
     def forward(self, points: Tensor) -> Tensor:
         if self.backend == "triton":
+            from threestudio_rf.scenes.kernels.encode import Encode, Lattice
+
             if self._lattice is None or self._lattice.sizes.device != points.device:
                 self._lattice = Lattice.of(self.levels, points.device)
             return Encode.apply(self.table, points.clamp(0, 1), self._lattice, self.reads_half).t()

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from threestudio_rf.scenes.kernels.language import INTERPRETED, unavailable
-from threestudio_rf.scenes.kernels.rays import walk
+from threestudio_rf.scenes.kernels.available import INTERPRETED, unavailable
 from threestudio_rf.scenes.volume import Samples, accumulate, packed_weights
 
 HIDDEN = 1e-3  # a sample is surely hidden when less than this share of light passes the solid cells before it
@@ -147,6 +146,8 @@ def march_triton(
     hidden: float = HIDDEN,
 ) -> Samples:
     """`march` by our kernel, whose samples are weighed and summed by kernels too."""
+    from threestudio_rf.scenes.kernels.rays import walk
+
     near, far = box_interval(origins.t(), directions.t(), *grid.bounds())
     length = (far - near).clamp(min=0) / slots
     start, points, distance, place = walk(

@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from threestudio_rf.scenes.kernels.rays import Sums, Weights
-
 
 class Samples(NamedTuple):
     """M samples, ordered by ray and then by distance."""
@@ -43,6 +41,8 @@ def weights(density: Tensor, length: Tensor) -> Tensor:
 def packed_weights(density: Tensor, samples: Samples) -> Tensor:
     """`weights` of packed samples (M,), through the dense layout or by a kernel."""
     if samples.start is not None:
+        from threestudio_rf.scenes.kernels.rays import Weights
+
         return Weights.apply(density * samples.length, samples.start)
     dense = density.new_zeros(samples.rays * samples.slots).index_copy(0, samples.cell, density * samples.length)
     w = weights(dense.view(samples.rays, samples.slots), dense.new_ones(()))
@@ -52,6 +52,8 @@ def packed_weights(density: Tensor, samples: Samples) -> Tensor:
 def accumulate(values: Tensor, samples: Samples) -> Tensor:
     """Sums of `values` (C, M) over the samples of each ray, (C, R)."""
     if samples.start is not None:
+        from threestudio_rf.scenes.kernels.rays import Sums
+
         return Sums.apply(values, samples.start, samples.ray)
     index = samples.ray.expand(len(values), -1)
     return values.new_zeros(len(values), samples.rays).scatter_add(1, index, values)
