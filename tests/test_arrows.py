@@ -52,7 +52,7 @@ ROOMS = (
     ("report",),
     ("tasks",),
     ("cli",),
-    ("api", "objects"),
+    ("api", "guidance", "objects", "pictures", "results"),
 )
 """The rooms of app, each may import those before it."""
 LARGEST_FOLDER = 16

@@ -44,7 +44,7 @@ def test_what_was_reached_can_be_scored_and_saved_at_any_time(tmp_path: Path) ->
     for state in run:
         if state.step == 1:
             break
-    assert run.step == 2 and 0 <= run.figures()["volume_iou"] <= 1
+    assert run.step == 2 and 0 <= run.figures["volume_iou"] <= 1
     files = {file.name for file in run.save(tmp_path / "ball").iterdir()}
     assert {"model.glb", "model.ply", "turntable.mp4", "front.png"} <= files
     assert next(state.step for state in run) == 2, "the loop goes on where it was left"
@@ -74,7 +74,7 @@ def test_what_the_command_line_refuses_is_refused_here_too() -> None:
         _ = threestudio_rf.lyft
     run = threestudio_rf.lift("a red hamburger", prior="gaussian", steps=1, settings=SMALL)
     with pytest.raises(UserError, match="truth is not known"):
-        run.figures()
+        _ = run.figures
 
 
 def test_the_example_of_the_docstring_runs() -> None:

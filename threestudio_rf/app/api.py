@@ -24,6 +24,7 @@ from threestudio_rf.app.build.check import check_group
 from threestudio_rf.app.build.picture import read_mask, read_picture
 from threestudio_rf.app.build.scene import build_prior, pick_device
 from threestudio_rf.app.errors import UserError, suggestion
+from threestudio_rf.app.pictures import Pictures, pictures
 from threestudio_rf.app.settings.config import Config
 from threestudio_rf.app.settings.groups import PriorConfig, SampleConfig
 from threestudio_rf.app.settings.layers import settings as settings_from
@@ -45,7 +46,7 @@ def load_prior(name: str = "tiny_sd3", *, device: str = "auto", **settings: Any)
     """
     config = settings_from({"prior": name, "task": "doctor"})
     known = [field.name for field in fields(PriorConfig) if field.name != "name"]
-    _check_names(settings, known)
+    check_names(settings, known)
     config.prior, config.device = replace(config.prior, **settings), device
     check_group(config, "prior")
     return build_prior(config.prior, pick_device(device))
@@ -65,7 +66,7 @@ def sample(
     corrector: Corrector | None = None,
     device: str = "auto",
     **settings: Any,
-) -> Tensor:
+) -> Pictures:
     """`n` pictures (n, 3, H, W) in [0, 1], float32 on the CPU, of the prior's own size.
 
     Picture i depends on `seed` and i only, not on n or the batch. `image` is a file or a tensor (3, H, W) or
@@ -102,15 +103,15 @@ def sample(
         mask=None if mask is None else picture_of(mask, "mask"),
         corrector=corrector,
     )
-    pictures = []
+    made_pictures = []
     for first in range(0, chosen.n, chosen.batch):
         numbers = range(first, min(first + chosen.batch, chosen.n))
         start = None if latents is None else latents[first : first + chosen.batch]
         for state in task.run(made, numbers, latents=start):
             if callback is not None:
                 callback(state)
-        pictures.append(network.decode(state.x).cpu())
-    return torch.cat(pictures)
+        made_pictures.append(network.decode(state.x).cpu())
+    return pictures(torch.cat(made_pictures))
 
 
 def invert(
@@ -143,13 +144,14 @@ def invert(
 
 def settings_of(given: dict[str, Any]) -> SampleConfig:
     """Checked settings of `task=sample`; UserError for an unknown name or a value out of range."""
-    _check_names(given, [field.name for field in fields(SampleConfig) if field.name not in FILES])
+    check_names(given, [field.name for field in fields(SampleConfig) if field.name not in FILES])
     chosen = SampleConfig(**given)
     check_group(Config(sample=chosen), "sample")
     return chosen
 
 
-def _check_names(given: Iterable[str], known: list[str]) -> None:
+def check_names(given: Iterable[str], known: list[str]) -> None:
+    """UserError for a setting that is not among the known ones."""
     for name in given:
         if name not in known:
             raise UserError(f"unknown setting {name}{suggestion(name, known)}")
@@ -162,4 +164,4 @@ def picture_of(image: Picture, key: str) -> Tensor:
     one = image[0] if image.ndim == 4 and len(image) == 1 else image
     if one.ndim != 3 or one.shape[0] not in (1, 3) or not bool(one.isfinite().all()):
         raise ValueError(f"{key}: got {tuple(image.shape)}, expected finite (3, H, W) or (1, 3, H, W)")
-    return one.detach().cpu().float().expand(3, -1, -1)
+    return one.as_subclass(Tensor).detach().cpu().float().expand(3, -1, -1)

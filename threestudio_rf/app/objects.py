@@ -5,23 +5,24 @@ from threestudio_rf import lift
 run = lift("a red mushroom", steps=200)
 for state in run:                      # one per step; leave the loop and come back whenever you like
     print(state.step, state.metrics["loss"])
-run.figures()["volume_iou"]            # for prompts whose truth is known
+run.figures["volume_iou"]              # for prompts whose truth is known
 run.save("mushroom")                   # mesh, video and pictures
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from threestudio_rf.app.build.check import check
 from threestudio_rf.app.build.scene import pick_device
 from threestudio_rf.app.build.views import turntable
 from threestudio_rf.app.errors import UserError
+from threestudio_rf.app.pictures import Pictures, pictures, tag
 from threestudio_rf.app.report.score import evaluate_scene, tellable, volume_of
 from threestudio_rf.app.run.run import Run
 from threestudio_rf.app.settings.config import Config
@@ -29,6 +30,7 @@ from threestudio_rf.app.settings.layers import settings as settings_from
 from threestudio_rf.app.tasks.asset import write_asset
 from threestudio_rf.app.tasks.lift import prepare, run_lift
 from threestudio_rf.app.tasks.look import FPS, mesh_of, renderings
+from threestudio_rf.app.tasks.result import Result
 from threestudio_rf.export.media import png, video
 from threestudio_rf.export.mesh import Mesh
 from threestudio_rf.scenes.base import Scene
@@ -56,15 +58,26 @@ class Lifting:
             self._made.step = state.step + 1
             yield state
 
-    def pictures(self, views: int = 8) -> Tensor:
+    @property
+    def result(self) -> Result:
+        """The scene with its settings and what it has cost."""
+        return self._made
+
+    def pictures(self, views: int = 8) -> Pictures:
         """Views all round, (views, 3, H, W) in [0, 1], H = W = `camera.eval_size`."""
         camera = turntable(self.run.config.camera, views)
-        return torch.cat([seen.rgb for seen in renderings(self.scene, camera, self.run.device)])
+        return pictures(torch.cat([seen.rgb for seen in renderings(self.scene, camera, self.run.device)]))
 
     def mesh(self) -> Mesh:
         """Triangles with colours; EmptyGeometryError where there is no surface yet."""
         return mesh_of(self.run, self.scene)
 
+    def video(self, file: str | Path, *, views: int = 0) -> Path:
+        """A turntable as mp4, `camera.test_views` pictures unless `views` are given; its path, or that of its first
+        picture where no ffmpeg is."""
+        return video(Path(file), self.pictures(views or self.run.config.camera.test_views), FPS)[0]
+
+    @property
     def figures(self) -> dict[str, float | None]:
         """How right the object is, as metrics.json of a run, without what it cost. UserError for a prompt whose truth
         is not known."""
@@ -79,11 +92,17 @@ class Lifting:
         """Write model.glb, .obj and .ply, turntable.mp4 and front.png into `folder` and return it."""
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
-        views = self.pictures(self.run.config.camera.test_views)
-        video(place / "turntable.mp4", views, FPS)
-        png(place / "front.png", views[0])
+        self.video(place / "turntable.mp4")
+        png(place / "front.png", self.pictures(1)[0])
         write_asset(self.run, self.scene, self.mesh(), place)
         return place
+
+    def _repr_html_(self) -> str:
+        """The object from eight sides, for notebooks."""
+        config = self.run.config
+        return f"<p>{escape(config.prompt)}, step {self.step} of {config.trainer.steps}</p>" + "".join(
+            tag(picture) for picture in self.pictures().pil()
+        )
 
 
 def lift(

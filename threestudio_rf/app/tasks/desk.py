@@ -49,9 +49,11 @@ class Given:
 
 @dataclass(frozen=True)
 class Desk:
-    """What all pictures of one command share. The prior is loaded for the first picture that can be read."""
+    """What all pictures of one command share. The prior is loaded for the first picture that can be read, unless one
+    is given."""
 
     run: Run
+    given_prior: Prior | None = None
     sheet: list[tuple[str, list[Tensor]]] = field(default_factory=list)
 
     @property
@@ -74,6 +76,8 @@ class Desk:
     @cached_property
     def prior(self) -> Prior:
         config = self.run.config
+        if self.given_prior is not None:
+            return self.given_prior
         warn_unknown_words(" ".join([config.edit.source, *prompts_of(config)]), config.prior.name)
         return build_prior(config.prior, self.run.device)
 

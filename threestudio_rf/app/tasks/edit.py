@@ -68,25 +68,33 @@ def _put_back(given: Given, edited: Tensor, keep: float) -> Callable[[slice | No
     return put
 
 
+def edited(desk: Desk, given: Given, watch: Callable[[State], None] | None = None) -> tuple[Tensor, int]:
+    """The edits (N, 3, h, w) of one picture at the prior's size, one per prompt, and the network calls of each.
+
+    `watch` sees every state of the way.
+    """
+    prompts, mask = prompts_of(desk.run.config), None
+    editing = desk.begin(prompts)
+    if given.mask is not None:
+        mask = hidden_part(given.mask, given.image, desk.size, given.latents, "edit")
+    draws = [generator(desk.seed, 0, "edit") for _ in prompts]
+    states = editing.edit(given.latents.expand(len(prompts), -1, -1, -1), generator=draws, mask=mask)
+    last = follow(states, editing.settings, watch)
+    return desk.prior.decode(last).cpu(), editing.calls
+
+
 def edit_picture(desk: Desk, given: Given) -> Figures:
     """Every prompt on one picture: files, a row of the sheet, figures."""
     prompts, settings = prompts_of(desk.run.config), desk.run.config.edit
     started = time.perf_counter()
-    editing = desk.begin(prompts)
-    mask = None
-    if given.mask is not None:
-        mask = hidden_part(given.mask, given.image, desk.size, given.latents, "edit")
-    draws = [generator(desk.seed, 0, "edit") for _ in prompts]
     frames: list[Tensor] = []
 
     def watch(state: State) -> None:
         frames.append(state.x0_hat)
 
-    states = editing.edit(given.latents.expand(len(prompts), -1, -1, -1), generator=draws, mask=mask)
-    last = follow(states, editing.settings, watch if settings.video else None)
-    edited = desk.prior.decode(last).cpu()
-    spent = {"network_calls": editing.calls, "seconds": round(time.perf_counter() - started, 3)}
-    seen = torch.stack([_written(desk, given, edited, i) for i in range(len(prompts))])
+    made, calls = edited(desk, given, watch if settings.video else None)
+    spent = {"network_calls": calls, "seconds": round(time.perf_counter() - started, 3)}
+    seen = torch.stack([_written(desk, given, made, i) for i in range(len(prompts))])
     _write_videos(desk, given, frames, len(prompts))
     if len(desk.sheet) < SHOWN_ROWS:
         desk.sheet.append((given.name, [desk.seen(given.image), *seen]))

@@ -1,9 +1,13 @@
-"""The embedded UNets: denoising losses of DDPM (Ho et al. 2020), improved DDPM (Nichol and Dhariwal 2021) and latent
-diffusion (Rombach et al. 2022) on Stable Diffusion's table, and velocity matching on the straight path."""
+"""What the embedded networks minimise.
+
+UNets: the denoising losses of DDPM (Ho et al. 2020), improved DDPM (Nichol and Dhariwal 2021) and latent diffusion
+(Rombach et al. 2022) on Stable Diffusion's table, and velocity matching on the straight path. SD3: velocity matching
+(Liu et al. 2022; Esser et al. 2024).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -13,6 +17,7 @@ from torch import Generator, Tensor, nn
 from threestudio_rf.core.convert import Kind, join, noise
 from threestudio_rf.core.ddpm import DDPM
 from threestudio_rf.core.level import Level, betas, rectified_flow
+from threestudio_rf.core.times import draw as draw_times
 from threestudio_rf.core.times import shift_time
 from threestudio_rf.tiny.train.latents import CaptionedLatents
 from threestudio_rf.tiny.train.training import compiled, device_of, half
@@ -69,21 +74,21 @@ def draw_discrete(kind: Kind) -> Callable[[int, Generator], Drawn]:
     process = table()
     weights = process.lvlb_weights(kind).float()
 
-    def draw_times(n: int, draw: Generator) -> Drawn:
+    def drawn(n: int, draw: Generator) -> Drawn:
         k = torch.randint(STEPS, (n,), generator=draw)
         return Drawn(k, k, Level(*(x.float() for x in process.table.levels(k))), weights[k])
 
-    return draw_times
+    return drawn
 
 
 def draw_straight(shift: float = 1.0) -> Callable[[int, Generator], Drawn]:
     """Times t in [0, 1] on the straight path, uniform before the shift; the label is 1000 t."""
 
-    def draw_times(n: int, draw: Generator) -> Drawn:
+    def drawn(n: int, draw: Generator) -> Drawn:
         t = shift_time(torch.rand(n, generator=draw), shift)
         return Drawn(1000 * t, (t * STEPS).long().clamp(max=STEPS - 1), rectified_flow(t), torch.zeros(n))
 
-    return draw_times
+    return drawn
 
 
 def sample_error(prediction: Tensor, target: Tensor, norm: Norm) -> Tensor:
@@ -169,3 +174,51 @@ class DenoisePart:
         loss = weigh(error, self.logvar(drawn.k), drawn.weight, self.objective)
         late = drawn.k >= STEPS // 2
         return loss, {"noisy": error[late].mean().item(), "clean": error[~late].mean().item()}
+
+
+def embed_tokens(encoders: Sequence[nn.Module], ids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """SD3's text input from token ids (B, T) per encoder: joined hidden_states[-2] (B, T, D) and pooled (B, P)."""
+    outputs = [encoder(tokens, output_hidden_states=True) for encoder, tokens in zip(encoders, ids, strict=True)]
+    hidden = torch.cat([out.hidden_states[-2] for out in outputs], dim=-1)
+    return hidden, torch.cat([out.text_embeds for out in outputs], dim=-1)
+
+
+class FlowPart:
+    """Velocity matching |u_hat(x_t, t, caption) - (eps - x0)|^2 with logit-normal t and the means of `expected`; text
+    encoders train along."""
+
+    name = "sd3"
+
+    def __init__(
+        self,
+        transformer: nn.Module,
+        encoders: Sequence[nn.Module],
+        data: CaptionedLatents,
+        *,
+        batch: int = 128,
+        autocast: bool = True,
+    ) -> None:
+        self.modules = nn.ModuleDict({"transformer": transformer, "one": encoders[0], "two": encoders[1]})
+        self.transformer, self.encoders = compiled(transformer), list(encoders)
+        self.data, self.batch, self.autocast = data, batch, autocast
+
+    def loss(self, step: int, draw: Generator) -> tuple[Tensor, dict[str, float]]:
+        """Mean squared error of the velocity, over elements and batch."""
+        device = device_of(self.modules)
+        x0, ids, rows = self.data.draw(self.batch, draw)
+        t = draw_times(self.batch, draw, t_min=0.0, t_max=1.0, law="logit_normal").to(device)
+        eps = torch.randn(x0.shape, generator=draw).to(device)
+        x0, level = x0.to(device), rectified_flow(t)
+        aim = expected(self.data, x0, eps, level, rows)
+        with half(device, self.autocast):
+            hidden, pooled = embed_tokens(self.encoders, [tokens.to(device) for tokens in ids])
+            u_hat = self.transformer(
+                hidden_states=noise(x0, eps, level),
+                timestep=1000 * t,
+                encoder_hidden_states=hidden,
+                pooled_projections=pooled,
+                return_dict=False,
+            )[0]
+        error = (u_hat.float() - join("flow", *aim, level)).square().mean(dim=(1, 2, 3))
+        late = t > 0.5
+        return error.mean(), {"noisy": error[late].mean().item(), "clean": error[~late].mean().item()}

@@ -22,8 +22,7 @@ from threestudio_rf.core.random import generator
 from threestudio_rf.priors import architecture
 from threestudio_rf.priors.tiny import weights_folder
 from threestudio_rf.tiny.train.crew import Crew, silent
-from threestudio_rf.tiny.train.denoise import Objective
-from threestudio_rf.tiny.train.flow import FlowPart
+from threestudio_rf.tiny.train.denoise import FlowPart, Objective
 from threestudio_rf.tiny.train.judging import JudgeDistance, JudgePart, judge_accuracy, refused_share
 from threestudio_rf.tiny.train.latents import CaptionedLatents
 from threestudio_rf.tiny.train.stage import (
