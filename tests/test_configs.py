@@ -63,7 +63,7 @@ def test_the_sd3_experiment_has_the_reference_windows_as_noise_levels():
     times = made.times.draw(4000, 0, 100, 0)
     assert 0.0577 <= times.min() < 0.075 and 0.865 < times.max() <= 0.875
     assert times.mean() == pytest.approx(0.578, abs=0.01) and times.median() == pytest.approx(0.628, abs=0.02)
-    assert made.method.scale == 100 and made.lambdas["distill"](0) == 2
+    assert made.method.scale == 100 and made.lambdas["distill"](0) == 1
 
 
 def test_every_file_is_small_and_safe():

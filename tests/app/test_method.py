@@ -88,7 +88,13 @@ def said(name: str, *changes: str, views: bool = True) -> dict[str, list[str]]:
 
 def test_only_methods_with_further_roles_say_more_than_the_prompt_and_the_negative_prompt() -> None:
     for name in METHODS:
-        assert set(said(name)) == {"nfsd": {"neg", "uncond"}, "bridge": {"target", "artifact"}}.get(name, set())
+        more = {"nfsd": {"neg", "uncond"}, "bridge": {"target", "artifact"}, "vsd": {"twin"}}
+        assert set(said(name)) == more.get(name, set())
+
+
+def test_a_twin_hears_the_prompt_without_view_words_or_what_the_prior_hears_where_there_are_none() -> None:
+    assert said("vsd") == {"twin": ["a red ball"]}
+    assert said("vsd", views=False) == {}
 
 
 def test_nfsd_says_nothing_in_uncond_and_the_negative_prompt_in_neg() -> None:

@@ -38,7 +38,7 @@ def config_with(name, *, sizes=(64,), device="cpu", **changes):
 
 def test_every_name_has_a_row_a_choice_and_a_file_of_settings():
     assert list(PRIORS) == list(FACTS) and {row.facts.adapter for row in PRIORS.values()} == set(ADAPTERS)
-    assert set(choices("prior")) == {*FACTS, "sd21", "sd35"}
+    assert set(choices("prior")) == {*FACTS, "sd21", "sd35", "sd3_as_rendered"}
     assert EMBEDDED == ("tiny_sd3", "tiny_sd", "tiny_sd_v", "tiny_instaflow")
     assert STORAGES == parts.STORAGES and tuple(parts.QUANTIZATIONS) == QUANTIZATIONS
 

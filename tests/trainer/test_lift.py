@@ -447,11 +447,13 @@ class Echo:
 
     def __init__(self) -> None:
         self.poses: list[Tensor] = []
+        self.heard: list[Tensor] = []
         self.lessons: list[tuple[Tensor, Tensor, int]] = []
 
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition, *, pose: Tensor | None = None) -> Tensor:
         assert pose is not None and not x_t.requires_grad
         self.poses.append(pose)
+        self.heard.append(condition.tensors["modes"])
         return torch.zeros_like(x_t)
 
     def learn(self, latents: Tensor, condition: Condition, *, pose: Tensor | None, generator: Generator) -> float:
@@ -472,6 +474,14 @@ def test_a_twin_answers_its_role_and_learns_every_rendering_after_the_step() -> 
         assert torch.equal(pose[:, :9].unflatten(1, (3, 3)), state.camera.c2w)
         assert torch.equal(latents, prior().encode(state.rendering.rgb)) and not latents.requires_grad
         assert torch.equal(modes, torch.tensor([[1.0, 0.0]]).expand(3, 2))
+
+
+def test_a_twin_is_asked_and_taught_with_its_own_prompt_where_it_has_one() -> None:
+    twin = Echo()
+    settings = replace(SETTINGS, steps=2, method=Method(combiner="vsd", scale=5.0))
+    states(Flat(), settings, twin=twin, extra={"twin": prior().embed(["blue"])})  # type: ignore[arg-type]
+    for modes in (*(modes for _, modes, _ in twin.lessons), *twin.heard):
+        assert torch.equal(modes.expand(3, 2), torch.tensor([[0.0, 1.0]]).expand(3, 2))
 
 
 def test_a_twin_does_not_learn_a_step_twice_when_a_run_goes_back_to_the_start_of_a_window() -> None:

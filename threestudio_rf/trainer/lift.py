@@ -20,6 +20,7 @@ from threestudio_rf.core.random import generator
 from threestudio_rf.distill.method import Distilled, distill
 from threestudio_rf.priors.base import Condition, Prior, bind
 from threestudio_rf.priors.twin import LEARNING_CALLS, Twin, with_twin
+from threestudio_rf.priors.twin import NAME as TWIN
 from threestudio_rf.priors.views import VIEWS, mix, perp_neg_weights
 from threestudio_rf.scenes.base import Rendering, Scene
 from threestudio_rf.scenes.camera import Camera
@@ -80,7 +81,7 @@ def lift(
         seen = seen_from(conditions, negative, camera=asked, settings=settings, extra=extra)
         model = bind(prior, seen.conditions)
         if twin is not None:
-            model = with_twin(model, twin, seen.conditions["cond"], pose(asked))
+            model = with_twin(model, twin, seen.of_twin, pose(asked))
         normals = settings.factor("orientation", step) > 0
         rendering = scene.render(camera, generator(settings.seed, step, "render"), normals=normals)
         latents = encoded(rendering, prior, settings)
@@ -97,8 +98,7 @@ def lift(
             scene.after_step(optimiser, step)
         if twin is not None and step >= first_step:
             draws_of_twin = generator(settings.seed, step, "twin")
-            condition = seen.conditions["cond"]
-            metrics["twin_loss"] = twin.learn(latents.detach(), condition, pose=pose(asked), generator=draws_of_twin)
+            metrics["twin_loss"] = twin.learn(latents.detach(), seen.of_twin, pose=pose(asked), generator=draws_of_twin)
             model.calls += LEARNING_CALLS
         skipped = skipped + 1 if skip else 0
         empty = empty + 1 if metrics["opacity"] < 1e-3 else 0
@@ -125,6 +125,11 @@ class Seen(NamedTuple):
 
     conditions: dict[str, Condition]
     negatives: dict[str, Tensor]
+
+    @property
+    def of_twin(self) -> Condition:
+        """What a twin is asked with: the role "twin" where there is one, else the prompt."""
+        return self.conditions.get(TWIN, self.conditions["cond"])
 
 
 def seen_from(

@@ -143,8 +143,9 @@ def names_of(config: PriorConfig) -> tuple[str, ...]:
 
 
 def embed_roles(config: Config, prior: Prior, *, views: bool) -> dict[str, Condition]:
-    """`role_patterns` as conditions, those with the prompt in them once per view word where there are `views`."""
-    texts = {}
+    """`role_patterns` as conditions, those with the prompt in them once per view word where there are `views`; then
+    a twin, which sees the camera, hears the prompt without view words, as ProlificDreamer's does."""
+    texts = {TWIN: [config.prompt]} if views and TWIN in method_of(config.loss).roles else {}
     for role, pattern in role_patterns(config).items():
         text = pattern.replace("{prompt}", config.prompt)
         several = views and "{prompt}" in pattern
