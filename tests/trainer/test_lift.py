@@ -29,7 +29,7 @@ from threestudio_rf.priors.views import BACK, FRONT, SIDE, Curves
 from threestudio_rf.scenes import regularize
 from threestudio_rf.scenes.base import Rendering, Scene
 from threestudio_rf.scenes.camera import Camera
-from threestudio_rf.trainer.lift import DivergedError, LiftSettings, LiftState, Times, Views, lift, seen_from
+from threestudio_rf.trainer.lift import DivergedError, LiftSettings, LiftState, Times, Views, encoded, lift, seen_from
 from threestudio_rf.trainer.optim import make_optimiser, set_rates
 from threestudio_rf.trainer.ramp import Constant, Ramp
 
@@ -362,6 +362,28 @@ def test_latents_are_distilled_as_they_are_in_the_batch_that_the_scene_decides()
     assert (scene.values - wanted).abs().max() < 0.5
     with pytest.raises(AssertionError, match="encoded"):
         pictured(Pictures(), replace(IMAGE, steps=1, latent=False), prior(NoEncoder))
+
+
+class Plain:
+    """A prior whose latents are the picture."""
+
+    def encode(self, image: Tensor) -> Tensor:
+        return image
+
+
+def test_a_rendering_is_made_larger_as_threestudio_does_and_smaller_without_aliasing() -> None:
+    picture = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    rendering, settings = Rendering(picture, picture[:, :1]), replace(SETTINGS, encode_size=0)
+    assert torch.equal(encoded(rendering, Plain(), settings), picture)  # type: ignore[arg-type]
+    larger = encoded(rendering, Plain(), replace(settings, encode_size=16))  # type: ignore[arg-type]
+    # halfway between pixel centres: three quarters of the nearer one, one quarter of the other, in rows and columns
+    rows = 0.75 * picture[..., 3, :] + 0.25 * picture[..., 4, :]
+    assert torch.allclose(larger[..., 7, 7], 0.75 * rows[..., 3] + 0.25 * rows[..., 4], atol=1e-6)
+    smaller = encoded(rendering, Plain(), replace(settings, encode_size=2))  # type: ignore[arg-type]
+    centres, places = torch.tensor([2.0, 6.0])[:, None], torch.arange(8) + 0.5
+    tent = (1 - (places - centres).abs() / 4).clamp(min=0)  # a tent as wide as the scale: every pixel counts
+    tent = tent / tent.sum(1, keepdim=True)
+    assert torch.allclose(smaller, tent @ picture @ tent.t(), atol=1e-6)
 
 
 def test_one_prompt_serves_all_cameras_and_perp_neg_needs_one_per_view() -> None:
