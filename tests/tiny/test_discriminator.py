@@ -27,13 +27,14 @@ from torch import Tensor, nn
 from threestudio_rf.core.random import generator, normal
 from threestudio_rf.priors import architecture
 from threestudio_rf.priors.tiny import weights_folder
-from threestudio_rf.tiny.train.bottleneck import Posterior, quantise
 from threestudio_rf.tiny.train.discriminator import (
     Adversary,
     PatchDiscriminator,
+    Posterior,
     adaptive_weight,
     generator_loss,
     hinge,
+    quantise,
     vanilla,
 )
 from threestudio_rf.tiny.train.judging import JudgeDistance

@@ -10,8 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from threestudio_rf.core.random import generator
-from threestudio_rf.tiny.train.bottleneck import Posterior
-from threestudio_rf.tiny.train.discriminator import Adversary, PatchDiscriminator, adaptive_weight
+from threestudio_rf.tiny.train.discriminator import Adversary, PatchDiscriminator, Posterior, adaptive_weight
 from threestudio_rf.tiny.train.training import device_of, half
 from threestudio_rf.tiny.world.views import COLOURS, Views, palette, random_backgrounds
 
