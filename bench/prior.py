@@ -25,10 +25,9 @@ import torch
 from torch import Tensor
 
 from threestudio_rf.app.build.prior import bank_cache
-from threestudio_rf.core.level import DiscreteVP
+from threestudio_rf.core.grid import grid_of
 from threestudio_rf.core.random import generator, normal
 from threestudio_rf.core.sample import solve
-from threestudio_rf.core.times import ddim_times, spacing
 from threestudio_rf.export.media import png
 from threestudio_rf.priors.base import Prior, bind
 from threestudio_rf.priors.sd import load_sd
@@ -51,11 +50,10 @@ CACHE = bank_cache("")
 
 def times_of(prior: Prior, steps: int, shift: float) -> Tensor:
     """(steps + 1,) falling times; ValueError for a shift on a table."""
-    if not isinstance(prior.schedule, DiscreteVP):
-        return spacing(steps, shift=shift)
-    if shift != 1:
+    table = prior.schedule.table
+    if table is not None and shift != 1:
         raise ValueError(f"got shift {shift} for {prior.name}, expected 1: its times are those of a table")
-    return ddim_times(steps, len(prior.schedule), offset=1)
+    return grid_of(prior.schedule, steps, shift=shift).times
 
 
 def prior_of(name: str, folder: Path | None) -> Prior:

@@ -20,7 +20,7 @@ from torch import Tensor
 from threestudio_rf.app import api
 from threestudio_rf.app.build.check import check
 from threestudio_rf.app.build.picture import fitted, read_picture
-from threestudio_rf.app.build.sampling import plan, run, times_of
+from threestudio_rf.app.build.sampling import grid_of, plan, run
 from threestudio_rf.app.errors import UserError
 from threestudio_rf.app.settings.compose import compose, typed
 from threestudio_rf.app.settings.flags import translate
@@ -164,7 +164,7 @@ def test_short_names_are_those_of_the_sampler_for_its_task_only() -> None:
         ("perp_neg=-1", "needs a negative_prompt"),
         ("perp_neg=-1 negative_prompt=x cfg=0", "above 0"),
         ("perp_neg=1", "at most 0"),
-        ("sampler=dpm", "expected one of ddpm"),
+        ("sampler=dpm", "expected one of auto, ddpm"),
         ("steps=0", r"sample\.steps=0"),
         ("image=i.png strength=0", r"sample\.strength=0\.0"),
         ("eta=2", r"sample\.eta"),
@@ -226,11 +226,13 @@ def test_tensors_of_another_shape_raise_and_noise_cannot_be_inverted() -> None:
 
 
 def test_spacings_follow_the_prior() -> None:
-    assert torch.equal(times_of(FLOW, SampleConfig(steps=6)), spacing(6))
-    assert torch.equal(times_of(FLOW, SampleConfig(steps=6, shift=3.0)), spacing(6, shift=3.0))
-    assert torch.equal(times_of(NOISY, SampleConfig(steps=6)), sampling_times(6, law="leading"))
-    assert torch.equal(times_of(NOISY, SampleConfig(steps=6, offset=0)), sampling_times(6, law="leading", offset=0))
-    assert torch.equal(times_of(NOISY, SampleConfig(steps=6, spacing="quad")), sampling_times(6, law="quad"))
+    assert torch.equal(grid_of(FLOW, SampleConfig(steps=6)).times, spacing(6))
+    assert torch.equal(grid_of(FLOW, SampleConfig(steps=6, shift=3.0)).times, spacing(6, shift=3.0))
+    assert torch.equal(grid_of(NOISY, SampleConfig(steps=6)).times, sampling_times(6, law="leading"))
+    assert torch.equal(
+        grid_of(NOISY, SampleConfig(steps=6, offset=0)).times, sampling_times(6, law="leading", offset=0)
+    )
+    assert torch.equal(grid_of(NOISY, SampleConfig(steps=6, spacing="quad")).times, sampling_times(6, law="quad"))
 
 
 def test_a_negative_prompt_pushes_away_also_across() -> None:

@@ -18,6 +18,7 @@ from diffusers import DDPMScheduler
 from threestudio_rf.core.level import (
     ALIASES,
     BETAS,
+    Continuous,
     DiscreteVP,
     Level,
     betas,
@@ -25,6 +26,7 @@ from threestudio_rf.core.level import (
     rectified_flow,
     to_straight,
     to_vp,
+    zero_terminal,
 )
 
 DOUBLE = torch.float64
@@ -93,11 +95,30 @@ def test_a_table_is_double_and_falls(name: str) -> None:
     assert bool((table.abar.diff() < 0).all()) and table.abar[-1] > 0 and table.abar[0] < 1
 
 
+def test_a_zero_terminal_table_is_that_of_diffusers_and_ends_without_data() -> None:
+    theirs = DDPMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, rescale_betas_zero_snr=True
+    )
+    table = DiscreteVP(zero_terminal(STABLE.betas))
+    assert torch.allclose(table.abar.float(), theirs.alphas_cumprod, atol=1e-6)
+    assert table.levels(torch.tensor([999])).alpha == 0 and table.time_at(torch.ones(1)) == 1
+
+
+@pytest.mark.parametrize("t_prime", [0.1, 0.5, 0.75, 0.99])
+def test_a_path_by_its_formula_finds_the_time_of_a_noise_level(t_prime: float) -> None:
+    path = Continuous(lambda t: Level((t * math.pi / 2).cos(), (t * math.pi / 2).sin()))
+    wanted = torch.tensor([t_prime], dtype=DOUBLE)
+    assert torch.allclose(to_straight(path(path.time_at(wanted)))[0], wanted, atol=1e-12)
+    assert path.table is None and rectified_flow.time_at(wanted) is wanted
+    with pytest.raises(ValueError, match=r"in 0\.\.1"):
+        path(torch.tensor([1.1]))
+
+
 def test_betas_that_are_no_betas_raise() -> None:
     for name, given in [("squaredcos", None), ("trained_betas", None), ("linear", [[0.1, 0.2]]), ("linear", [0.1])]:
         with pytest.raises(ValueError, match="expected"):
             betas(name, 2, trained=given)
-    for bad in ([0.0, 0.1], [0.1, 1.0], [0.1, math.nan], [[0.1]], []):
+    for bad in ([0.0, 0.1], [1.0, 0.1], [1.0], [0.1, 1.1], [0.1, math.nan], [[0.1]], []):
         with pytest.raises(ValueError, match="expected"):
             DiscreteVP(torch.tensor(bad))
     with pytest.raises(ValueError, match="clean or first"):

@@ -268,7 +268,7 @@ def test_the_times_of_a_sampler_are_those_of_its_spacing_and_leading_gives_way_w
     fits = (steps - 1) * (1000 // steps) + 2 <= 1000
     assert torch.equal(sampling_times(steps, law="leading"), ddim_times(steps, 1000, offset=int(fits)))
     assert torch.equal(sampling_times(steps, law="leading", offset=0), ddim_times(steps, 1000))
-    for law in ("trailing", "quad"):
+    for law in ("trailing", "linspace", "quad"):
         assert torch.equal(sampling_times(steps, law=law), ddim_times(steps, 1000, law=law))
     assert torch.equal(sampling_times(steps, law="even", shift=3.0), spacing(steps, shift=3.0))
     assert torch.equal(sampling_times(steps, law="flow_match", shift=3.0), flow_match_spacing(steps, shift=3.0))

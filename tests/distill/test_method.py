@@ -89,6 +89,20 @@ def test_the_kind_of_the_prior_does_not_change_the_gradient():
         torch.testing.assert_close(other, grads[0], rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", ["sdi", "ism", "ucm"])
+def test_a_prior_that_predicts_clean_pictures_inverts_from_one(name):
+    x, grads = latents(), []
+    for kind in ("x0", "eps"):
+        prior, predict = mixture(kind=kind, schedule=DiscreteVP(betas("scaled_linear", 1000)))
+        out = run(x, METHODS[name].at(0.5), prior, predict)
+        assert not out.skipped
+        grads.append(out.grad.flatten())
+    assert torch.nn.functional.cosine_similarity(*grads, dim=0) > 0.98
+    prior, predict = mixture(kind="x0")
+    with pytest.raises(ValueError, match="expected a time above 0"):
+        run(x, METHODS[name].at(0.5), prior, predict)
+
+
 def test_the_two_rev_presets_differ_in_the_size_of_the_step_only():
     paper, flow = METHODS["rfds_rev"], METHODS["rfds_rev_instaflow"]
     assert (paper.rev_step, flow.rev_step) == (None, 1.0)

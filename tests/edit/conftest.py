@@ -32,6 +32,7 @@ TABLE = DiscreteVP(betas("scaled_linear", 1000))
 PATHS: dict[str, tuple[Any, Any]] = {
     "flow": ("flow", rectified_flow),
     "eps": ("eps", TABLE),
+    "x0": ("x0", TABLE),
     "v": ("v", DiscreteVP(betas("scaled_linear", 1000), final="first")),
     "smooth eps": ("eps", SMOOTH),
     "smooth v": ("v", SMOOTH),

@@ -55,6 +55,16 @@ def test_every_edit_lands_in_the_target_mode(name: str, prior: str, make_path: A
     assert bool((away[1] < 0.5 * away[0]).all()) and away[1].mean() < 0.6
 
 
+@pytest.mark.parametrize("name", ["euler", "rf_solver", "fireflow", "rf_inversion"])
+def test_a_prior_that_predicts_clean_pictures_is_asked_about_one_too(
+    name: str, make_path: Any, reds: Any, end: Any
+) -> None:
+    paths = [make_path(kind) for kind in ("x0", "eps")]
+    settings = settled(small(name), paths[0].schedule, 1.0)
+    one, other = (end(edit(path, reds, settings, generator=generator(0, 0, "e"))) for path in paths)
+    assert (one - other).abs().max() < 0.1 and (one - reds).abs().max() > 0.5
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_reconstruction_returns_the_picture(name: str, make_path: Any, reds: Any) -> None:
     path, settings = make_path(), small(name)

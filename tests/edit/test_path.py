@@ -77,6 +77,11 @@ def test_times_fall_from_the_stated_noise_level_to_clean(make_path: Any) -> None
     assert torch.equal(falling_times(rectified_flow, 6), spacing(6))
     assert torch.equal(falling_times(rectified_flow, 4, t_start=0.8, shift=3.0), spacing(4, t_start=0.8, shift=3.0))
     assert noisiest(rectified_flow) == 1 and noisiest(TABLE) == pytest.approx(0.936, abs=1e-3)
+    for name in ("smooth eps", "smooth v"):
+        smooth = make_path(name)
+        times = falling_times(smooth.schedule, 8, t_start=0.6, shift=2.0).double()
+        assert torch.allclose(smooth.level(times).sigma, spacing(8, t_start=0.6, shift=2.0).double(), atol=1e-6)
+        assert torch.allclose(smooth.level(smooth.time(times[:3])).sigma, times[:3], atol=1e-9)
     path = make_path("eps")
     for level in (0.3, 0.7, None):
         times = falling_times(TABLE, 7, t_start=level)

@@ -112,7 +112,7 @@ def test_heun_on_stable_diffusion_3_is_flow_matching_heun(sd3: Prior, sd3_folder
 
     pipe = quiet(StableDiffusion3Pipeline.from_pretrained(sd3_folder, text_encoder_3=None, tokenizer_3=None))
     pipe.scheduler = FlowMatchHeunDiscreteScheduler(shift=pipe.scheduler.config.shift)
-    settings = SampleConfig(sampler="heun", steps=5)
+    settings = SampleConfig(sampler="heun", spacing="flow_match", steps=5)
     assert close(ours(sd3, settings), theirs(pipe, settings, latents=start(sd3), max_sequence_length=0))
 
 
@@ -192,7 +192,7 @@ def test_a_masked_picture_is_that_of_the_inpainting_pipelines(
 
 
 def test_the_shift_of_the_folder_is_the_one_that_is_used(sd3_folder: Path, tmp_path: Path) -> None:
-    from threestudio_rf.app.build.sampling import times_of
+    from threestudio_rf.app.build.sampling import grid_of
     from threestudio_rf.core.times import flow_match_spacing, spacing
     from threestudio_rf.priors.sd3 import load_sd3
 
@@ -200,6 +200,6 @@ def test_the_shift_of_the_folder_is_the_one_that_is_used(sd3_folder: Path, tmp_p
     file = folder / "scheduler/scheduler_config.json"
     file.write_text(file.read_text().replace('"shift": 3.0', '"shift": 2.5'))
     prior = load_sd3(folder)
-    assert torch.equal(times_of(prior, SampleConfig(steps=6)), flow_match_spacing(6, shift=2.5))
-    assert torch.equal(times_of(prior, SampleConfig(steps=6, shift=4.0)), flow_match_spacing(6, shift=4.0))
-    assert torch.equal(times_of(prior, SampleConfig(steps=6, spacing="even")), spacing(6, shift=2.5))
+    assert torch.equal(grid_of(prior, SampleConfig(steps=6)).times, flow_match_spacing(6, shift=2.5))
+    assert torch.equal(grid_of(prior, SampleConfig(steps=6, shift=4.0)).times, flow_match_spacing(6, shift=4.0))
+    assert torch.equal(grid_of(prior, SampleConfig(steps=6, spacing="even")).times, spacing(6, shift=2.5))

@@ -31,6 +31,7 @@ from threestudio_rf.app.settings.layers import settings as settings_from
 from threestudio_rf.core.model import Corrector
 from threestudio_rf.core.sample import State
 from threestudio_rf.core.sample import invert as inverted
+from threestudio_rf.core.solve import QUIET
 from threestudio_rf.priors.base import Prior
 
 Picture = Tensor | Path | str
@@ -76,8 +77,9 @@ def sample(
     `State`: the number of steps left, the time t (B,) in [0, 1], x and x0_hat (B, C, h, w). `corrector(eps_hat, x, t)`
     returns another eps_hat (B, C, h, w) after guidance (LDM's score corrector).
 
-    `settings` are those of `task=sample` by name: sampler (ddpm, ddim, euler, heun, midpoint), steps, eta, cfg (1 is
-    none), rescale, perp_neg, spacing, shift, strength, limit, temperature, repeat_noise, batch and the others.
+    `settings` are those of `task=sample` by name: sampler (auto, ddpm, ddim, euler, midpoint, heun,
+    fireflow, dpmpp_2m), steps, eta, cfg (1 is none), rescale, perp_neg, spacing, shift, strength, limit, temperature,
+    repeat_noise, batch and the others.
 
     Raises UserError for an unknown or unfit setting or a broken file, PriorError for weights that cannot be used,
     ValueError for tensors of another shape.
@@ -135,7 +137,7 @@ def invert(
     network = load_prior(prior, device=str(where)) if isinstance(prior, str) else prior
     made = task.plan(network, prompt, chosen, device=where)
     if made.rule.noisy:
-        raise UserError(f"sampler={chosen.sampler} draws noise; expected ddim with eta=0, euler, heun or midpoint")
+        raise UserError(f"sampler={made.rule.sampler} draws noise; expected ddim with eta=0, {', '.join(QUIET)}")
     known, _ = task.encoded(network, picture_of(image, "image"), None, made.device)
     with torch.no_grad():
         *_, last = inverted(made.field, known, made.times, rule=made.rule)

@@ -155,9 +155,22 @@ def betas(
     return _checked(table)
 
 
+def zero_terminal(betas: Tensor) -> Tensor:
+    """(N,) betas rescaled so that the last level has no data in it, alpha = 0 (Lin et al. 2023, algorithm 1).
+
+    sqrt abar is moved and stretched to end at 0 and to begin where it did; the last beta is 1.
+    """
+    root = (1 - _checked(betas)).cumprod(0).sqrt()
+    abar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    return 1 - abar / torch.cat([torch.ones_like(abar[:1]), abar[:-1]])
+
+
 def _checked(table: Tensor) -> Tensor:
-    """`table` in float64; ValueError unless it is one-dimensional with every beta in (0, 1)."""
-    if table.ndim != 1 or len(table) == 0 or not bool(((table > 0) & (table < 1)).all()):
+    """`table` in float64; ValueError unless it is one-dimensional with every beta in (0, 1), the last one in (0, 1]."""
+    inside = (table > 0) & (table < 1) if table.ndim == 1 and len(table) else torch.zeros(1, dtype=torch.bool)
+    if len(inside) > 1 and table[-1] == 1:
+        inside[-1] = True
+    if not bool(inside.all()):
         raise ValueError(f"got betas of shape {tuple(table.shape)}: {table}, expected one dimension, each in (0, 1)")
     return table.double()
 

@@ -233,6 +233,8 @@ STEPS: dict[str, Solver] = {
 """Every sampler by name, for sampling and editing alike."""
 QUIET = tuple(name for name in STEPS if name not in ("ddpm", "ddim"))
 """Those that never draw noise, so that they invert too."""
+SECOND = ("midpoint", "heun", "fireflow", "dpmpp_2m")
+"""Those of order 2."""
 
 
 def fresh(

@@ -16,8 +16,8 @@ from threestudio_rf.core.random import uniform
 
 Law = Literal["uniform", "annealed", "logit_normal", "dreamtime"]
 LAWS: tuple[Law, ...] = get_args(Law)
-Spacing = Literal["uniform", "trailing", "quad"]
-Grid = Literal["leading", "trailing", "quad", "even", "flow_match"]
+Spacing = Literal["uniform", "trailing", "linspace", "quad"]
+SamplingLaw = Literal["leading", "trailing", "linspace", "quad", "even", "flow_match"]
 Number = TypeVar("Number", float, Tensor)
 Bump = tuple[float, float, float, float]
 """(m1, m2, s1, s2) of DreamTime's weight: flat from m2 to m1, falling as Gaussians of width s1 above, s2 below."""
@@ -173,6 +173,7 @@ def ddim_steps(steps: int, n: int, *, law: Spacing = "uniform", offset: int = 0)
 
     uniform   1, 1 + n // steps, ... + offset (diffusers "leading"; offset = 1 is Stable Diffusion's steps_offset)
     trailing  the multiples of n / steps, so the last one is n (Lin et al. 2023)
+    linspace  even from 1 to n, both included
     quad      floor(linspace(0, sqrt(0.8 n))^2) + 1; a step that would repeat moves up to the next number
 
     LDM's own "uniform" gives one step too many for steps that do not divide n, and leaves the table for some.
@@ -185,11 +186,13 @@ def ddim_steps(steps: int, n: int, *, law: Spacing = "uniform", offset: int = 0)
         numbers = order * (n // steps) + 1 + offset
     elif law == "trailing":
         numbers = ((order + 1).double() * n / steps).round().long()
+    elif law == "linspace":
+        numbers = torch.linspace(0, n - 1, steps, dtype=torch.float64).round().long() + 1
     elif law == "quad":
         numbers = torch.linspace(0, (0.8 * n) ** 0.5, steps, dtype=torch.float64).square().long() + 1
         numbers = order + (numbers - order).cummax(0).values
     else:
-        raise ValueError(f"got law {law!r}, expected uniform, trailing or quad")
+        raise ValueError(f"got law {law!r}, expected uniform, trailing, linspace or quad")
     if int(numbers[0]) < 1 or int(numbers[-1]) > n:
         raise ValueError(f"got step numbers {int(numbers[0])}..{int(numbers[-1])}, expected 1..{n}")
     return numbers
@@ -201,17 +204,17 @@ def ddim_times(steps: int, n: int, *, law: Spacing = "uniform", offset: int = 0)
     return torch.cat([numbers.flip(0) / n, torch.zeros(1)])
 
 
-def sampling_times(steps: int, *, law: Grid, shift: float = 1.0, n: int = 1000, offset: int = 1) -> Tensor:
+def sampling_times(steps: int, *, law: SamplingLaw, shift: float = 1.0, n: int = 1000, offset: int = 1) -> Tensor:
     """(steps + 1,) float32 times from noise to 0 of a sampler.
 
-    leading, trailing, quad   steps of a table of n entries, see `ddim_steps`; `offset` is that of leading (1 for Stable
-                              Diffusion), as far as it fits into the table: all n steps have none
-    even                      `spacing` under `shift`
-    flow_match                `flow_match_spacing` under `shift`: what diffusers' SD3 pipeline does
+    leading, trailing, linspace, quad  steps of a table of n entries, see `ddim_steps`; `offset` is that of leading (1
+                                       for Stable Diffusion), as far as it fits into the table: all n steps have none
+    even                               `spacing` under `shift`
+    flow_match                         `flow_match_spacing` under `shift`: what diffusers' SD3 pipeline does
 
     Raises ValueError for an unknown law and for steps that do not fit.
     """
-    if law in ("trailing", "quad"):
+    if law in ("trailing", "linspace", "quad"):
         return ddim_times(steps, n, law=law)
     if law == "leading":
         room = n - 1 - (steps - 1) * (n // max(steps, 1))
@@ -220,7 +223,7 @@ def sampling_times(steps: int, *, law: Grid, shift: float = 1.0, n: int = 1000, 
         return spacing(steps, shift=shift)
     if law == "flow_match":
         return flow_match_spacing(steps, shift=shift, n=n)
-    raise ValueError(f"got law {law!r}, expected leading, trailing, quad, even or flow_match")
+    raise ValueError(f"got law {law!r}, expected leading, trailing, linspace, quad, even or flow_match")
 
 
 def from_strength(times: Tensor, strength: float, *, up: bool = False) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from threestudio_rf.core.convert import Kind
 from threestudio_rf.core.level import Schedule
 from threestudio_rf.core.model import Model
+from threestudio_rf.priors.sampling.pipeline import Pipeline
 
 POSE = "pose"
 """The key under which a condition holds azimuth and elevation (N, 2) in degrees, for priors that hear the camera."""
@@ -77,6 +78,12 @@ class Prior(Protocol):
     licence: str
     time_shift: float
     """The shift of its own sampler's times, 1 for none."""
+    pipeline: Pipeline
+    """How it is sampled by itself."""
+
+    def between(self) -> Prior:
+        """The prior that hears times between the entries of its table as they are; itself where there is none."""
+        ...
 
     def embed(self, prompts: list[str]) -> Condition: ...
 

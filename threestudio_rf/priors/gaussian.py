@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 from threestudio_rf.core.convert import Kind, join
 from threestudio_rf.core.level import Schedule, rectified_flow
 from threestudio_rf.priors.base import Condition
+from threestudio_rf.priors.sampling.pipeline import Formula, Pipeline
 
 
 class GaussianPrior:
@@ -47,6 +48,7 @@ class GaussianPrior:
         if weights.shape != (count,) or len(names) != count:
             raise ValueError(f"weights, names: got {tuple(weights.shape)}, {len(names)}, expected {count} of each")
         self.kind, self.schedule, self.names = kind, schedule, names
+        self.pipeline: Pipeline = Formula(schedule)
         self.means, self.std, self.log_weights = means, std, weights.log()
         self.latent_shape = (means.shape[1], means.shape[2], means.shape[3])
 
@@ -58,6 +60,10 @@ class GaussianPrior:
     def fits(self, text: str) -> bool:
         """Always: names are looked for in the whole text."""
         return True
+
+    def between(self) -> GaussianPrior:
+        """Itself: its levels are a formula's."""
+        return self
 
     @torch.no_grad()
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:

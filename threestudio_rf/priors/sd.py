@@ -12,6 +12,7 @@ VAE's output z, without a shift, as in StableDiffusionPipeline.
 
 from __future__ import annotations
 
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -20,13 +21,15 @@ import torch
 from torch import Generator, Tensor
 
 from threestudio_rf.core.convert import Kind
-from threestudio_rf.core.level import ALIASES, DiscreteVP, Schedule, betas, rectified_flow
+from threestudio_rf.core.level import ALIASES, DiscreteVP, Schedule, betas, rectified_flow, zero_terminal
 from threestudio_rf.priors.base import Condition, PriorError
 from threestudio_rf.priors.cache import ConditionCache
 from threestudio_rf.priors.folder import check_parts, usable_dtype
 from threestudio_rf.priors.hub import Places, places
 from threestudio_rf.priors.layout import Shape, Table, is_whole, read_index, vae_factor
 from threestudio_rf.priors.parts import PLAIN, FolderParts, PartOptions, Parts
+from threestudio_rf.priors.sampling.pipeline import Formula, Pipeline
+from threestudio_rf.priors.sampling.scheduler import Scheduler
 from threestudio_rf.priors.text import ENCODER, SDText, excess
 
 NETWORK = ("unet", "UNet2DConditionModel")
@@ -54,6 +57,7 @@ class SDPrior:
     """
 
     time_shift = 1.0
+    whole_labels = True
 
     def __init__(
         self,
@@ -67,6 +71,7 @@ class SDPrior:
         name: str = "sd",
         licence: str = OTHER_LICENCE,
         mirror_time: bool = False,
+        pipeline: Pipeline | None = None,
     ) -> None:
         if (kind == "flow") != (table is None) or (mirror_time and kind != "flow"):
             got = f"{kind}, {'no' if table is None else 'a'} table, mirror_time={mirror_time}"
@@ -78,6 +83,7 @@ class SDPrior:
         self.name, self.licence = name, licence
         self.schedule: Schedule = rectified_flow if table is None else table
         self.latent_shape = (shape.channels, shape.size, shape.size)
+        self.pipeline: Pipeline = Formula(self.schedule) if pipeline is None else pipeline
 
     def load(self) -> None:
         """Load network and VAE now, with their checks, instead of on first use."""
@@ -99,7 +105,13 @@ class SDPrior:
         """What the network hears at t (B,): the index of its level, int64; for a flow 1000 t, float32."""
         if self.table is None:
             return (1000 * (1 - t if self.mirror_time else t)).to(torch.float32)
-        return self.table.index(t)
+        return self.table.index(t) if self.whole_labels else (len(self.table) * t.double() - 1).clamp(min=0).float()
+
+    def between(self) -> SDPrior:
+        """The same network, weights shared, whose labels are not rounded to the table's entries."""
+        other = copy(self)
+        other.whole_labels = False
+        return other
 
     @property
     def network(self) -> Any:
@@ -151,12 +163,10 @@ def read_shape(at: Places) -> Shape:
 
 
 def read_table(folder: Path) -> DiscreteVP:
-    """The trained levels by the scheduler's config. PriorError for a table unknown to core, and for one that ends at
-    alpha = 0 (zero terminal SNR), where eps says nothing about the picture."""
+    """The trained levels by the scheduler's config, to alpha = 0 with rescale_betas_zero_snr. PriorError for a table
+    unknown to core."""
     file = folder / "scheduler/scheduler_config.json"
     config = Table(file)
-    if config.content.get("rescale_betas_zero_snr"):
-        raise PriorError(f"{file}: rescale_betas_zero_snr ends the table at alpha = 0, where no estimate is possible")
     names = ALIASES["diffusers"]
     trained = config.numbers("trained_betas")
     try:
@@ -177,6 +187,8 @@ def read_table(folder: Path) -> DiscreteVP:
     clean = config.content.get(
         "set_alpha_to_one", config.content.get("_class_name") != "PNDMScheduler"
     )  # diffusers' own defaults
+    if config.content.get("rescale_betas_zero_snr"):
+        table = zero_terminal(table)
     return DiscreteVP(table, final="clean" if clean else "first")
 
 
@@ -240,17 +252,22 @@ def load_sd(
 
     at = _places(path, revision=revision, variant=variant, vae=options.vae, offline=offline)
     found: Kind = read_kind(at.folder) if kind == "auto" else cast(Kind, kind)
+    table = None if found == "flow" else read_table(at.folder)
+    config = Table(at.folder / "scheduler/scheduler_config.json")
+    if found == "eps" and table is not None and table.abar[-1] == 0:
+        raise PriorError(f"{config.file}: its table ends at alpha = 0, where a prediction of eps says nothing of x0")
     text = SDText(at.folder, dtype, device, variant)
     return SDPrior(
         read_shape(at),
         FolderParts(at, NETWORK, device=device, dtype=dtype, shifted=False, variant=variant, options=options),
         text,
         kind=found,
-        table=None if found == "flow" else read_table(at.folder),
+        table=table,
         cache=ConditionCache(cache, f"{path} sd", f"{revision} {text.revision()}", str(dtype)),
         name=name,
         licence=licence or licence_of(at.folder, found),
         mirror_time=mirror_time,
+        pipeline=None if table is None else Scheduler(config, table),
     )
 
 

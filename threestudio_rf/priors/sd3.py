@@ -22,6 +22,8 @@ from threestudio_rf.priors.folder import check_parts, usable_dtype
 from threestudio_rf.priors.hub import Places, places
 from threestudio_rf.priors.layout import Shape, Table, present, read_index, vae_factor
 from threestudio_rf.priors.parts import PLAIN, FolderParts, PartOptions, Parts
+from threestudio_rf.priors.sampling.pipeline import Formula, Pipeline
+from threestudio_rf.priors.sampling.scheduler import Scheduler
 from threestudio_rf.priors.text import CLIPS, T5, SD3Text, excess
 
 LICENCE = "Stability AI Community Licence (gated; see the model's page)"
@@ -45,12 +47,14 @@ class SD3Prior:
         cache: ConditionCache,
         name: str = "sd3",
         licence: str = LICENCE,
-        time_shift: float = 3.0,
+        pipeline: Scheduler | None = None,
     ) -> None:
         self.shape, self.parts, self.text, self.cache = shape, parts, text, cache
-        self.name, self.licence, self.time_shift = name, licence, time_shift
+        self.name, self.licence = name, licence
         self.schedule: Schedule = rectified_flow
         self.latent_shape = (shape.channels, shape.size, shape.size)
+        self.pipeline: Pipeline = Formula(rectified_flow) if pipeline is None else pipeline
+        self.time_shift, self.trained = (3.0, 1000) if pipeline is None else (pipeline.time_shift, pipeline.trained)
 
     def load(self) -> None:
         """Load network and VAE now, with their checks, instead of on first use."""
@@ -69,8 +73,12 @@ class SD3Prior:
         return not excess(text, self._tokenizer)
 
     def label(self, t: Tensor) -> Tensor:
-        """What the network hears at t (B,): 1000 t, float32."""
-        return (1000 * t).to(torch.float32)
+        """What the network hears at t (B,): 1000 t, float32; num_train_timesteps t where the folder says another."""
+        return (self.trained * t).to(torch.float32)
+
+    def between(self) -> SD3Prior:
+        """Itself: a flow has no table."""
+        return self
 
     @property
     def network(self) -> Any:
@@ -149,14 +157,16 @@ def load_sd3(
     at = _places(path, revision=revision, variant=variant, t5=t5, vae=options.vae, offline=offline)
     text = _text(at.folder, t5, max_sequence_length, dtype=dtype, device=device, variant=variant)
     model = f"{path} t5={text.t5} length={text.length}"
+    shape = read_shape(at)
+    scheduler = Table(at.folder / "scheduler/scheduler_config.json")
     return SD3Prior(
-        read_shape(at),
+        shape,
         FolderParts(at, NETWORK, device=device, dtype=dtype, shifted=True, variant=variant, options=options),
         text,
         cache=ConditionCache(cache, model, f"{revision} {text.revision()}", str(dtype)),
         name=name,
         licence=licence,
-        time_shift=Table(at.folder / "scheduler/scheduler_config.json").real("shift", 1.0, above=0),
+        pipeline=Scheduler(scheduler, None, tokens=(shape.size // shape.patch) ** 2),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import torch
@@ -15,13 +15,13 @@ from threestudio_rf.app.errors import UserError
 from threestudio_rf.app.settings.groups import SampleConfig
 from threestudio_rf.core.convert import noise
 from threestudio_rf.core.ddpm import clip, dynamic_threshold
+from threestudio_rf.core.grid import NOISE_LAWS, Grid
 from threestudio_rf.core.model import Corrector, Field
 from threestudio_rf.core.random import Draws, generator, normal
 from threestudio_rf.core.sample import State, keep, states
 from threestudio_rf.core.solve import Rule
-from threestudio_rf.core.times import Grid, from_strength, sampling_times
-from threestudio_rf.priors.base import Prior, bind
-from threestudio_rf.priors.sd3 import SD3Prior
+from threestudio_rf.core.times import from_strength
+from threestudio_rf.priors.base import Prior, PriorError, bind
 
 LIMITS = {"none": None, "clip": clip, "threshold": dynamic_threshold}
 
@@ -33,7 +33,7 @@ class Plan:
 
     prior: Prior
     field: Field
-    times: Tensor
+    grid: Grid
     rule: Rule
     seed: int
     device: torch.device
@@ -42,15 +42,21 @@ class Plan:
     pure: bool = True
 
     @property
+    def times(self) -> Tensor:
+        """(steps + 1,) falling to the end."""
+        return self.grid.times
+
+    @property
     def steps(self) -> int:
+        """How many steps are taken."""
         return len(self.times) - 1
 
 
-def rule_of(settings: SampleConfig) -> Rule:
+def rule_of(settings: SampleConfig, sampler: str) -> Rule:
     """The sampler and its options; UserError for one that the sampler has no use for."""
     try:
         return Rule(
-            sampler=settings.sampler,
+            sampler=sampler,
             eta=settings.eta,
             variance=cast(Literal["small", "large"], settings.variance),
             limit=LIMITS[settings.limit],
@@ -64,7 +70,7 @@ def rule_of(settings: SampleConfig) -> Rule:
 
 def check_sample(settings: SampleConfig, *, negative_prompt: bool, image: bool, mask: bool) -> None:
     """UserError for settings that do not go together; the flags say what else is given."""
-    rule_of(settings)
+    rule_of(settings, "euler" if settings.sampler == "auto" else settings.sampler)
     if mask and not image:
         raise UserError("sample.mask needs sample.image, the picture whose black part is kept")
     if settings.strength is not None and not image:
@@ -75,25 +81,33 @@ def check_sample(settings: SampleConfig, *, negative_prompt: bool, image: bool, 
         raise UserError("sample.perp_neg, sample.cfg=0: expected a scale above 0, where the prompt has a say")
 
 
-def times_of(prior: Prior, settings: SampleConfig) -> Tensor:
-    """(steps + 1,) times from noise to 0. By default those of diffusers' pipeline of the prior: leading with offset 1
-    for tables, SD3's own for SD3, even ones for other flows. UserError for what does not fit the prior's path."""
-    table, law = prior.schedule.table, settings.spacing
-    if settings.sampler == "ddpm" and table is None:
+def sampler_of(prior: Prior, settings: SampleConfig) -> str:
+    """The sampler that is meant: the folder's own where none is named."""
+    return prior.pipeline.sampler if settings.sampler == "auto" else settings.sampler
+
+
+def grid_of(prior: Prior, settings: SampleConfig) -> Grid:
+    """The stops from noise to 0. By default those of diffusers' pipeline of the prior's folder, even ones for flows
+    without one; for samplers of order 2 those of Karras. UserError for what does not fit the prior's path."""
+    table, law, sampler = prior.schedule.table, settings.spacing, sampler_of(prior, settings)
+    if sampler == "ddpm" and table is None:
         raise UserError(
             f"sample.sampler=ddpm: {prior.name} is a flow, which has no table of betas; "
             "sampler=ddim eta=1 is the same with noise on its path"
         )
-    if table is None and law in ("leading", "trailing", "quad"):
+    if sampler == "ddpm" and law in NOISE_LAWS:
+        raise UserError(f"sample.spacing={law}: sampler=ddpm walks on the entries of its table, expected leading or so")
+    if table is None and law in ("leading", "trailing", "linspace", "quad"):
         raise UserError(f"sample.spacing={law}: {prior.name} is a flow, expected even or flow_match")
     if table is not None and (law in ("even", "flow_match") or settings.shift is not None):
         given = f"sample.spacing={law}" if settings.shift is None else f"sample.shift={settings.shift:g}"
         raise UserError(f"{given}: {prior.name} has a table of betas, expected leading, trailing or quad and no shift")
-    if law == "auto":
-        law = "leading" if table is not None else "flow_match" if isinstance(prior, SD3Prior) else "even"
-    shift, n = prior.time_shift if settings.shift is None else settings.shift, 1000 if table is None else len(table)
     try:
-        return sampling_times(settings.steps, law=cast(Grid, law), shift=shift, n=n, offset=settings.offset)
+        return prior.pipeline.times(
+            settings.steps, sampler=sampler, law=law, shift=settings.shift, offset=settings.offset
+        )
+    except PriorError as error:
+        raise UserError(str(error)) from None
     except ValueError as error:
         raise UserError(f"sample.steps={settings.steps}: {error}") from None
 
@@ -133,20 +147,25 @@ def plan(
     start is noise alone. UserError for what does not fit the prior or each other.
     """
     device = torch.device(device)
-    rule, times = rule_of(settings), times_of(prior, settings)
+    rule, grid = rule_of(settings, sampler_of(prior, settings)), grid_of(prior, settings)
     strength = settings.strength or (1.0 if mask is not None else 0.8)
     if image is not None:
         try:
-            times = from_strength(times, strength, up=prior.schedule.table is None)
+            grid = replace(grid, times=from_strength(grid.times, strength, up=prior.schedule.table is None))
         except ValueError as error:
             raise UserError(f"sample.strength={strength:g}: {error}") from None
-    if rule.sampler == "ddpm" and len(times) < 3:
+    if rule.sampler == "ddpm" and len(grid.times) < 3:
         raise UserError("sample.sampler=ddpm: expected at least two steps")
-    field = field_of(prior, prompt, settings, negative_prompt=negative_prompt, corrector=corrector)
+    if settings.sampler == settings.spacing == "auto":
+        for note in prior.pipeline.notes(settings.steps):
+            LOG.info("%s", note)
+    asked = prior if grid.whole else prior.between()
+    field = field_of(asked, prompt, settings, negative_prompt=negative_prompt, corrector=corrector)
+    field = grid.along(field)
     if image is None:
-        return Plan(prior, field, times, rule, seed, device)
+        return Plan(prior, field, grid, rule, seed, device)
     known, hidden = encoded(prior, image, mask, device)
-    return Plan(prior, field, times, rule, seed, device, known, hidden, pure=mask is not None and strength == 1)
+    return Plan(prior, field, grid, rule, seed, device, known, hidden, pure=mask is not None and strength == 1)
 
 
 @torch.no_grad()
@@ -172,11 +191,11 @@ def run(plan: Plan, numbers: Sequence[int], *, latents: Tensor | None = None) ->
     own, for all pictures.
     """
     eps = torch.cat([normal((1, *plan.prior.latent_shape), generator(plan.seed, i, "sample")) for i in numbers])
-    x = eps = (eps if latents is None else latents).to(plan.device)
+    x = eps = (plan.grid.start * eps if latents is None else latents).to(plan.device)
     draws: Draws = [generator(plan.seed, i, "fresh") for i in numbers]
     if plan.rule.repeat_noise:
         draws = generator(plan.seed, 0, "shared")
-    schedule, after = plan.prior.schedule, None
+    schedule, after = plan.field.schedule, None
     if plan.known is not None:
         known = plan.known.expand_as(eps)
         x = x if plan.pure else noise(known, eps, schedule(plan.times[:1].to(x.device).expand(len(x))))

@@ -8,7 +8,7 @@ from threestudio_rf.app.settings.groups import opt
 
 EDITORS: tuple[str, ...] = ("euler", "rf_solver", "fireflow", "rf_inversion", "irfds", "irfds_sd3", "irfds_fast")
 EDITORS += ("flowedit", "dds", "drfs", "flowchef", "sdedit")
-SOLVERS = ("euler", "midpoint", "heun", "fireflow")
+SOLVERS = ("euler", "midpoint", "heun", "fireflow", "dpmpp_2m")
 
 
 @dataclass

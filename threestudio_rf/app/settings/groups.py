@@ -17,7 +17,8 @@ QUANTIZATIONS = ("none", "int8", "nf4")
 BOUNDS = ("auto", "none", "sigmoid", "tanh", "clip")
 VIEW_WORDS = ("", "side", "front", "back", "overhead")
 VIEWS = ("auto", "four", "octants", "camera")
-SPACINGS = ("auto", "leading", "trailing", "quad", "even", "flow_match")
+SPACINGS = ("auto", "leading", "trailing", "linspace", "quad", "even", "flow_match", "karras", "exponential")
+SAMPLERS = ("auto", "ddpm", "ddim", "euler", "midpoint", "heun", "fireflow", "dpmpp_2m")
 
 
 def opt(default: Any, text: str, **rule: Any) -> Any:
@@ -218,14 +219,14 @@ class SampleConfig:
 
     n: int = opt(4, "number of pictures", low=1, high=10000)
     batch: int = opt(4, "pictures at once", low=1, high=1000)
-    sampler: str = opt("euler", "solver", choices=("ddpm", "ddim", "euler", "heun", "midpoint"))
+    sampler: str = opt("auto", "solver; auto: that of the prior's own folder", choices=SAMPLERS)
     steps: int = opt(20, "steps from noise to picture", low=1, high=1000)
     eta: float = opt(0.0, "share of fresh noise of sampler=ddim", low=0, high=1)
     cfg: float = opt(5.0, "guidance scale; 1: none", low=0, high=1000)
     rescale: float = opt(0.0, "share of guidance rescale", low=0, high=1)
     perp_neg: float = opt(0.0, "Perp-Neg weight of negative_prompt (below 0); 0: it replaces the empty prompt", high=0)
     spacing: str = opt("auto", "times of the steps; auto: as diffusers' pipeline of the prior", choices=SPACINGS)
-    offset: int = opt(1, "steps_offset of spacing=leading", low=0, high=999)
+    offset: int | None = opt(None, "steps_offset of spacing=leading; null: 1", low=0, high=999)
     shift: float | None = opt(None, "resolution shift of the steps of a flow; null: the prior's own", above=0, high=100)
     image: str = opt("", "start from this picture")
     strength: float | None = opt(None, "share of the steps done from image=; null: 0.8, with a mask 1", above=0, high=1)

@@ -27,6 +27,7 @@ from torch import Generator, Tensor
 from threestudio_rf.core.convert import Kind, join
 from threestudio_rf.core.level import Level, Schedule, rectified_flow
 from threestudio_rf.priors.base import POSE, Condition, PriorError
+from threestudio_rf.priors.sampling.pipeline import Formula, Pipeline
 from threestudio_rf.priors.views import octant_index, view_index
 from threestudio_rf.tiny.world.bank import NARROW, BankCameras, load_bank
 from threestudio_rf.tiny.world.shapes import SHAPES, Shape
@@ -158,6 +159,7 @@ class ExactPrior:
         if cameras.views < 1 or q <= 0:
             raise ValueError(f"views, q: got {cameras.views}, {q}, expected at least 1 and above 0")
         self.kind, self.schedule, self.latent_shape = kind, schedule, (3, size, size)
+        self.pipeline: Pipeline = Formula(schedule)
         self.cameras, self.q, self.cache, self.dtype, self.device = cameras, q, cache, dtype, torch.device(device)
         self.solids: list[Shape] = []
         self.bank = lru_cache(maxsize=2 * len(SHAPES))(self._bank)
@@ -177,6 +179,10 @@ class ExactPrior:
     def fits(self, text: str) -> bool:
         """Always: names are looked for in the whole text."""
         return True
+
+    def between(self) -> ExactPrior:
+        """Itself: its levels are a formula's."""
+        return self
 
     @torch.no_grad()
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:

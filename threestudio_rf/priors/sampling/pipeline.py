@@ -1,0 +1,47 @@
+"""How a prior is sampled by itself: the contract, and priors that are formulas."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from threestudio_rf.core.grid import Grid, grid_of
+from threestudio_rf.core.level import Schedule
+
+
+class Pipeline(Protocol):
+    """How a prior is sampled when nothing else is asked for."""
+
+    @property
+    def sampler(self) -> str:
+        """One of `core.solve.STEPS`."""
+        ...
+
+    def times(
+        self, steps: int, *, sampler: str, law: str = "auto", shift: float | None = None, offset: int | None = None
+    ) -> Grid:
+        """The stops of `steps` steps from noise to data; what is None is the prior's own. ValueError as `grid_of`."""
+        ...
+
+    def notes(self, steps: int) -> tuple[str, ...]:
+        """What a run of its own does otherwise than the pipeline that it comes from, one sentence each."""
+        ...
+
+
+@dataclass(frozen=True)
+class Formula:
+    """The pipeline of a prior without a folder: first-order steps at the times of `grid_of`."""
+
+    schedule: Schedule
+    sampler: str = "euler"
+
+    def times(
+        self, steps: int, *, sampler: str, law: str = "auto", shift: float | None = None, offset: int | None = None
+    ) -> Grid:
+        """`grid_of` the path, without a shift and with offset 1 unless they are given."""
+        shift, offset = 1.0 if shift is None else shift, 1 if offset is None else offset
+        return grid_of(self.schedule, steps, sampler=sampler, law=law, shift=shift, offset=offset)
+
+    def notes(self, steps: int) -> tuple[str, ...]:
+        """None: it comes from no pipeline."""
+        return ()

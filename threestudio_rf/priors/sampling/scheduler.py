@@ -1,0 +1,208 @@
+"""A folder's scheduler: what scheduler_config.json says about sampling, and where diffusers' own pipeline would stop.
+
+| scheduler of the folder         | steps are taken by | stops and labels                                   |
+|---------------------------------|--------------------|----------------------------------------------------|
+| DDIM, DDPM                      | ddim, ddpm         | timestep_spacing, with the pipeline's steps_offset |
+| PNDM                            | ddim (said)        | as DDIM's                                          |
+| EulerDiscrete                   | euler              | diffusers' own, labels between entries included    |
+| DPMSolverMultistep              | dpmpp_2m           | diffusers' own                                     |
+| UniPCMultistep                  | dpmpp_2m (said)    | diffusers' own                                     |
+| FlowMatchEuler, FlowMatchHeun   | euler, heun        | shift static or dynamic, terminal, karras, ...     |
+| any other                       | ddim, euler (said) | as DDIM's, even ones for a flow                    |
+
+diffusers is asked for its numbers (timesteps, sigmas) only; the steps are core's.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from threestudio_rf.core.grid import Grid, grid_of
+from threestudio_rf.core.level import DiscreteVP, Level, rectified_flow
+from threestudio_rf.core.solve import SECOND
+from threestudio_rf.core.times import flow_match_spacing
+from threestudio_rf.priors.base import PriorError
+from threestudio_rf.priors.layout import Table
+
+
+class Row(NamedTuple):
+    """How a scheduler is understood: who takes its steps, whether its sigmas are its own, what differs from it."""
+
+    sampler: str
+    sigmas: bool = False
+    said: str = ""
+
+
+ROWS: dict[str, Row] = {
+    "DDIMScheduler": Row("ddim"),
+    "DDPMScheduler": Row("ddpm"),
+    "PNDMScheduler": Row("ddim", said="its steps are taken by DDIM"),
+    "EulerDiscreteScheduler": Row("euler", sigmas=True),
+    "DPMSolverMultistepScheduler": Row("dpmpp_2m", sigmas=True),
+    "UniPCMultistepScheduler": Row("dpmpp_2m", sigmas=True, said="its steps are taken by DPM-Solver++(2M)"),
+    "FlowMatchEulerDiscreteScheduler": Row("euler", sigmas=True),
+    "FlowMatchHeunDiscreteScheduler": Row("heun", sigmas=True),
+}
+FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+LEFT_OUT: tuple[tuple[str, tuple[Any, ...], str], ...] = (
+    ("stochastic_sampling", (None, False), "its fresh noise is left out"),
+    ("thresholding", (None, False), "left out; sample.limit=threshold has it"),
+    ("algorithm_type", (None, "dpmsolver++", "deis"), "dpmsolver++ is used"),
+    ("solver_type", (None, "midpoint", "logrho", "bh1", "bh2"), "midpoint is used"),
+    ("solver_order", (None, 1, 2), "order 2 is used"),
+    ("euler_at_final", (None, False), "left out"),
+    (
+        "variance_type",
+        (None, "fixed_small", "fixed_small_log"),
+        "left out; sample.variance=large has fixed_large",
+    ),
+)
+"""Keys of a config, the values that are honoured, and what happens to any other."""
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "invert_sigmas": (None, False),
+    "timestep_type": (None, "discrete"),
+    "time_shift_type": (None, "exponential"),
+}
+"""Keys whose other values would make another path, and the values that are understood."""
+RESHAPED = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_dynamic_shifting", "shift_terminal")
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """scheduler_config.json of a prior whose levels are those of `table`, of a flow if it is None.
+
+    `tokens` is how many patches the network sees at its native size, for dynamic shifts.
+    """
+
+    config: Table
+    table: DiscreteVP | None
+    tokens: int = 0
+
+    @property
+    def name(self) -> str:
+        """The class that the config names."""
+        return self.config.text("_class_name", "DDIMScheduler" if self.table is not None else FLOWS[0])
+
+    @property
+    def row(self) -> Row:
+        """How that class is understood."""
+        other = Row("ddim" if self.table is not None else "euler", said="it is unknown, and these steps are another's")
+        found = ROWS.get(self.name, other)
+        fits = self.table is not None if self.name not in FLOWS else self.table is None
+        if fits or self._get("use_flow_sigmas"):
+            return found._replace(sampler="euler") if self._get("solver_order") == 1 and found.sigmas else found
+        return other._replace(said="it does not fit the prior's path, and these steps are another's")
+
+    @property
+    def sampler(self) -> str:
+        """The sampler of the folder's own pipeline."""
+        return self.row.sampler
+
+    @property
+    def trained(self) -> int:
+        """num_train_timesteps: the label at t = 1 of a flow."""
+        return self.config.whole("num_train_timesteps", 1000, high=100_000)
+
+    @property
+    def time_shift(self) -> float:
+        """The resolution shift of a flow's times: static, dynamic at the native size, or flow_shift; 1 for a table."""
+        if self.table is not None:
+            return 1.0
+        if self._get("use_dynamic_shifting"):
+            return math.exp(self.mu)
+        return self.config.real("flow_shift" if self._get("use_flow_sigmas") else "shift", 1.0, above=0)
+
+    @property
+    def mu(self) -> float:
+        """The exponent of a dynamic shift: linear in the number of tokens, as in diffusers' SD3 pipeline."""
+        low, high = self.config.whole("base_image_seq_len", 256), self.config.whole("max_image_seq_len", 4096)
+        base, most = self.config.real("base_shift", 0.5), self.config.real("max_shift", 1.16)
+        return base + (most - base) * (self.tokens - low) / (high - low)
+
+    def notes(self, steps: int) -> tuple[str, ...]:
+        """What a run of `steps` does otherwise than diffusers' pipeline of the folder, one sentence each."""
+        found = [self.row.said] if self.row.said else []
+        found += [f"{key}={self._get(key)}: {words}" for key, known, words in LEFT_OUT if self._get(key) not in known]
+        spacing = self._get("timestep_spacing")
+        if self.sampler == "ddim" and (spacing == "linspace" or (spacing == "trailing" and self.trained % steps)):
+            found.append(f"timestep_spacing={spacing}: a step ends where the next one asks, diffusers' DDIM beside it")
+        if self._get("final_sigmas_type") == "sigma_min" and self.sampler == "dpmpp_2m" and steps < 15:
+            found.append("lower_order_final: the last step is of order 2")
+        return tuple(f"{self.name}: {words}" for words in found)
+
+    def times(
+        self, steps: int, *, sampler: str, law: str = "auto", shift: float | None = None, offset: int | None = None
+    ) -> Grid:
+        """The stops of `steps` steps. With law "auto" those of the folder's own pipeline where `sampler` is its own (or
+        another of order 1), else what suits the sampler; other laws and arguments as `grid.grid_of`.
+
+        ValueError for what does not fit, PriorError for a config whose times mean something else.
+        """
+        own = sampler == self.sampler or {sampler, self.sampler} <= {"euler", "ddim"}
+        if law == "auto" and own and self.row.sigmas:
+            return self._theirs(steps, shift=shift, offset=offset)
+        if law == "auto" and self.table is not None and sampler not in SECOND:
+            law = self.config.text("timestep_spacing", "leading")
+        own_shift = self.time_shift if shift is None else shift
+        schedule = rectified_flow if self.table is None else self.table
+        offset = 1 if offset is None else offset
+        return grid_of(schedule, steps, sampler=sampler, law=law, shift=own_shift, offset=offset, n=self.trained)
+
+    def _get(self, key: str) -> Any:
+        return self.config.content.get(key)
+
+    def _theirs(self, steps: int, *, shift: float | None, offset: int | None) -> Grid:
+        for key, known in REFUSED.items():
+            if self._get(key) not in known:
+                raise self.config.refuse(key, " or ".join(str(value) for value in known if value is not None))
+        if self.name in FLOWS and (shift is not None or not any(self._get(key) for key in RESHAPED)):
+            return Grid(flow_match_spacing(steps, shift=self.time_shift if shift is None else shift, n=self.trained))
+        found = self._asked(steps, {"steps_offset": 1 if offset is None else offset} | _shifted(shift))
+        sigmas, labels = found.sigmas.double(), found.timesteps.double()
+        if self.name == "FlowMatchHeunDiscreteScheduler":
+            sigmas, labels = torch.cat([sigmas[:1], sigmas[1:-1:2], sigmas[-1:]]), torch.cat([labels[:1], labels[1::2]])
+        exploding = self.table is not None and "Euler" in self.name
+        return self._between(sigmas, labels, float(found.init_noise_sigma) if exploding else None)
+
+    def _asked(self, steps: int, changes: dict[str, Any]) -> Any:
+        """diffusers' scheduler of the config, after set_timesteps. PriorError with its words when it refuses."""
+        import diffusers
+
+        made = getattr(diffusers, self.name)
+        known = inspect.signature(made.__init__).parameters
+        config = {key: value for key, value in {**self.config.content, **changes}.items() if key in known}
+        try:
+            scheduler = made(**config)
+            scheduler.set_timesteps(steps, **({"mu": self.mu} if self._get("use_dynamic_shifting") else {}))
+        except (ValueError, TypeError, NotImplementedError, ImportError, AssertionError) as error:
+            raise PriorError(f"{self.config.file}: {error}") from None
+        return scheduler
+
+    def _between(self, sigmas: Tensor, labels: Tensor, initial: float | None) -> Grid:
+        """The grid of diffusers' sigmas (S + 1,), those of a table being sigma / alpha, and labels (S,).
+
+        `initial` is init_noise_sigma of a scheduler whose x is x0 + ratio eps: its run starts from that much noise, and
+        what it ends with is not scaled back to the table's x.
+        """
+        end = labels.new_zeros(1)
+        if self.table is None:
+            times = torch.where(sigmas > 0, sigmas, 0)
+            return Grid(times.float(), torch.cat([labels / self.trained, end]), Level(1 - times, times))
+        norm = torch.hypot(torch.ones_like(sigmas), sigmas)
+        times = self.table.time_at(sigmas / (1 + sigmas)).float()
+        heard = torch.cat([(labels + 1) / len(self.table), end])
+        whole = bool((labels == labels.round()).all())
+        if initial is None:
+            return Grid(times, heard, Level(1 / norm, sigmas / norm), whole=whole)
+        last = torch.cat([norm[:-1], norm.new_ones(1)])
+        return Grid(times, heard, Level(1 / last, sigmas / last), start=initial / float(norm[0]), whole=whole)
+
+
+def _shifted(shift: float | None) -> dict[str, Any]:
+    return {} if shift is None else {"shift": shift, "flow_shift": shift, "use_dynamic_shifting": False}
