@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from threestudio_rf.app.build.check import check
+from threestudio_rf.app.build.reads import check_named
 from threestudio_rf.app.build.scene import pick_device
 from threestudio_rf.app.build.views import turntable
 from threestudio_rf.app.errors import UserError
@@ -130,4 +131,5 @@ def lift(
     changes = {"prompt": prompt, "seed": seed, "device": device} | ({} if steps is None else {"trainer.steps": steps})
     config = settings_from({key: name for key, name in chosen.items() if name}, changes | (settings or {}))
     check(config)
+    check_named(config, settings or {})
     return Lifting(config, pick_device(device))

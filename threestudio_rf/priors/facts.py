@@ -52,7 +52,7 @@ FACTS: dict[str, Facts] = {
         labels=True,
         views=_WORDS,
         world=True,
-        reads=("mirror_time", *STORED),
+        reads=("kind", "mirror_time", *STORED),
     ),
     "tiny_exact": Facts(
         "exact",
@@ -68,7 +68,9 @@ FACTS: dict[str, Facts] = {
     "sd": Facts(
         "sd", "hub", "table", multiple=64, kinds=("eps", "v", "flow"), labels=True, reads=("kind", "mirror_time", *HUB)
     ),
-    "instaflow": Facts("sd", "hub", "straight", multiple=64, kinds=("flow",), labels=True, reads=("mirror_time", *HUB)),
+    "instaflow": Facts(
+        "sd", "hub", "straight", multiple=64, kinds=("flow",), labels=True, reads=("kind", "mirror_time", *HUB)
+    ),
     "gaussian": Facts("gaussian", "formula", "straight", multiple=0, size=8, reads=("size", "std")),
 }
 """Every prior that ships."""

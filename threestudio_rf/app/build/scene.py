@@ -134,6 +134,7 @@ class SceneRow:
     maps     those of `Rendering` that losses may ask for, beside rgb and opacity
     check    UserError for settings of its own that cannot work together
     write    its own files of export, (scene, folder) -> paths; None: the mesh of a scene that is a `Surface`
+    reads    the settings of scene, camera, learning rates, export and evaluation that it reads, as their keys begin
     """
 
     build: Callable[[Config, Callable[[], Prior], torch.device], Scene]
@@ -142,12 +143,19 @@ class SceneRow:
     maps: tuple[str, ...] = ()
     check: Callable[[Config], None] = lambda config: None
     write: Callable[[Scene, Path], list[Path]] | None = None
+    reads: tuple[str, ...] = ("scene.", "camera.", "optim.lr_", "export.", "evaluate.")
 
 
+NERF: tuple[str, ...] = ("scene.radius", "scene.encoding.", "scene.field.", "scene.background.", "scene.renderer.")
+NERF += ("camera.", "export.", "optim.lr_encoding", "optim.lr_networks", "optim.lr_background", "evaluate.size")
 SCENES: dict[str, SceneRow] = {
-    "nerf": SceneRow(_nerf, maps=("orientation", "z_variance", "border")),
+    "nerf": SceneRow(_nerf, maps=("orientation", "z_variance", "border"), reads=NERF),
     "image": SceneRow(
-        _image, posed=False, latent=lambda config: config.scene.image.kind == "latent", check=check_image
+        _image,
+        posed=False,
+        latent=lambda config: config.scene.image.kind == "latent",
+        check=check_image,
+        reads=("scene.image.", "optim.lr_image"),
     ),
 }
 """Every kind of scene by `scene.name`."""

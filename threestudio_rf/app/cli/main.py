@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from threestudio_rf.app.build.check import check
+from threestudio_rf.app.build.reads import check_named, named
 from threestudio_rf.app.build.scene import pick_device, prior_id
 from threestudio_rf.app.console import LOG, close_log, open_log
 from threestudio_rf.app.errors import FAILED, GOOD, INTERRUPTED, USER_ERROR, RunError, UserError
@@ -45,6 +46,7 @@ def settings_of(launch: Launch) -> tuple[Config, Loaded | None]:
         loaded = open_checkpoint(path)
         config = merge_stored(config, launch.overrides, loaded)
     check(config)
+    check_named(config, named(launch.argv, launch.overrides))
     return config, loaded
 
 

@@ -1,0 +1,165 @@
+"""Which settings a command reads: one that is named and would change nothing is refused with those that would."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from threestudio_rf.app.build.method import method_of
+from threestudio_rf.app.build.prior import PRIORS, facts_of, wording
+from threestudio_rf.app.build.scene import SCENES
+from threestudio_rf.app.errors import UserError
+from threestudio_rf.app.settings.config import Config, leaves, value_of
+from threestudio_rf.priors.twin import NAME as TWIN
+
+Keys = tuple[str, ...]
+_LIFT: Keys = ("prior.", "scene.", "camera.", "loss.", "optim.", "trainer.", "checkpoint.", "export.", "evaluate.")
+_LIFT += ("negative_prompt", "wandb", "weights")
+OF_TASK: dict[str, Keys] = {
+    **dict.fromkeys(("lift", "evaluate", "export"), _LIFT),
+    "sample": ("prior.", "sample.", "negative_prompt"),
+    "edit": ("prior.", "edit."),
+    "invert": ("prior.", "edit."),
+    "train_tiny": ("train_tiny.",),
+    "grid": ("grid.",),
+    "doctor": ("prior.cache",),
+}
+"""What each task reads beside the settings of every run; the tasks that look at a result share those of its lift."""
+OF_NOISE: dict[str, Keys] = {
+    "random": (),
+    "rev": ("loss.rev_",),
+    "push_back": ("loss.invert_",),
+    "inverted": ("loss.invert_",),
+    "ism": ("loss.invert_", "loss.ism_"),
+}
+OF_LAW: dict[str, Keys] = {"annealed": ("loss.t_width",), "dreamtime": ("loss.t_width", "loss.t_bump")}
+OF_ROLE: dict[str, Keys] = {
+    "neg": ("loss.neg_prompt",),
+    "target": ("loss.target_prompt",),
+    "artifact": ("loss.artifact_prompt",),
+    TWIN: ("loss.twin_",),
+}
+MANY = 4
+"""Of so many keys of one group a message names each."""
+FOUR: Keys = ("prior.front", "prior.back", "prior.overhead", "prior.prompt_")
+VIEWED: Keys = ("prior.views", "prior.view_pattern", *FOUR)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Of `keys` (those that begin so), `who` reads the ones that begin as one of `reads`."""
+
+    keys: Keys
+    who: Callable[[Config], str]
+    reads: Callable[[Config], Keys]
+
+
+def _said(key: str) -> Callable[[Config], str]:
+    return lambda config: f"{key}={str(value_of(config, key)).lower()}"
+
+
+def _of_prior(config: Config) -> Keys:
+    return tuple(f"prior.{name}" for name in facts_of(config.prior).reads)
+
+
+def _prior_keys() -> Keys:
+    return tuple(dict.fromkeys(f"prior.{name}" for row in PRIORS.values() for name in row.facts.reads))
+
+
+def _of_views(config: Config) -> Keys:
+    """Of a task and its scene."""
+    if config.task == "sample":
+        return ("prior.view_pattern",) if config.sample.view else ()
+    if config.task in ("edit", "invert"):
+        return ()
+    if SCENES[config.scene.name].posed:
+        return VIEWED
+    return ("prior.view_pattern",) if config.scene.image.view else ()
+
+
+def _of_wording(config: Config) -> Keys:
+    own = FOUR if wording(config.prior) == "four" else ()
+    return (*own, "prior.overhead") if config.loss.perp_neg else own
+
+
+def _of_noise(config: Config) -> Keys:
+    return OF_NOISE[config.loss.noise] + OF_NOISE[config.loss.stage_two_noise or config.loss.noise]
+
+
+def _of_roles(config: Config) -> Keys:
+    return sum((OF_ROLE.get(role, ()) for role in method_of(config.loss).roles), ())
+
+
+def _sized(config: Config) -> bool:
+    return config.task not in ("sample", "edit", "invert") and not SCENES[config.scene.name].latent(config)
+
+
+def _if(keys: Keys, when: Callable[[Config], bool]) -> Callable[[Config], Keys]:
+    return lambda config: keys if when(config) else ()
+
+
+_SCENE: Keys = ("scene.", "camera.", "export.", "optim.lr_", "evaluate.size")
+_PERP: Keys = ("loss.perp_neg_f_",)
+_EDITED: Keys = ("edit.prompts", "edit.keep", "edit.video", "edit.fps")
+
+
+def rules() -> tuple[Rule, ...]:
+    """All of them, the widest first."""
+    tasks: Keys = tuple(dict.fromkeys(key for keys in OF_TASK.values() for key in keys))
+    scene, task = _said("scene.name"), _said("task")
+    return (
+        Rule(tasks, task, lambda config: OF_TASK[config.task]),
+        Rule(_SCENE, scene, lambda config: ("scene.name", *SCENES[config.scene.name].reads)),
+        Rule(("scene.background.rgb",), _said("scene.background.name"),
+             _if(("scene.background.rgb",), lambda config: config.scene.background.name == "solid")),
+        Rule(_prior_keys(), _said("prior.name"), _of_prior),
+        Rule(VIEWED, lambda config: f"{task(config)} {scene(config)}", _of_views),
+        Rule(FOUR, lambda config: f"prior.views={wording(config.prior)}", _of_wording),
+        Rule(("prior.image_size",), lambda config: f"{task(config)} {scene(config)}", _if(("prior.image_size",), _sized)),
+        Rule(("loss.rev_", "loss.invert_", "loss.ism_"), _said("loss.noise"), _of_noise),
+        Rule(("loss.t_width", "loss.t_bump"), _said("loss.t_law"), lambda config: OF_LAW.get(config.loss.t_law, ())),
+        Rule(sum(OF_ROLE.values(), ()), _said("loss.combiner"), _of_roles),
+        Rule(_PERP, _said("loss.perp_neg"), _if(_PERP, lambda config: config.loss.perp_neg)),
+        Rule(_EDITED, task, _if(_EDITED, lambda config: config.task == "edit")),
+        Rule(("edit.fps",), _said("edit.video"), _if(("edit.fps",), lambda config: config.edit.video)),
+        Rule(("sample.log_every",), _said("sample.strip"),
+             _if(("sample.log_every",), lambda config: config.sample.strip)),
+    )  # fmt: skip
+
+
+def unread(config: Config) -> dict[str, Rule]:
+    """The settings that change nothing beside the others, and the rule that says so."""
+    found: dict[str, Rule] = {}
+    for rule in rules():
+        reads = rule.reads(config)
+        found |= {key: rule for key in leaves() if key.startswith(rule.keys) and not key.startswith(reads or ("\0",))
+                  and key not in found}  # fmt: skip
+    return found
+
+
+def named(argv: Iterable[str], overrides: Iterable[str]) -> list[str]:
+    """The settings among `overrides` that a command line spells as ours, by their key or its last parts."""
+    given = tuple(item.lstrip("+").partition("=")[0] for item in argv if "=" in item and not item.startswith("--"))
+    keys = [item.lstrip("+").partition("=")[0] for item in overrides]
+    return [key for key in keys if key in leaves() and any(key == name or key.endswith(f".{name}") for name in given)]
+
+
+def check_named(config: Config, keys: Iterable[str]) -> None:
+    """UserError for the first of the named settings that would change nothing."""
+    deaf = unread(config)
+    for key in keys:
+        if key not in deaf:
+            continue
+        rule = deaf[key]
+        reads = [other for other in leaves() if other.startswith(rule.keys) and other not in deaf]
+        tail = f"it reads {', '.join(_short(reads))}" if reads else "it reads none of this kind"
+        raise UserError(f"{key}={value_of(config, key)}: {rule.who(config)} does not read it; {tail}")
+
+
+def _short(keys: list[str]) -> list[str]:
+    """The keys, those of a group that are many as the group."""
+    count = Counter(key.rpartition(".")[0] for key in keys)
+    many = {group for group, n in count.items() if group and n > MANY}
+    parts = [(key, key.rpartition(".")[0]) for key in keys]
+    return list(dict.fromkeys(f"{group}.*" if group in many else key for key, group in parts))
