@@ -21,8 +21,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SHORT = ["trainer.steps=20", "trainer.log_every=1", "trainer.validate_every=0", "checkpoint.every=0"]
-SHORT += ["camera.test_views=1", "camera.eval_size=32", "export.resolution=24", "evaluate.auto=false"]
+SHORT += ["evaluate.auto=false"]
 LIFT = ["prompt=a red mushroom", "prior=tiny_sd3", *SHORT]
+LIFT += ["camera.test_views=1", "camera.eval_size=32", "export.resolution=24"]
 PICTURES = ["experiment=tiny_image", "prompt=a yellow chair", *SHORT]
 RUNS: dict[str, list[str]] = {
     "nerf rfds_rev": [*LIFT, "loss=tiny_rfds_rev"],

@@ -108,24 +108,29 @@ def rules() -> tuple[Rule, ...]:
     """All of them, the widest first."""
     tasks: Keys = tuple(dict.fromkeys(key for keys in OF_TASK.values() for key in keys))
     scene, task = _said("scene.name"), _said("task")
+    size: Keys = ("prior.image_size",)
     return (
         Rule(tasks, task, lambda config: OF_TASK[config.task]),
         Rule(_SCENE, scene, lambda config: ("scene.name", *SCENES[config.scene.name].reads)),
-        Rule(("scene.background.rgb",), _said("scene.background.name"),
-             _if(("scene.background.rgb",), lambda config: config.scene.background.name == "solid")),
+        Rule(
+            ("scene.background.rgb",),
+            _said("scene.background.name"),
+            _if(("scene.background.rgb",), lambda config: config.scene.background.name == "solid"),
+        ),
         Rule(_prior_keys(), _said("prior.name"), _of_prior),
         Rule(VIEWED, lambda config: f"{task(config)} {scene(config)}", _of_views),
         Rule(FOUR, lambda config: f"prior.views={wording(config.prior)}", _of_wording),
-        Rule(("prior.image_size",), lambda config: f"{task(config)} {scene(config)}", _if(("prior.image_size",), _sized)),
+        Rule(size, lambda config: f"{task(config)} {scene(config)}", _if(size, _sized)),
         Rule(("loss.rev_", "loss.invert_", "loss.ism_"), _said("loss.noise"), _of_noise),
         Rule(("loss.t_width", "loss.t_bump"), _said("loss.t_law"), lambda config: OF_LAW.get(config.loss.t_law, ())),
         Rule(sum(OF_ROLE.values(), ()), _said("loss.combiner"), _of_roles),
         Rule(_PERP, _said("loss.perp_neg"), _if(_PERP, lambda config: config.loss.perp_neg)),
         Rule(_EDITED, task, _if(_EDITED, lambda config: config.task == "edit")),
         Rule(("edit.fps",), _said("edit.video"), _if(("edit.fps",), lambda config: config.edit.video)),
-        Rule(("sample.log_every",), _said("sample.strip"),
-             _if(("sample.log_every",), lambda config: config.sample.strip)),
-    )  # fmt: skip
+        Rule(
+            ("sample.log_every",), _said("sample.strip"), _if(("sample.log_every",), lambda config: config.sample.strip)
+        ),
+    )
 
 
 def unread(config: Config) -> dict[str, Rule]:
@@ -133,8 +138,11 @@ def unread(config: Config) -> dict[str, Rule]:
     found: dict[str, Rule] = {}
     for rule in rules():
         reads = rule.reads(config)
-        found |= {key: rule for key in leaves() if key.startswith(rule.keys) and not key.startswith(reads or ("\0",))
-                  and key not in found}  # fmt: skip
+        found |= {
+            key: rule
+            for key in leaves()
+            if key.startswith(rule.keys) and not key.startswith(reads or ("\0",)) and key not in found
+        }
     return found
 
 
