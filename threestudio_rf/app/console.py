@@ -52,10 +52,16 @@ def open_log(level: str, file: Path | None = None) -> None:
     terminal.setLevel(getattr(logging, level.upper()))
     LOG.addHandler(terminal)
     if file is not None:
-        handler = _File(file, encoding="utf-8", delay=True)
+        handler = _File(file, encoding="utf-8", errors="backslashreplace", delay=True)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         LOG.addHandler(handler)
     warnings.showwarning = _show_warning  # type: ignore[assignment]
+
+
+def traceback_place() -> str:
+    """Where the traceback of an error is to be found."""
+    files = [handler.baseFilename for handler in LOG.handlers if isinstance(handler, _File)]
+    return f"the traceback is in {files[0]}" if files else "log_level=debug shows the traceback"
 
 
 def close_log() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import codecs
 import difflib
-from collections.abc import Iterable
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 GOOD, FAILED, USER_ERROR, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
@@ -31,12 +34,38 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(near[:3])}?" if near else ""
 
 
+PATHS: tuple[str, ...] = ("exp_root_dir", "resume", "weights", "prompt_file")
+PATHS += ("prior.path", "prior.cache", "prior.vae", "sample.image", "sample.mask", "edit.image", "edit.mask")
+PATHS += ("edit.lpips", "train_tiny.folder", "train_tiny.start", "grid.docs")
+"""Settings that name files and folders."""
+VARIABLE = re.compile(r"\$\{oc\.env:(\w+)(?:,([^}]*))?\}")
+
+
 def user_path(text: str | Path, key: str) -> Path:
-    """A path that a user gives, `~` resolved. UserError naming `key` where there is no home folder."""
+    """A path that a user gives, `~` and `${oc.env:NAME}` resolved. UserError naming `key` for what no path can be."""
+    found = VARIABLE.sub(lambda match: os.environ.get(match[1], match[2] or match[0]), str(text))
+    if "${" in found:
+        raise UserError(
+            f"{key}={text}: expected a path; of ${{...}} only ${{oc.env:NAME}} of a variable that is set works"
+        )
+    if "\0" in found:
+        raise UserError(f"{key}={text!r}: expected a path, which has no zero bytes")
     try:
-        return Path(text).expanduser()
+        path = Path(found).expanduser()
+        path.exists()
     except RuntimeError as error:
         raise UserError(f"{key}={text}: {error}; give a path without ~") from None
+    except OSError as error:
+        raise UserError(f"{key}={found[:80]}: {error.strerror or error}") from None
+    except UnicodeEncodeError:  # locale C: names are bytes
+        return Path(os.fsdecode(found.encode("utf-8", "surrogateescape")))
+    return path
+
+
+def as_utf8(argv: Sequence[str]) -> list[str]:
+    """Words of a command line whose bytes are UTF-8 although the locale says something else, as the text they are."""
+    encoding = sys.getfilesystemencoding()
+    return [word.encode(encoding, "surrogateescape").decode("utf-8", "surrogateescape") for word in argv]
 
 
 MARKS: tuple[tuple[bytes, str], ...] = (

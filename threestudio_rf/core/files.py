@@ -13,8 +13,8 @@ def temporary(path: Path) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """One file of text in UTF-8; OSError as `write_files`."""
-    write_files({path: text.encode("utf-8")})
+    """One file of text in UTF-8, bytes that are none as `\\udce9`; OSError as `write_files`."""
+    write_files({path: text.encode("utf-8", "backslashreplace")})
 
 
 def remove_leftovers(folder: Path) -> None:

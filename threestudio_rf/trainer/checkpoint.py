@@ -12,6 +12,8 @@ import json
 import os
 import random
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,9 +131,13 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     """The entries by file name; empty when there is none or it is broken (it is written anew by the next save)."""
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
-    return files if isinstance(files, dict) else {}
+    return {str(name): entry for name, entry in files.items() if _is_entry(entry)} if isinstance(files, dict) else {}
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and len(entry["sha256"]) == 64
 
 
 def write_manifest(folder: Path, files: dict[str, dict[str, Any]]) -> None:
@@ -149,14 +155,77 @@ def _read(path: Path, known: set[str]) -> dict[str, Any]:
         raise CheckpointError(f"{path}: its sha256 is not the one in {MANIFEST} ({len(data)} bytes); it is damaged")
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a broken archive, none of them documented
-        kind = type(error).__name__
+    except Exception:  # torch raises many kinds for a broken archive, none of them documented
         raise CheckpointError(
-            f"{path}: not a checkpoint of this project, or damaged ({kind}); nothing in it was executed"
+            f"{path}: not a checkpoint of this project, or damaged; nothing in it was executed"
         ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT or any(key not in state for key in KEYS):
         raise CheckpointError(f"{path}: not a checkpoint of this project (expected format {FORMAT!r})")
+    for key, is_right, expected in ENTRIES:
+        if not is_right(state[key]):
+            raise CheckpointError(f"{path}: its entry {key} is wrong, expected {expected}")
     return state
+
+
+def _is_step(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+
+
+def _are_tensors(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(key, str) and isinstance(x, Tensor) and not x.isnan().any() for key, x in value.items()
+    )
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(key, str) and isinstance(x, int | float) and abs(x) < float("inf") for key, x in value.items()
+    )
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for item in value.items() for text in item)
+
+
+def _is_optimiser(value: Any) -> bool:
+    return (
+        isinstance(value, dict) and isinstance(value.get("state"), dict) and isinstance(value.get("param_groups"), list)
+    )
+
+
+def _are_random_states(value: Any) -> bool:
+    try:
+        version, internal, gauss = value["python"]
+        random.Random().setstate((version, tuple(internal), gauss))
+        torch.Generator().set_state(value["torch"])
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError):
+        return False
+    return isinstance(value.get("cuda"), list)
+
+
+ENTRIES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("step", _is_step, "a whole number of at least 0"),
+    ("scene", _are_tensors, "tensors of numbers by name"),
+    ("optimiser", _is_optimiser, "the state of an optimiser"),
+    ("config", lambda value: isinstance(value, str), "a text"),
+    ("prior", _are_texts, "texts by name"),
+    ("figures", _are_numbers, "finite numbers by name"),
+    ("rng", _are_random_states, "the states of the random generators"),
+)
+"""What a checkpoint holds beside its format: key, whether a value is right, and what is expected in words."""
+
+
+@contextmanager
+def fitting(path: Path, what: str) -> Iterator[None]:
+    """CheckpointError where the stored `what` ("scene") of a checkpoint does not fit what it is put into."""
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = " ".join(lines[1:] or lines)[:300]
+        raise CheckpointError(
+            f"{path}: its {what} does not fit these settings: {reason or 'an entry is missing'}"
+        ) from None
 
 
 def candidates(path: Path) -> list[Path]:
@@ -176,7 +245,7 @@ def load(path: Path) -> Loaded:
     before. Only tensors, numbers and text are read (`weights_only`). Raises CheckpointError when none is usable."""
     problems: list[str] = []
     for file in candidates(path):
-        known = {str(entry.get("sha256")) for entry in read_manifest(file.parent).values() if isinstance(entry, dict)}
+        known = {str(entry["sha256"]) for entry in read_manifest(file.parent).values()}
         try:
             return Loaded(_read(file, known), file, problems)
         except CheckpointError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 import warnings
 from collections.abc import Mapping
@@ -32,16 +33,21 @@ class Metrics:
         self._write(rows)
 
     def rows(self) -> list[dict[str, float]]:
-        """The whole file; cells that are empty or cut are left out, rows without a step too."""
-        if not self.file.exists():
+        """The whole file; cells that are empty, cut or no numbers are left out, rows without a step too. A file that
+        is no table has no rows."""
+        if not self.file.is_file():
             return []
-        with self.file.open(newline="", encoding="utf-8") as handle:
-            lines = handle.read()
-        whole = lines[: lines.rfind("\n") + 1]
+        lines = self.file.read_text(encoding="utf-8", errors="replace")
+        whole = lines[: lines.rfind("\n") + 1].replace("\0", "")
         rows = []
-        for row in csv.DictReader(io.StringIO(whole)):
-            numbers = {name: float(cell) for name, cell in row.items() if name and cell and _is_number(cell)}
-            if "step" in numbers:
+        try:
+            table = list(csv.DictReader(io.StringIO(whole, newline="")))
+        except csv.Error:
+            return []
+        for row in table:
+            cells = {name: cell for name, cell in row.items() if name and isinstance(cell, str)}
+            numbers = {name: float(cell) for name, cell in cells.items() if _is_number(cell)}
+            if abs(numbers.get("step", math.inf)) < math.inf:
                 rows.append(numbers)
         return rows
 

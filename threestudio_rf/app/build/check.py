@@ -8,6 +8,7 @@ from typing import Any
 
 from threestudio_rf.app.build.check_edit import check_edit
 from threestudio_rf.app.build.check_loss import check_loss
+from threestudio_rf.app.build.check_type import check_memory, check_types
 from threestudio_rf.app.build.prior import PRIORS, facts_of, knows_octants, multiple_of, on_table, wording
 from threestudio_rf.app.build.sampling import check_sample
 from threestudio_rf.app.build.scene import SCENES
@@ -70,6 +71,7 @@ def _check_leaf(key: str, value: Any, rule: dict[str, Any]) -> None:
 
 def check(config: Config) -> None:
     """Raises UserError for the first setting or combination that cannot work."""
+    check_types(config)
     for key, leaf in leaves().items():
         _check_leaf(key, value_of(config, key), leaf.rule)
     _check_choice("scene.name", config.scene.name, tuple(SCENES))
@@ -80,6 +82,8 @@ def check(config: Config) -> None:
     _check_prior(config)
     _check_text(config)
     _check_other(config)
+    if config.task == "lift" and config.scene.name == "nerf":
+        check_memory(config)
     if config.task in ("edit", "invert"):
         check_edit(config)
     if config.task == "sample":

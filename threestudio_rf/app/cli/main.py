@@ -15,9 +15,21 @@ import yaml
 from threestudio_rf.app.build.check import check
 from threestudio_rf.app.build.reads import check_named, named
 from threestudio_rf.app.build.scene import pick_device, prior_id
-from threestudio_rf.app.console import LOG, close_log, open_log
-from threestudio_rf.app.errors import FAILED, GOOD, INTERRUPTED, USER_ERROR, RunError, UserError
-from threestudio_rf.app.run.folder import Lock, create, probe, write_command, write_start, write_status
+from threestudio_rf.app.console import LOG, close_log, open_log, traceback_place
+from threestudio_rf.app.errors import FAILED, GOOD, INTERRUPTED, USER_ERROR, RunError, UserError, user_path
+from threestudio_rf.app.run.folder import (
+    Lock,
+    create,
+    discard,
+    finished,
+    missing,
+    probe,
+    slug,
+    write_command,
+    write_start,
+    write_status,
+)
+from threestudio_rf.app.run.places import resolve_paths
 from threestudio_rf.app.run.run import Run, find_checkpoint, home, merge_stored, open_checkpoint, run_text
 from threestudio_rf.app.settings.compose import compose, to_text, typed
 from threestudio_rf.app.settings.config import Config
@@ -34,6 +46,8 @@ MEMORY = (
     "a smaller scene.renderer.ray_chunk, camera.views=[1], prior.dtype=bf16, preset=low_vram; "
     "the last checkpoint is kept"
 )
+OF_A_RUN = ("lift", "export", "evaluate")
+"""Tasks whose results belong into the folder of the run that is resumed."""
 FIXED = {"train_tiny": tiny_folder, "grid": grid_folder}
 STATUS = {GOOD: "finished", FAILED: "failed", USER_ERROR: "refused"}
 
@@ -41,6 +55,7 @@ STATUS = {GOOD: "finished", FAILED: "failed", USER_ERROR: "refused"}
 def settings_of(launch: Launch) -> tuple[Config, Loaded | None]:
     """The checked settings of a command line, merged with those of the checkpoint that is resumed."""
     config = typed(compose(launch.overrides))
+    resolve_paths(config)
     path, loaded = find_checkpoint(config), None
     if path is not None:
         loaded = open_checkpoint(path)
@@ -50,14 +65,15 @@ def settings_of(launch: Launch) -> tuple[Config, Loaded | None]:
     return config, loaded
 
 
-def folder_of(config: Config, loaded: Loaded | None, suffix: str) -> Path:
-    """The folder of a run: that of the resumed run, the fixed one of train_tiny and grid, or a new one."""
+def folder_of(config: Config, loaded: Loaded | None, suffix: str, overrides: list[str]) -> Path:
+    """The folder of a run: that of the resumed run for what belongs to it, the fixed one of train_tiny and grid, or a
+    new one."""
     if config.task in FIXED:
         folder = FIXED[config.task](config)
         probe(folder)
         return folder
-    if loaded is not None and config.resume:
-        own = home(config, loaded.path)
+    if loaded is not None and config.resume and config.task in OF_A_RUN:
+        own = home(config, loaded.path, overrides)
         if own is not None:
             probe(own)
             return own
@@ -82,7 +98,12 @@ def guarded(work: Callable[[], int]) -> int:
         hint = "; free some space and go on with resume=" if error.errno == errno.ENOSPC else ""
         return _told(FAILED, f"{error}{hint}")
     except Exception as error:  # the last line of defence: a user sees one line, log.txt has the rest
-        return _told(FAILED, f"{type(error).__name__}: {error} (the traceback is in log.txt, or use log_level=debug)")
+        reason = next(
+            (line.strip() for line in str(error).splitlines() if line.strip()), "something unexpected happened"
+        )
+        if isinstance(error, MemoryError) or "can't allocate memory" in reason:
+            reason = "not enough memory: smaller camera.sizes, scene.encoding.log2_table or export.resolution need less"
+        return _told(FAILED, f"{reason[:300]} ({traceback_place()})")
 
 
 def _told(code: int, text: str) -> int:
@@ -97,35 +118,56 @@ Start = Callable[[list[str]], int]
 def run_one(config: Config, loaded: Loaded | None, launch: Launch, start: Start, *, suffix: str = "") -> int:
     """One run in its folder, which may `start` others; prints `run: <folder>` at the end, whatever happened."""
     device = pick_device(config.device)
-    folder = folder_of(config, loaded, suffix)
+    place = FIXED[config.task](config) if config.task in FIXED else root_of(config) / slug(config.name)
+    absent = missing(place)
+    folder = folder_of(config, loaded, suffix, launch.overrides)
+    fresh = folder in absent or folder.parent == place
     lock = Lock(folder)
     lock.take()
+    code, look = INTERRUPTED, only_looks(config, loaded)
     try:
         if loaded is not None:
             remove_leftovers(folder)
         open_log(config.log_level, folder / "log.txt")
-        raw = yaml.safe_dump({"overrides": launch.overrides}, allow_unicode=True, width=1000)
-        prior = " ".join(value for value in prior_id(config.prior).values() if value)
-        look = only_looks(config, loaded)
-        if look:
-            write_command(folder, launch.argv)
-        else:
-            made = to_text(replace(config, resume="", weights=""))
-            write_start(folder, parsed=made, raw=raw, argv=launch.argv, prior=prior)
+        _record(config, folder, launch, look=look)
         run = Run(config, folder, device, loaded, start)
         code = guarded(lambda: command_of(config)(run))
-        if not look:
-            _close(folder, code)
-    finally:
-        lock.release()
-        close_log()
-    print(f"run: {folder}", flush=True)
+    finally:  # also where the console is closed (`| head -1`)
+        try:
+            if not look:
+                _close(folder, code)
+        finally:
+            lock.release()
+            close_log()
+        gone = code == USER_ERROR and fresh and discard(folder, absent)
+    if not gone:
+        print(f"run: {folder}", flush=True)
     return code
+
+
+def root_of(config: Config) -> Path:
+    """The folder of all results."""
+    return user_path(config.exp_root_dir, "exp_root_dir")
+
+
+def _record(config: Config, folder: Path, launch: Launch, *, look: bool) -> None:
+    """Write how the run is made; of a look at a stored run only the command."""
+    if look:
+        write_command(folder, launch.argv)
+        return
+    raw = yaml.safe_dump({"overrides": launch.overrides}, allow_unicode=True, width=1000)
+    prior = " ".join(value for value in prior_id(config.prior).values() if value)
+    write_start(folder, parsed=recorded(config), raw=raw, argv=launch.argv, prior=prior)
+
+
+def recorded(config: Config) -> str:
+    """The settings as configs/parsed.yaml has them."""
+    return to_text(replace(config, resume="", weights=""))
 
 
 def only_looks(config: Config, loaded: Loaded | None) -> bool:
     """Whether a command adds to a stored run without changing how it was made: its record then stays as it is."""
-    if loaded is None or not config.resume or config.task in ("sample", "edit", "invert", "grid", "train_tiny"):
+    if loaded is None or not config.resume or config.task not in OF_A_RUN:
         return False
     return config.task != "lift" or config.mode != "train" or loaded.state["step"] >= config.trainer.steps
 
@@ -151,7 +193,7 @@ def run(launch: Launch, start: Start) -> int:
                 return _run_prompts(config, prompts_of(Path(config.prompt_file)), launch, start, suffix=suffix)
             return run_one(config, None, launch, start, suffix=suffix)
 
-        return sweep(launch, one, guarded)
+        return guarded(lambda: sweep(launch, one, guarded))
     return guarded(lambda: _run(launch, start))
 
 
@@ -174,6 +216,10 @@ def _run_prompts(config: Config, prompts: list[str], launch: Launch, start: Star
         open_log(config.log_level)
         LOG.info("run %d of %d: %s", number, len(prompts), prompt)
         one = replace(config, prompt=prompt, prompt_file="")
+        done = finished(config.exp_root_dir, config.name, run_text(one), recorded(one))
+        if done is not None:
+            LOG.info("finished with these settings: %s", done)
+            continue
         code = guarded(lambda one=one: run_one(one, None, launch, start, suffix=suffix))  # type: ignore[misc]
         if code in (INTERRUPTED, 143):
             return code

@@ -8,7 +8,7 @@ import sys
 from collections.abc import MutableMapping
 
 from threestudio_rf import __version__
-from threestudio_rf.app.errors import FAILED, GOOD, INTERRUPTED, USER_ERROR, UserError
+from threestudio_rf.app.errors import FAILED, GOOD, INTERRUPTED, USER_ERROR, UserError, as_utf8
 from threestudio_rf.app.settings.flags import Launch, translate
 from threestudio_rf.core.collector import uncollected
 
@@ -37,7 +37,7 @@ def _begin(argv: list[str]) -> int:
     processes = os.environ.get("WORLD_SIZE", "1")
     if processes.isdigit() and int(processes) > 1:
         raise UserError(f"WORLD_SIZE={processes}: a run is one process; start it without torchrun")
-    launch = translate(argv)
+    launch = translate(as_utf8(argv))
     if launch.show == "help":
         from threestudio_rf.app.cli.help import text
 

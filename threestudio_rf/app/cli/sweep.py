@@ -12,7 +12,8 @@ from threestudio_rf.app.build.check import check
 from threestudio_rf.app.build.reads import check_named, named
 from threestudio_rf.app.console import open_log
 from threestudio_rf.app.errors import FAILED, RunError, UserError, user_text
-from threestudio_rf.app.settings.compose import register, typed
+from threestudio_rf.app.run.places import resolve_paths
+from threestudio_rf.app.settings.compose import compose, register, typed
 from threestudio_rf.app.settings.config import Config
 from threestudio_rf.app.settings.flags import CONFIGS, Launch
 
@@ -29,6 +30,27 @@ def prompts_of(file: Path) -> list[str]:
     return prompts
 
 
+def check_sweep(overrides: list[str]) -> None:
+    """UserError for a value of a sweep that no run can be composed with: each of them beside the first of the others,
+    so that none is refused after others have run."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser, swept = OverridesParser.create(), dict[int, list[str]]()
+    for number, item in enumerate(overrides):
+        try:
+            override = parser.parse_override(item)
+            if override.is_discrete_sweep():
+                key = override.get_key_element()
+                swept[number] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        except (HydraException, ValueError) as error:
+            raise UserError(f"{item}: {str(error).splitlines()[0]}") from None
+    first = [swept[number][0] if number in swept else item for number, item in enumerate(overrides)]
+    for number, values in swept.items() or {0: first[:1]}.items():
+        for value in values:
+            resolve_paths(typed(compose([*first[:number], value, *first[number + 1 :]])))
+
+
 def sweep(launch: Launch, run_one: Callable[[Config, int], int], guarded: Callable[[Callable[[], int]], int]) -> int:
     """One run per combination, `run_one(settings, number)`, by the launcher that Hydra is told to use; the worst exit
     code of those that ran in this process. `guarded` turns errors into exit codes."""
@@ -39,6 +61,7 @@ def sweep(launch: Launch, run_one: Callable[[Config, int], int], guarded: Callab
 
     def job(settings: DictConfig) -> None:
         config = typed(settings)
+        resolve_paths(config)
         open_log(config.log_level)
         number = HydraConfig.get().job.num
 
@@ -53,6 +76,7 @@ def sweep(launch: Launch, run_one: Callable[[Config, int], int], guarded: Callab
         if codes[-1] not in (0, 1, 2):
             raise RunError(f"interrupted in job {number}")
 
+    check_sweep(launch.overrides)
     register()
     before, sys.argv = sys.argv, [sys.argv[0], "--multirun", *launch.overrides]
     try:

@@ -100,7 +100,8 @@ def load_lpips(folder: Path | str, net: str = "") -> LPIPS:
         if net in ("", name) and all(files):
             try:
                 return LPIPS(one, *(torch.load(found[0], weights_only=True, map_location="cpu") for found in files))
-            except (OSError, RuntimeError, KeyError, EOFError) as error:
-                raise UserError(f"{root}: the weights of LPIPS cannot be used ({error})") from None
+            except Exception as error:  # torch raises many kinds for a file that holds something else
+                reason = str(error).strip().splitlines()[:1]
+                raise UserError(f"{root}: the weights of LPIPS cannot be used ({''.join(reason)[:200]})") from None
     wanted = " or ".join(" and ".join(one.files) for name, one in nets().items() if net in ("", name))
     raise UserError(f"{root}: no weights of LPIPS, expected {wanted}")

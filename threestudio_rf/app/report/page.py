@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from threestudio_rf.app.run.folder import read_object
 from threestudio_rf.core.files import write_text
 from threestudio_rf.trainer.log import Metrics
 
@@ -48,23 +48,16 @@ def _media(folder: Path) -> str:
     return "".join(parts) + (f"<p>mesh: {', '.join(links)}</p>" if meshes else "")
 
 
-def _json(path: Path) -> dict[str, object]:
-    """What a file holds, nothing where it is missing or broken: a page without a figure is better than none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def write_report(folder: Path, title: str) -> Path:
     """Write `index.html` from what lies in the run folder. OSError when it cannot be written."""
     rows = Metrics(folder / "csv_logs" / "metrics.csv").rows()
     curves = (curve(name, [(row["step"], row[name]) for row in rows if name in row]) for name in CURVES)
-    figures = _json(folder / "metrics.json")
-    about = {key: value for key, value in _json(folder / "run.json").items() if key in ("started", "commit", "prior")}
-    settings = (folder / "configs" / "parsed.yaml").read_text(encoding="utf-8")
-    command = (folder / "cmd.txt").read_text(encoding="utf-8")
+    figures = read_object(folder / "metrics.json")
+    about = {
+        key: value for key, value in read_object(folder / "run.json").items() if key in ("started", "commit", "prior")
+    }
+    settings = (folder / "configs" / "parsed.yaml").read_text(encoding="utf-8", errors="replace")
+    command = (folder / "cmd.txt").read_text(encoding="utf-8", errors="replace")
     parts = [
         f"<!doctype html><meta charset='utf-8'><title>{html.escape(title)}</title><style>{STYLE}</style>",
         f"<h1>{html.escape(title)}</h1>",

@@ -28,6 +28,8 @@ ALLOWED = "_,'’().+-"
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)", re.IGNORECASE)
 LONGEST = 120
 LOCK = ".lock"
+RECORD = ("cmd.txt", "run.json", "log.txt", "configs/parsed.yaml", "configs/raw.yaml", LOCK)
+"""What a command writes before its work begins."""
 PACKAGES: tuple[str, ...] = (
     "torch",
     "diffusers",
@@ -43,12 +45,21 @@ SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|KEY", re.IGNORECASE)
 SHOWN = re.compile(r"(HF_|HUGGING|CUDA_|OMP_|MKL_|NCCL_|SLURM_JOB|TRANSFORMERS_|DIFFUSERS_|WANDB_)\w*|RANK|WORLD_SIZE")
 
 
+def read_object(file: Path) -> dict[str, Any]:
+    """The object that a JSON file holds; nothing where it is missing, broken or something else."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def slug(text: str) -> str:
     """A prompt as a file name: NFKC, space to `_`, letters, digits and `_ , ' ’ ( ) . + -` kept, others `-`, at most
     120 bytes; six digits of its sha256 are added when anything but spaces was changed."""
     wanted = text.replace(" ", "_")
     normal = unicodedata.normalize("NFKC", text).replace(" ", "_")
-    kept = "".join(c if c.isalnum() or c in ALLOWED else "-" for c in normal).lstrip(".").rstrip(".")
+    kept = "".join(c if (c.isalnum() and _has_name(c)) or c in ALLOWED else "-" for c in normal).lstrip(".").rstrip(".")
     if RESERVED.fullmatch(kept.split(".", 1)[0]):
         kept = f"-{kept}"
     if kept == wanted and kept and len(kept.encode()) <= LONGEST:
@@ -56,6 +67,15 @@ def slug(text: str) -> str:
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:6]
     short = kept.encode("utf-8", "ignore")[: LONGEST - 7].decode("utf-8", "ignore")
     return f"{short}-{digest}" if short else digest
+
+
+def _has_name(letter: str) -> bool:
+    """Whether file names of this system can have that letter (not in locale C without UTF-8)."""
+    try:
+        os.fsencode(letter)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _within(root: Path, name: str) -> Path:
@@ -85,15 +105,17 @@ class Lock:
         raise UserError(f"{self.path} cannot be taken; remove it when no run uses this folder")
 
     def _remove_stale(self) -> None:
-        try:
-            owner = json.loads(self.path.read_text(encoding="utf-8"))
-            pid, host, started = int(owner["pid"]), str(owner["host"]), float(owner["started"])
-        except FileNotFoundError:
-            return
-        except (OSError, ValueError, KeyError, TypeError):
-            if time.time() - self.path.stat().st_mtime < 5:
-                raise UserError(f"another run is starting in {self.path.parent}") from None
-            self.path.unlink(missing_ok=True)
+        owner = read_object(self.path)
+        pid, host, started = owner.get("pid"), owner.get("host"), owner.get("started")
+        if not isinstance(pid, int) or not isinstance(host, str) or not isinstance(started, int | float):
+            try:
+                if time.time() - self.path.stat().st_mtime < 5:
+                    raise UserError(f"another run is starting in {self.path.parent}")
+                self.path.unlink()
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                raise UserError(f"{self.path} is no lock of a run ({error.strerror or error}): remove it") from None
             return
         if host == socket.gethostname() and abs(_started(pid) - started) > 1:
             self.path.unlink(missing_ok=True)
@@ -114,7 +136,7 @@ def _started(pid: int) -> float:
 
     try:
         return psutil.Process(pid).create_time()
-    except psutil.Error:
+    except (psutil.Error, ValueError, OverflowError):  # also for numbers that no process can have
         return -1.0
 
 
@@ -154,6 +176,39 @@ def create(root: str, name: str, text: str, *, suffix: str = "", now: float | No
             raise UserError(f"cannot make {folder}: {error.strerror or error}") from None
         return folder
     raise UserError(f"{parent} already holds a thousand runs of this second")
+
+
+def missing(folder: Path) -> list[Path]:
+    """The folders that would be made to make `folder`, the innermost first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def discard(folder: Path, made: Sequence[Path]) -> bool:
+    """Take a refused command's folder away, and those of `made` that are empty then. False where it holds more than
+    the record of the command, so that nothing is lost."""
+    files = [path for path in folder.rglob("*") if not path.is_dir()]
+    if any(path.relative_to(folder).as_posix() not in RECORD for path in files):
+        return False
+    for path in files:
+        path.unlink(missing_ok=True)
+    for path in (folder / "configs", folder / "save", folder, *made):
+        try:
+            path.rmdir()
+        except OSError:
+            continue
+    return not folder.exists()
+
+
+def finished(root: str, name: str, text: str, settings: str) -> Path | None:
+    """A finished run of this name and text whose record says these very settings."""
+    for run in sorted(_within(user_path(root, "exp_root_dir"), name).glob("*@*")):
+        try:
+            stored = (run / "configs" / "parsed.yaml").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        if stored == settings and read_object(run / "run.json").get("status") == "finished":
+            return run
+    return None
 
 
 def latest(root: str, name: str, text: str) -> Path | None:
@@ -212,7 +267,7 @@ def _git(root: Path, *words: str) -> str:
 
 def write_command(folder: Path, argv: Sequence[str]) -> None:
     """One more line of cmd.txt."""
-    with (folder / "cmd.txt").open("a", encoding="utf-8") as handle:
+    with (folder / "cmd.txt").open("a", encoding="utf-8", errors="backslashreplace") as handle:
         handle.write(f"{shlex.join([Path(sys.executable).name, 'launch.py', *argv])}\n")
 
 
@@ -228,9 +283,4 @@ def write_start(folder: Path, *, parsed: str, raw: str, argv: Sequence[str], pri
 def write_status(folder: Path, values: dict[str, Any]) -> None:
     """Add `values` to run.json."""
     file = folder / "run.json"
-    try:
-        known = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = {}
-    known = known if isinstance(known, dict) else {}
-    write_text(file, json.dumps(known | values, indent=2, ensure_ascii=False) + "\n")
+    write_text(file, json.dumps(read_object(file) | values, indent=2, ensure_ascii=False) + "\n")

@@ -91,12 +91,15 @@ def merge_stored(config: Config, overrides: list[str], loaded: Loaded) -> Config
     for line in other:
         LOG.info("changed on resume: %s", line)
     merged.resume, merged.weights = config.resume, config.weights
+    if run_of(loaded.path) is None:
+        merged.exp_root_dir = config.exp_root_dir
     return merged
 
 
-def home(config: Config, path: Path) -> Path | None:
-    """The run folder that results of a resumed run join: its own, unless another exp_root_dir is named."""
+def home(config: Config, path: Path, overrides: list[str]) -> Path | None:
+    """The run folder that results of a resumed run join: the one that was named, wherever it lies by now, unless this
+    command line names an exp_root_dir that it does not lie in."""
     folder = run_of(path)
-    if folder is None or user_path(config.exp_root_dir, "exp_root_dir").resolve() not in folder.resolve().parents:
-        return None
-    return folder
+    if folder is None or not any(item.startswith("exp_root_dir=") for item in overrides):
+        return folder
+    return folder if user_path(config.exp_root_dir, "exp_root_dir").resolve() in folder.resolve().parents else None

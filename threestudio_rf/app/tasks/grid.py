@@ -23,7 +23,7 @@ from typing import Any
 from threestudio_rf.app.console import LOG, Progress, open_log
 from threestudio_rf.app.errors import FAILED, GOOD, UserError, user_path
 from threestudio_rf.app.report.grid_table import Result, write_grid
-from threestudio_rf.app.run.folder import slug
+from threestudio_rf.app.run.folder import read_object, slug
 from threestudio_rf.app.run.run import Run
 from threestudio_rf.app.run.signals import Stop
 from threestudio_rf.app.settings.config import Config
@@ -64,10 +64,7 @@ class Cell:
 
     def known(self) -> dict[str, Any]:
         """`cell.json`; empty when there is none."""
-        try:
-            return json.loads(self.note.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
+        return read_object(self.note)
 
     def write(self, **more: Any) -> None:
         """Write `cell.json`: the overrides and what else is known."""
@@ -76,10 +73,8 @@ class Cell:
     def result(self) -> Result:
         """Its figures where it has finished with these overrides, else its error or nothing."""
         known = self.known() if self.known().get("overrides") == list(self.overrides) else {}
-        run = self.folder / known["run"] if known.get("run") else None
-        figures = None
-        if run is not None and (run / "metrics.json").exists():
-            figures = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+        run = self.folder / str(known["run"]) if known.get("run") else None
+        figures = None if run is None else read_object(run / "metrics.json") or None
         error = "" if figures is not None else known.get("error", "not run")
         return Result(self.method, self.prior, self.prompt, self.seed, figures=figures, error=error, run=run)
 

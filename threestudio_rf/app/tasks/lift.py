@@ -80,7 +80,8 @@ def prepare(run: Run) -> Lift:
     _ = made.prior, made.optimiser
     if run.resumed is not None:
         if run.config.resume:
-            restore(made.optimiser, run.resumed.state["optimiser"])
+            with checkpoint.fitting(run.resumed.path, "optimiser"):
+                restore(made.optimiser, run.resumed.state["optimiser"])
             checkpoint.restore_random_states(run.resumed.state["rng"])
             made.step = run.resumed.state["step"]
             made.figures = dict(run.resumed.state["figures"])
@@ -123,11 +124,12 @@ def run_lift(made: Lift) -> Iterator[LiftState]:
     extra = embed_roles(config, made.prior, views=len(conditions) > 1)
     made.twin = build_twin(config, made.prior, conditions)
     if made.twin is not None and config.resume and made.run.resumed is not None:
-        learned = made.run.resumed.state.get("extra", {}).get("twin")
+        learned = (made.run.resumed.state.get("extra") or {}).get("twin")
         if learned is None:
             LOG.warning("the checkpoint holds no twin: a fresh one begins")
         else:
-            made.twin.load_state_dict(learned)
+            with checkpoint.fitting(made.run.resumed.path, "twin"):
+                made.twin.load_state_dict(learned)
     return lift(
         made.scene,
         made.prior,

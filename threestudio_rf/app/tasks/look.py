@@ -36,6 +36,13 @@ def _grey(picture: Tensor) -> Tensor:
     return picture.expand(3, -1, -1)
 
 
+def _remove_stale(folder: Path, pattern: str, *, kept: list[str]) -> None:
+    """Take away numbered pictures of an earlier look at the same step, which are not of this one."""
+    for path in folder.glob(pattern):
+        if path.stem.rpartition("-")[2].isdigit() and path.name not in kept:
+            path.unlink(missing_ok=True)
+
+
 def validation(result: Result) -> Tensor:
     """`save/it<step>-<i>.png`: colour and opacity of a few views; the colours (N, 3, H, W). A full disk costs a
     picture, not the run."""
@@ -49,6 +56,10 @@ def validation(result: Result) -> Tensor:
         except OSError as error:
             LOG.warning("no validation picture: %s", error.strerror or error)
             break
+    else:
+        _remove_stale(
+            run.save(), f"it{result.step}-*.png", kept=[f"it{result.step}-{i}.png" for i in range(len(views))]
+        )
     return torch.cat([seen.rgb for seen in views])
 
 
@@ -59,6 +70,7 @@ def test(result: Result) -> list[Path]:
     frames = [seen.rgb[0] for seen in renderings(scene, camera, run.device)]
     for i, frame in enumerate(frames):
         png(run.save(f"it{step}-test", f"{i}.png"), frame)
+    _remove_stale(run.save(f"it{step}-test"), "*.png", kept=[f"{i}.png" for i in range(len(frames))])
     made = video(run.save(f"it{step}-test.mp4"), torch.stack(frames), FPS)
     made.append(gif(run.save(f"it{step}-test.gif"), frames[:: max(1, len(frames) // 40)], FPS / 3))
     around = turntable(run.config.camera, SHEET_VIEWS)
@@ -110,11 +122,15 @@ def export(result: Result) -> Mesh | None:
     full; never a broken file."""
     run, own, mesh = result.run, result.row.write, None
     folder = run.save(f"it{result.step}-export")
+    before = sorted(path.name for path in folder.glob("model*"))
     if own is not None:
         paths = own(result.scene, folder)
     else:
         mesh = mesh_of(run, result.scene)
         paths = write_asset(run, result.scene, mesh, folder)
     for path in paths:
-        LOG.info("wrote %s", path)
+        LOG.info("wrote %s%s", path, " in the place of an earlier one" if path.name in before else "")
+    left = [name for name in before if name not in {path.name for path in paths}]
+    if left and paths:
+        LOG.info("left from an earlier export: %s", ", ".join(left))
     return mesh

@@ -10,6 +10,7 @@ from threestudio_rf.app.errors import RunError
 from threestudio_rf.app.run.run import Run
 from threestudio_rf.priors.base import Prior
 from threestudio_rf.scenes.base import Scene
+from threestudio_rf.trainer.checkpoint import fitting
 
 
 @dataclass
@@ -30,7 +31,8 @@ class Result:
         """A fresh scene, or that of the run's checkpoint."""
         scene = build_any(self.run.config, lambda: self.prior, self.run.device)
         if self.run.resumed is not None:
-            scene.load_state_dict(self.run.resumed.state["scene"])
+            with fitting(self.run.resumed.path, "scene"):
+                scene.load_state_dict(self.run.resumed.state["scene"])
         return scene
 
     @property
