@@ -65,7 +65,7 @@ def settings_of(launch: Launch) -> tuple[Config, Loaded | None]:
     return config, loaded
 
 
-def folder_of(config: Config, loaded: Loaded | None, suffix: str, overrides: list[str]) -> Path:
+def folder_of(config: Config, loaded: Loaded | None, suffix: str, argv: list[str]) -> Path:
     """The folder of a run: that of the resumed run for what belongs to it, the fixed one of train_tiny and grid, or a
     new one."""
     if config.task in FIXED:
@@ -73,7 +73,7 @@ def folder_of(config: Config, loaded: Loaded | None, suffix: str, overrides: lis
         probe(folder)
         return folder
     if loaded is not None and config.resume and config.task in OF_A_RUN:
-        own = home(config, loaded.path, overrides)
+        own = home(config, loaded.path, argv)
         if own is not None:
             probe(own)
             return own
@@ -120,7 +120,7 @@ def run_one(config: Config, loaded: Loaded | None, launch: Launch, start: Start,
     device = pick_device(config.device)
     place = FIXED[config.task](config) if config.task in FIXED else root_of(config) / slug(config.name)
     absent = missing(place)
-    folder = folder_of(config, loaded, suffix, launch.overrides)
+    folder = folder_of(config, loaded, suffix, launch.argv)
     fresh = folder in absent or folder.parent == place
     lock = Lock(folder)
     lock.take()

@@ -96,10 +96,10 @@ def merge_stored(config: Config, overrides: list[str], loaded: Loaded) -> Config
     return merged
 
 
-def home(config: Config, path: Path, overrides: list[str]) -> Path | None:
+def home(config: Config, path: Path, argv: list[str]) -> Path | None:
     """The run folder that results of a resumed run join: the one that was named, wherever it lies by now, unless this
     command line names an exp_root_dir that it does not lie in."""
     folder = run_of(path)
-    if folder is None or not any(item.startswith("exp_root_dir=") for item in overrides):
+    if folder is None or not any(item.startswith("exp_root_dir=") for item in argv):
         return folder
     return folder if user_path(config.exp_root_dir, "exp_root_dir").resolve() in folder.resolve().parents else None
