@@ -21,7 +21,8 @@ from threestudio_rf.app.errors import PATHS, UserError, as_utf8, user_path
 from threestudio_rf.app.run.folder import discard, missing, slug
 from threestudio_rf.app.settings.config import leaves
 
-TEXTS = {
+TEXTS = {"experiment", "preset", "prompt", "negative_prompt", "name", "tag", "device"}
+TEXTS |= {"scene.name", "prior.name", "loss.name"}
     "experiment",
     "preset",
     "prompt",
