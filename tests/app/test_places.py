@@ -23,17 +23,6 @@ from threestudio_rf.app.settings.config import leaves
 
 TEXTS = {"experiment", "preset", "prompt", "negative_prompt", "name", "tag", "device"}
 TEXTS |= {"scene.name", "prior.name", "loss.name"}
-    "experiment",
-    "preset",
-    "prompt",
-    "negative_prompt",
-    "name",
-    "tag",
-    "device",
-    "scene.name",
-    "prior.name",
-    "loss.name",
-}
 TEXTS |= {"loss.neg_prompt", "loss.target_prompt", "loss.artifact_prompt", "edit.source", "grid.name"}
 TEXTS |= {"prior.revision", "prior.variant", "prior.view_pattern"}
 TEXTS |= {f"prior.prompt_{view}" for view in ("side", "front", "back", "overhead")}
