@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from threestudio_rf.core.files import own_file
+
 LOG = logging.getLogger("threestudio_rf")
 PLAIN_EVERY = 30.0
 
@@ -27,7 +29,13 @@ class _Terminal(logging.Handler):
 
 
 class _File(logging.FileHandler):
-    """log.txt; on a full disk its lines are lost in silence, the terminal still shows them."""
+    """log.txt; where it cannot be written its lines are lost in silence, the terminal still shows them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:
+            return
 
     def handleError(self, record: logging.LogRecord) -> None:
         return
@@ -52,7 +60,7 @@ def open_log(level: str, file: Path | None = None) -> None:
     terminal.setLevel(getattr(logging, level.upper()))
     LOG.addHandler(terminal)
     if file is not None:
-        handler = _File(file, encoding="utf-8", errors="backslashreplace", delay=True)
+        handler = _File(own_file(file), encoding="utf-8", errors="backslashreplace", delay=True)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         LOG.addHandler(handler)
     warnings.showwarning = _show_warning  # type: ignore[assignment]

@@ -17,6 +17,13 @@ def write_text(path: Path, text: str) -> None:
     write_files({path: text.encode("utf-8", "backslashreplace")})
 
 
+def own_file(path: Path) -> Path:
+    """`path` to append to: where it is a link the link is taken away, so that nothing is written elsewhere."""
+    if path.is_symlink():
+        path.unlink()
+    return path
+
+
 def remove_leftovers(folder: Path) -> None:
     """Temporary files below `folder` that killed processes have left. Nobody else may write there."""
     for path in folder.rglob(".*.tmp.*"):

@@ -86,11 +86,9 @@ def check_file(file: Path) -> None:
         with safe_open(file, "pt"):
             pass
     except (SafetensorError, OSError, EOFError) as error:
-        raise PriorError(f"{file} ({_size(file)} bytes) is empty, truncated or damaged: {error}") from None
-
-
-def _size(file: Path) -> int:
-    return file.stat().st_size if file.is_file() else 0
+        raise PriorError(
+            f"{file} ({file.stat().st_size if file.is_file() else 0} bytes) is empty, truncated or damaged: {error}"
+        ) from None
 
 
 def present_name(key: str, known: Collection[str]) -> str:
@@ -233,7 +231,8 @@ def _why(cls: Any, folder: Path, files: list[Path], error: BaseException) -> str
 
 def in_one_line(error: BaseException) -> str:
     """What a library says, without names of its exceptions."""
-    return re.sub(r"\b\w*(Error|Exception)\b:?\s*", "", " ".join(str(error).split()))[:300] or "no reason is given"
+    plain = re.sub(r"<class '(\w+)'>", r"\1", " ".join(str(error).split()))
+    return re.sub(r"\b\w*(Error|Exception)\b:?\s*", "", plain)[:300] or "no reason is given"
 
 
 def check_parts(folder: Path, parts: Collection[str], classes: dict[str, str], variant: str | None) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from threestudio_rf.core.files import write_files, write_text
+from threestudio_rf.core.files import own_file, write_files, write_text
 
 
 class Metrics:
@@ -60,7 +60,7 @@ class Metrics:
             self._write(rows)
             return
         try:
-            with self.file.open("a", newline="", encoding="utf-8") as handle:
+            with own_file(self.file).open("a", newline="", encoding="utf-8") as handle:
                 handle.write(self._line(row))
         except OSError as error:
             self._warn(error)

@@ -13,7 +13,7 @@ from threestudio_rf.app.build.reads import check_named, named
 from threestudio_rf.app.console import open_log
 from threestudio_rf.app.errors import FAILED, RunError, UserError, user_text
 from threestudio_rf.app.run.places import resolve_paths
-from threestudio_rf.app.settings.compose import compose, register, typed
+from threestudio_rf.app.settings.compose import compose, reason_of, register, typed
 from threestudio_rf.app.settings.config import Config
 from threestudio_rf.app.settings.flags import CONFIGS, Launch
 
@@ -44,7 +44,7 @@ def check_sweep(overrides: list[str]) -> None:
                 key = override.get_key_element()
                 swept[number] = [f"{key}={value}" for value in override.sweep_string_iterator()]
         except (HydraException, ValueError) as error:
-            raise UserError(f"{item}: {str(error).splitlines()[0]}") from None
+            raise UserError(f"{item}: {reason_of(error)}") from None
     first = [swept[number][0] if number in swept else item for number, item in enumerate(overrides)]
     for number, values in swept.items() or {0: first[:1]}.items():
         for value in values:

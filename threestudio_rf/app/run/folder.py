@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from threestudio_rf.app.errors import UserError, user_path
-from threestudio_rf.core.files import write_text
+from threestudio_rf.core.files import own_file, write_text
 
 ALLOWED = "_,'’().+-"
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)", re.IGNORECASE)
@@ -267,7 +267,7 @@ def _git(root: Path, *words: str) -> str:
 
 def write_command(folder: Path, argv: Sequence[str]) -> None:
     """One more line of cmd.txt."""
-    with (folder / "cmd.txt").open("a", encoding="utf-8", errors="backslashreplace") as handle:
+    with own_file(folder / "cmd.txt").open("a", encoding="utf-8", errors="backslashreplace") as handle:
         handle.write(f"{shlex.join([Path(sys.executable).name, 'launch.py', *argv])}\n")
 
 

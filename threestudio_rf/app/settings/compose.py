@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import yaml
@@ -52,7 +53,7 @@ def compose(overrides: list[str]) -> DictConfig:
         with hydra.initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
             return hydra.compose("config", overrides=overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_reason(error)) from None
+        raise UserError(reason_of(error)) from None
 
 
 def _check_choices(overrides: list[str]) -> None:
@@ -63,13 +64,15 @@ def _check_choices(overrides: list[str]) -> None:
             raise UserError(f"{group}={name}: expected one of {', '.join(known)}{suggestion(name, known)}")
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """What Hydra and OmegaConf say of an error, in one line."""
     cause = error.__cause__
     lines = [str(e).strip().splitlines() for e in (error, cause) if e is not None and str(e).strip()]
-    first = lines[0][0] if lines else type(error).__name__
+    first = lines[0][0] if lines else "these settings cannot be read"
     last = lines[-1][0] if len(lines) > 1 else ""
     keys = [line.strip() for line in lines[-1] if line.strip().startswith("full_key:")] if lines else []
-    return ": ".join(part for part in (first, last, *keys) if part)
+    told = ": ".join(part for part in (first, last, *keys) if part)
+    return re.sub(r"\b\w*(Exception|Error): ", "cannot be read, put quotes around the value: ", told)
 
 
 def typed(settings: DictConfig) -> Config:
@@ -77,7 +80,7 @@ def typed(settings: DictConfig) -> Config:
     try:
         result = OmegaConf.to_object(settings)
     except OmegaConfBaseException as error:
-        raise UserError(_reason(error)) from None
+        raise UserError(reason_of(error)) from None
     if not isinstance(result, Config):
         raise UserError(f"expected settings of {Config.__name__}, got {type(result).__name__}")
     return result
@@ -101,8 +104,6 @@ def escaped(node: Any) -> Any:
     if isinstance(node, list):
         return [escaped(value) for value in node]
     if isinstance(node, str) and "${" in node:
-        import re
-
         return re.sub(r"(\\*)\$\{", lambda m: m.group(1) * 2 + "\\${", node)
     return node
 
@@ -133,7 +134,7 @@ def from_text(text: str, source: str) -> Config:
     try:
         return typed(OmegaConf.merge(OmegaConf.structured(Config), escaped(data)))  # type: ignore[arg-type]
     except OmegaConfBaseException as error:
-        raise UserError(f"{source}: {_reason(error)}") from None
+        raise UserError(f"{source}: {reason_of(error)}") from None
 
 
 def _as_written(data: dict[str, Any], written: dict[str, Any], prefix: str = "") -> None:
