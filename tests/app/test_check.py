@@ -40,6 +40,20 @@ def test_the_defaults_are_good():
     [
         ({"loss.t_min": 0.9, "loss.t_max": 0.5}, r"loss\.t_min=0\.9.*t_min at most t_max.*0\.9 > 0\.5"),
         ({"loss.t_min": [0, 0.02, 0.99, 100]}, r"at step 100"),
+        (
+            {"camera.sizes": [[64, 32]]},
+            r"camera\.sizes=\[\[64, 32\]\]: expected a list whose elements are each a whole number",
+        ),
+        ({"camera.sizes": [None]}, r"camera\.sizes=\[None\]: expected a list"),
+        ({"camera.sizes": [64.5]}, r"camera\.sizes=\[64\.5\]: expected a list"),
+        ({"camera.fovy": ["a", 2]}, r"camera\.fovy=.*each a number"),
+        ({"edit.prompts": [1]}, r"edit\.prompts=\[1\]: .*each a text"),
+        ({"grid.seeds": [True]}, r"grid\.seeds=\[True\]: expected a list"),
+        ({"loss.lambda_distill": None}, r"loss\.lambda_distill=null: expected a number, or numbers over steps"),
+        ({"optim.lr_encoding": True}, r"optim\.lr_encoding=true: expected a number"),
+        ({"loss.t_max": {"a": 1}}, r"loss\.t_max="),
+        ({"negative_prompt": "caf\udce9"}, "negative_prompt=caf\ufffd: expected text in UTF-8"),
+        ({"edit.prompts": ["\ud800"]}, r"edit\.prompts=.*expected text in UTF-8"),
         ({"loss.t_max": 1.5}, r"loss\.t_max=1\.5: expected above 0 and at most 1"),
         ({"loss.t_max": [0, 0.5, 1.5, 10]}, r"loss\.t_max=.*got 1\.5"),
         ({"loss.t_max": [0, 0.5, 0.6, 10.0]}, r"loss\.t_max=.*whole number"),
@@ -115,3 +129,15 @@ def test_what_identifies_a_prior_tells_a_mirrored_or_redefined_one_from_its_own(
     found = [prior_id(plain), *(prior_id(other) for other in others)]
     assert all(a != b for i, a in enumerate(found) for b in found[:i])
     assert all(isinstance(value, str) for values in found for value in values.values())
+
+
+def test_a_grid_that_no_memory_holds_is_refused_with_its_keys(monkeypatch) -> None:
+    from types import SimpleNamespace
+
+    import psutil
+
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=8e9))
+    changes = {"scene.encoding.levels": 32, "scene.encoding.log2_table": 24, "device": "cpu"}
+    with pytest.raises(UserError, match=r"scene\.encoding\.levels=32, scene\.encoding\.log2_table=24: .* 13 GB"):
+        check(config_with(changes))
+    check(config_with(changes | {"task": "sample"}))

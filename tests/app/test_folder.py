@@ -16,7 +16,17 @@ import pytest
 
 from threestudio_rf.app.errors import UserError
 from threestudio_rf.app.run import folder as module
-from threestudio_rf.app.run.folder import Lock, create, latest, probe, run_of, slug, write_start, write_status
+from threestudio_rf.app.run.folder import (
+    Lock,
+    create,
+    latest,
+    probe,
+    run_of,
+    slug,
+    write_command,
+    write_start,
+    write_status,
+)
 
 
 @pytest.mark.parametrize(
@@ -166,3 +176,48 @@ def test_what_is_written_at_the_start_holds_no_secret(tmp_path, monkeypatch):
     assert found["status"] == "finished" and found["versions"]["torch"] and found["commit"] == "abc"
     assert (tmp_path / "cmd.txt").read_text().strip().endswith("""launch.py 'prompt=it'"'"'s a ball'""")
     assert (tmp_path / "configs" / "parsed.yaml").read_text() == "a: 1\n"
+
+
+@pytest.mark.parametrize(
+    "owner",
+    [
+        {"pid": -1, "host": socket.gethostname(), "started": 1.0},
+        {"pid": 10**30, "host": socket.gethostname(), "started": 1.0},
+        {"pid": 1.5, "host": socket.gethostname(), "started": 1.0},
+        {"pid": 1, "host": [], "started": "x"},
+        [1],
+        None,
+    ],
+)
+def test_a_lock_that_no_process_can_have_is_removed(tmp_path, owner):
+    lock = Lock(tmp_path)
+    lock.path.write_text(json.dumps(owner))
+    os.utime(lock.path, (0, 0))
+    lock.take()
+    assert json.loads(lock.path.read_text())["pid"] == os.getpid()
+
+
+def test_a_lock_that_is_nested_too_deep_or_a_folder_is_no_lock(tmp_path):
+    lock = Lock(tmp_path)
+    lock.path.write_text("[" * 100_000)
+    os.utime(lock.path, (0, 0))
+    lock.take()
+    lock.release()
+    lock.path.mkdir()
+    os.utime(lock.path, (0, 0))
+    with pytest.raises(UserError, match="is no lock of a run"):
+        lock.take()
+
+
+@pytest.mark.parametrize("text", ["[1]", "7", "null", "[" * 100_000, "\xff", ""])
+def test_a_status_that_is_no_object_is_written_anew(tmp_path, text):
+    (tmp_path / "run.json").write_text(text, encoding="latin-1")
+    write_status(tmp_path, {"status": "finished"})
+    assert json.loads((tmp_path / "run.json").read_text()) == {"status": "finished"}
+
+
+def test_commands_are_never_appended_through_a_link(tmp_path):
+    (tmp_path / "theirs").write_text("theirs")
+    (tmp_path / "cmd.txt").symlink_to(tmp_path / "theirs")
+    write_command(tmp_path, ["seed=1"])
+    assert (tmp_path / "theirs").read_text() == "theirs" and "seed=1" in (tmp_path / "cmd.txt").read_text()

@@ -226,3 +226,62 @@ def test_a_run_that_stopped_twice_ends_bit_equal_to_one_that_did_not(tmp_path):
     run(tmp_path, 4, resume=False)
     run(tmp_path, 9, resume=True)
     assert torch.equal(run(tmp_path, 12, resume=True), whole)
+
+
+def believed(folder: Path, file: Path, state: dict) -> None:
+    """Put `state` in the place of a file, with a manifest that believes it."""
+    file.unlink()
+    torch.save(state, file)
+    entry = {"step": 0, "size": 0, "sha256": checkpoint.hashlib.sha256(file.read_bytes()).hexdigest()}
+    checkpoint.write_manifest(folder, checkpoint.read_manifest(folder) | {file.name: entry})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("step", float("nan")),
+        ("step", -1),
+        ("step", True),
+        ("step", "30"),
+        ("scene", [torch.ones(3)]),
+        ("scene", {"table": None}),
+        ("scene", {"table": torch.tensor([1.0, torch.nan])}),
+        ("optimiser", None),
+        ("optimiser", {"state": {}}),
+        ("config", {"a": 1}),
+        ("prior", {"name": None}),
+        ("figures", None),
+        ("figures", {"seconds": float("inf")}),
+        ("rng", {"python": (3, (1, 2), None), "torch": torch.get_rng_state(), "cuda": []}),
+        ("rng", {"python": random.getstate(), "torch": torch.get_rng_state()[:10], "cuda": []}),
+        ("rng", {"python": random.getstate(), "torch": torch.get_rng_state()}),
+    ],
+)
+def test_an_entry_that_is_wrong_is_named_and_the_older_good_file_taken(tmp_path, key, value):
+    three(tmp_path)
+    for name in ("last.ckpt", "step-0000030.ckpt"):
+        believed(tmp_path, tmp_path / name, state_of(30) | {key: value})
+    found = load(tmp_path)
+    assert found.state["step"] == 20 and all(f"its entry {key} is wrong, expected" in p for p in found.passed_over)
+    with pytest.raises(CheckpointError, match=f"its entry {key} is wrong"):
+        checkpoint._read(tmp_path / "last.ckpt", set())
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"files": [1]}', '{"files": {"last.ckpt": {"sha256": 7}}}', "null", "\xff"]
+)
+def test_a_manifest_that_is_none_is_as_if_there_were_none(tmp_path, text):
+    three(tmp_path)
+    (tmp_path / "manifest.json").write_text(text, encoding="latin-1")
+    assert load(tmp_path).state["step"] == 30 and load(tmp_path).passed_over == []
+    save(tmp_path, state_of(40), keep=3)
+    assert load(tmp_path).state["step"] == 40 and len(checkpoint.read_manifest(tmp_path)) >= 2
+
+
+def test_what_does_not_fit_is_told_with_its_file_and_without_names_of_errors(tmp_path):
+    layer = nn.Linear(2, 2)
+    for state, words in (({"weight": torch.zeros(3, 2)}, "bias"), ({"other": torch.zeros(1)}, "other")):
+        with pytest.raises(CheckpointError, match=words) as caught, checkpoint.fitting(tmp_path / "x.ckpt", "scene"):
+            layer.load_state_dict(state)
+        assert "x.ckpt: its scene does not fit" in str(caught.value) and "Error" not in str(caught.value)
+        assert "\n" not in str(caught.value)

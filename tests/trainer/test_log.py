@@ -81,3 +81,32 @@ def test_pictures_stand_side_by_side_in_their_order():
     row = row_of_pictures(pictures)
     assert row.shape == (3, 2, 10)
     assert torch.equal(row[:, :, 5:], pictures[1])
+
+
+@pytest.mark.parametrize(
+    "data", [b"\xff\xfe\x00step", b"\0" * 40, b"", b"step\n", b"a,b\n1,2\n", b'"' * 9 + b"x" * 200_000]
+)
+def test_a_file_that_is_no_table_has_no_rows_and_is_written_anew(tmp_path, data):
+    file = tmp_path / "metrics.csv"
+    file.write_bytes(data)
+    assert Metrics(file).rows() == []
+    table = Metrics(file)
+    table.resume(5)
+    table.add(6, {"loss": 1.0})
+    assert Metrics(file).rows() == [{"step": 6.0, "loss": 1.0}]
+
+
+def test_cells_that_are_no_numbers_are_left_out(tmp_path):
+    file = tmp_path / "metrics.csv"
+    file.write_bytes("step,loss\n1,caf\xe9\nnan,2\ninf,3\n4,5,6\n7\n".encode("latin-1"))
+    assert Metrics(file).rows() == [{"step": 1.0}, {"step": 4.0, "loss": 5.0}, {"step": 7.0}]
+
+
+def test_rows_are_never_appended_through_a_link(tmp_path):
+    outside = tmp_path / "theirs"
+    outside.write_text("theirs\n")
+    (tmp_path / "metrics.csv").symlink_to(outside)
+    table = Metrics(tmp_path / "metrics.csv")
+    for step in (1, 2):
+        table.add(step, {})
+    assert outside.read_text() == "theirs\n" and len(table.rows()) >= 1

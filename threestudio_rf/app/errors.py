@@ -65,7 +65,13 @@ def user_path(text: str | Path, key: str) -> Path:
 def as_utf8(argv: Sequence[str]) -> list[str]:
     """Words of a command line whose bytes are UTF-8 although the locale says something else, as the text they are."""
     encoding = sys.getfilesystemencoding()
-    return [word.encode(encoding, "surrogateescape").decode("utf-8", "surrogateescape") for word in argv]
+    words = []
+    for word in argv:
+        try:
+            words.append(word.encode(encoding, "surrogateescape").decode("utf-8", "surrogateescape"))
+        except UnicodeEncodeError:  # no bytes of a command line
+            words.append(word)
+    return words
 
 
 MARKS: tuple[tuple[bytes, str], ...] = (

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from threestudio_rf.core.files import own_file, write_files, write_text
+from threestudio_rf.core.files import write_files, write_text
 
 
 class Metrics:
@@ -54,13 +54,13 @@ class Metrics:
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Append one row and flush it."""
         row = {"step": float(step), **values}
-        if not self.file.exists() or any(name not in self.columns for name in row):
+        if not self.file.exists() or self.file.is_symlink() or any(name not in self.columns for name in row):
             rows = [*self.rows(), row]
             self.columns += [name for name in row if name not in self.columns]
             self._write(rows)
             return
         try:
-            with own_file(self.file).open("a", newline="", encoding="utf-8") as handle:
+            with self.file.open("a", newline="", encoding="utf-8") as handle:
                 handle.write(self._line(row))
         except OSError as error:
             self._warn(error)

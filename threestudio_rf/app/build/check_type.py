@@ -28,7 +28,7 @@ def check_types(config: Config) -> None:
             raise UserError(f"{key}={shown}: expected a number, or numbers over steps")
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str) and key not in PATHS and any("\ud800" <= letter <= "\udfff" for letter in text):
-                shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+                shown = "".join("\ufffd" if "\ud800" <= letter <= "\udfff" else letter for letter in text)
                 raise UserError(f"{key}={shown}: expected text in UTF-8, got bytes that are none")
 
 
