@@ -2,7 +2,7 @@
 
 Seen to fail: background added without (1 - opacity); views and channels exchanged in the maps; occupancy not updated;
 jitter used without a generator; occupancy left out of the saved state; the flat colour shared by all views; a chunk
-lost; OutOfMemoryError caught in training; normals pointing inwards.
+lost, in the gradient too; a part that ran out of memory counted twice; normals pointing inwards.
 """
 
 from __future__ import annotations
@@ -146,9 +146,45 @@ def test_a_batch_is_its_views_one_by_one_and_chunks_change_nothing() -> None:
         assert same(scene.render(camera, generator(5)), jittered, atol=1e-5)
 
 
-def test_out_of_memory_halves_the_chunk_in_evaluation_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    scene, camera = nerf(), sphere_views(2, height=6, width=7)
-    whole = scene.render(camera)
+def gradients(scene: HashGridNeRF, camera: Camera, normals: bool = False) -> tuple[Rendering, list[Tensor]]:
+    """A rendering and the gradient of all its maps by every parameter."""
+    seen = scene.render(camera, generator(5), normals=normals)
+    maps = torch.cat([x.flatten() for x in seen if x is not None])
+    weights = torch.rand(len(maps), generator=generator(6)) - 0.3
+    found = torch.autograd.grad((maps * weights).sum(), list(scene.parameters()))
+    return seen, list(found)
+
+
+@pytest.mark.parametrize(("normals", "tolerance"), [(False, 1e-6), (True, 1e-5)])
+def test_the_gradient_in_chunks_is_that_of_the_whole_graph(normals: bool, tolerance: float) -> None:
+    """Normals are differences of densities, which rounding moves more."""
+    scene, camera = nerf(random_background=0.0), sphere_views(3, height=6, width=7)
+    torch.nn.init.normal_(scene.field.encoding.table, generator=generator(9))  # type: ignore[arg-type]
+    whole, expected = gradients(scene, camera, normals)
+    for chunk in (125, 50, 1):
+        scene.ray_chunk = chunk
+        seen, found = gradients(scene, camera, normals)
+        assert same(seen, whole, atol=1e-5)
+        for a, b in zip(found, expected, strict=True):
+            assert (a - b).norm() <= tolerance * b.norm() and b.norm() > 0
+
+
+def test_no_more_rays_than_a_chunk_have_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene, camera, alive = nerf(ray_chunk=20, random_background=0.0), sphere_views(2, height=6, width=7), []
+    rays = scene._rays
+
+    def watched(origins: Tensor, *args: object) -> Tensor:
+        alive.append((len(origins), torch.is_grad_enabled()))
+        return rays(origins, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(scene, "_rays", watched)
+    gradients(scene, camera)
+    assert alive == [(n, graph) for graph in (False, True) for n in (20, 20, 20, 20, 4)]
+
+
+def test_out_of_memory_halves_the_chunk_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene, camera = nerf(random_background=0.0), sphere_views(2, height=6, width=7)
+    whole, expected = gradients(scene, camera)
     march, tried = scene._march, []
 
     def small(origins: Tensor, *args: object, **options: object) -> object:
@@ -159,13 +195,16 @@ def test_out_of_memory_halves_the_chunk_in_evaluation_only(monkeypatch: pytest.M
 
     monkeypatch.setattr(scene, "_march", small)
     with torch.no_grad():
-        assert same(scene.render(camera), whole, atol=1e-5)
+        assert same(scene.render(camera, generator(5)), whole, atol=1e-5)
     assert tried == [84, 42, 21, *[10] * 8, 4]
-    with pytest.raises(torch.OutOfMemoryError):
-        scene.render(camera)
+    tried.clear()
+    seen, found = gradients(scene, camera)
+    assert same(seen, whole, atol=1e-5) and tried == [84, *[42, 21, *[10] * 8, 4] * 2]
+    assert all((a - b).norm() <= 1e-6 * b.norm() for a, b in zip(found, expected, strict=True))
     monkeypatch.setattr(scene, "_march", lambda *_, **__: march and small(torch.zeros(13, 3)))
-    with torch.no_grad(), pytest.raises(torch.OutOfMemoryError):
-        scene.render(camera)
+    for context in (torch.no_grad(), torch.enable_grad()):
+        with context, pytest.raises(torch.OutOfMemoryError):
+            scene.render(camera)
 
 
 def test_an_empty_scene_shows_its_background_and_can_be_trained() -> None:

@@ -12,10 +12,14 @@ from threestudio_rf.scenes.base import Rendering, Scene
 from threestudio_rf.scenes.camera import Camera
 from threestudio_rf.scenes.field import HashGridField, normals_by_differences
 from threestudio_rf.scenes.occupancy import MARCHES, OccupancyGrid, march, marching_backend
-from threestudio_rf.scenes.volume import Samples, accumulate, composite, packed_weights
+from threestudio_rf.scenes.volume import Samples, accumulate, composite, packed_weights, part_by_part
 
 MARGIN = 0.1
 """The outermost share of the cube on each side, in which the map `border` rises from 0 to 1."""
+CHUNK = 65536
+"""Rays at once where memory is the machine's own."""
+SAMPLE_BYTES = 4096
+"""About what a sample needs on a GPU, gradient included, with a network 64 wide; normals take five densities."""
 
 
 class HashGridNeRF(Scene):
@@ -36,18 +40,19 @@ class HashGridNeRF(Scene):
         occupancy_threshold: float = 0.01,
         update_every: int = 16,
         random_background: float = 0.5,
-        ray_chunk: int = 65536,
+        ray_chunk: int = 0,
         marching: str = "auto",
     ) -> None:
         super().__init__()
-        if min(samples_per_ray, update_every, ray_chunk) < 1 or not 0 <= random_background <= 1:
+        if min(samples_per_ray, update_every, ray_chunk + 1) < 1 or not 0 <= random_background <= 1:
             raise ValueError(
-                "scene expects samples_per_ray, update_every, ray_chunk >= 1 and random_background in [0, 1], "
+                "scene expects samples_per_ray, update_every >= 1, ray_chunk >= 0 and random_background in [0, 1], "
                 f"got {samples_per_ray}, {update_every}, {ray_chunk}, {random_background}"
             )
         self.field, self.background = field, background
         self.samples_per_ray, self.update_every = samples_per_ray, update_every
         self.random_background, self.ray_chunk = random_background, ray_chunk
+        self._per_ray = float(samples_per_ray)
         self.radius, self.normal_step = radius, 0.01 * radius
         self.marching, self.marching_reason = marching, ""
         self._march: Callable[..., Samples] = march
@@ -86,7 +91,8 @@ class HashGridNeRF(Scene):
     def render(self, camera: Camera, generator: Generator | None = None, *, normals: bool = False) -> Rendering:
         """The views of `camera`. `normals` adds the maps normal and orientation (four more density evaluations).
 
-        Without gradients the rays go in chunks of `ray_chunk`, which is halved for this call when memory runs out.
+        The rays go in chunks of `ray_chunk`, which is halved for this call when memory runs out; more of them than a
+        chunk are rendered once more, chunk by chunk, for their gradient (`volume.part_by_part`).
         """
         camera = camera.to(self.occupancy.opacity.device)
         origins, directions = camera.rays()
@@ -97,11 +103,16 @@ class HashGridNeRF(Scene):
         if not self.marching_reason:
             name, self.marching_reason = marching_backend(self.marching, flat[0].device)
             self._march = MARCHES[name]
-        maps = self._rays(*flat, jitter, normals) if torch.is_grad_enabled() else self._chunks(*flat, jitter, normals)
+        chunk = self._chunk(normals)
+
+        def rays(part: slice) -> Tensor:
+            return self._rays(flat[0][part], flat[1][part], None if jitter is None else jitter[part], normals)
+
+        maps = part_by_part(rays, len(flat[0]), chunk, list(self.field.parameters()))
         maps = maps.view(-1, *directions.shape[:3]).movedim(0, 1)
         opacity = maps[:, 3:4]
         return Rendering(
-            rgb=maps[:, :3] + (1 - opacity) * self._behind(directions, generator).movedim(-1, 1),
+            rgb=maps[:, :3] + (1 - opacity) * self._behind(directions, generator, chunk).movedim(-1, 1),
             opacity=opacity,
             depth=maps[:, 4:5],
             z_variance=maps[:, 5:6],
@@ -113,6 +124,7 @@ class HashGridNeRF(Scene):
     def _rays(self, origins: Tensor, directions: Tensor, jitter: Tensor | None, normals: bool) -> Tensor:
         """Maps (7 or 11, R): rgb without background, opacity, depth, its variance, border, normal, orientation."""
         samples = self._march(origins, directions, self.occupancy, slots=self.samples_per_ray, jitter=jitter)
+        self._per_ray = max(len(samples.distance) / len(origins), 1.0)
         density, rgb = self.field(samples.points)
         w = packed_weights(density, samples)
         colour, *single = composite(w, rgb, samples)
@@ -124,31 +136,31 @@ class HashGridNeRF(Scene):
             maps += [accumulate(w * n.t(), samples), accumulate((w.detach() * away)[None], samples)]
         return torch.cat(maps)
 
-    def _chunks(self, origins: Tensor, directions: Tensor, jitter: Tensor | None, normals: bool) -> Tensor:
-        parts: list[Tensor] = []
-        start, chunk = 0, min(self.ray_chunk, len(origins))
-        while start < len(origins):
-            part = slice(start, start + chunk)
-            try:
-                shift = None if jitter is None else jitter[part]
-                parts.append(self._rays(origins[part], directions[part], shift, normals))
-            except torch.OutOfMemoryError:
-                if chunk == 1:
-                    raise
-                chunk = chunk // 2
-                torch.cuda.empty_cache()
-            else:
-                start += chunk
-        return torch.cat(parts, dim=1)
+    def _chunk(self, normals: bool) -> int:
+        """Rays at once: as set, or by the free memory of a CUDA device and the samples that rays had so far."""
+        device = self.occupancy.opacity.device
+        if self.ray_chunk or device.type != "cuda":
+            return self.ray_chunk or CHUNK
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0] + unused
+        return max(int(free / 2 / (self._per_ray * SAMPLE_BYTES * (5 if normals else 1))), 1024)
 
-    def _behind(self, directions: Tensor, generator: Generator | None) -> Tensor:
+    def _behind(self, directions: Tensor, generator: Generator | None, chunk: int) -> Tensor:
         """Colours (B, H, W, 3) behind the object."""
+
+        def seen() -> Tensor:
+            flat = directions.reshape(-1, 3)
+            colours = part_by_part(
+                lambda part: self.background(flat[part]).t(), len(flat), chunk, list(self.background.parameters())
+            )
+            return colours.t().reshape(directions.shape)
+
         draws = None if generator is None else torch.rand(len(directions), 4, generator=generator)
         if draws is None or not bool((draws[:, 3] < self.random_background).any()):
-            return self.background(directions.reshape(-1, 3)).view_as(directions)
+            return seen()
         flat = draws[:, :3].to(directions)[:, None, None, :].expand_as(directions)
         chosen = draws[:, 3] < self.random_background
         if bool(chosen.all()):
             return flat
-        own = self.background(directions.reshape(-1, 3)).view_as(directions)
+        own = seen()
         return torch.where(chosen.to(directions.device)[:, None, None, None], flat, own)

@@ -5,11 +5,14 @@ R rays, S slots a ray, M samples that are really there. `Samples` is packed: onl
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+T = TypeVar("T")
 
 
 class Samples(NamedTuple):
@@ -69,3 +72,66 @@ def composite(w: Tensor, rgb: Tensor, samples: Samples) -> tuple[Tensor, Tensor,
     depth = sums[4] / norm
     spread = accumulate((w * (t - depth.index_select(0, samples.ray)).square())[None], samples)[0]
     return sums[:3], opacity, depth, spread / norm
+
+
+def parts(work: Callable[[slice], T], count: int, chunk: int) -> Iterator[tuple[slice, T]]:
+    """`work` on `count` items, `chunk` at a time; where memory runs out, that part again by half as many and so on."""
+    start, chunk = 0, min(chunk, count)
+    while start < count:
+        part = slice(start, start + chunk)
+        try:
+            done = work(part)
+        except torch.OutOfMemoryError:
+            if chunk == 1:
+                raise
+            chunk //= 2
+        else:
+            yield part, done
+            start += chunk
+            continue
+        torch.cuda.empty_cache()
+
+
+class _Replayed(torch.autograd.Function):
+    """Forward without a graph; backward renders each part once more, with one, and lets it go."""
+
+    @staticmethod
+    def forward(ctx: Any, render: Callable[[slice], Tensor], count: int, chunk: int, *parameters: Tensor) -> Tensor:
+        ctx.render, ctx.count, ctx.chunk, ctx.parameters = render, count, chunk, parameters
+        return torch.cat([maps for _, maps in parts(render, count, chunk)], dim=1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        def gradients(part: slice) -> tuple[Tensor | None, ...]:
+            with torch.enable_grad():
+                maps = ctx.render(part)
+                if not maps.requires_grad:
+                    return (None,) * len(ctx.parameters)
+                return torch.autograd.grad(maps, ctx.parameters, grad[:, part], allow_unused=True)
+
+        sums: list[Tensor | None] = [None] * len(ctx.parameters)
+        for _, found in parts(gradients, ctx.count, ctx.chunk):
+            sums = [b if a is None else a if b is None else a.add_(b) for a, b in zip(sums, found, strict=True)]
+        return None, None, None, *sums
+
+
+def part_by_part(
+    render: Callable[[slice], Tensor], count: int, chunk: int, parameters: Sequence[Tensor] = ()
+) -> Tensor:
+    """Maps (C, count) of `count` rays from `render`, which makes those of a slice, in memory that `chunk` bounds.
+
+    The gradient of the `parameters` that `render` depends on is that of the whole graph to rounding, for one more
+    rendering; what `render` reads must stay as it is until then. Up to `chunk` rays keep their graph, as long as there
+    is memory for it.
+    """
+    learned = [p for p in parameters if p.requires_grad] if torch.is_grad_enabled() else []
+    if learned and count <= chunk:
+        try:
+            return render(slice(0, count))
+        except torch.OutOfMemoryError:
+            if count == 1:
+                raise
+            chunk = count // 2
+        torch.cuda.empty_cache()
+    return _Replayed.apply(render, count, chunk, *learned)

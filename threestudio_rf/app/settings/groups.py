@@ -111,7 +111,7 @@ class RendererConfig:
     samples_per_ray: int = opt(512, "samples along a ray", low=2, high=4096)
     occupancy_resolution: int = opt(32, "cells per side of the grid of empty space", low=2, high=512)
     occupancy_threshold: float = opt(0.01, "opacity below which a cell is empty", low=0, high=1)
-    ray_chunk: int = opt(65536, "rays rendered at once", low=1)
+    ray_chunk: int = opt(0, "rays rendered at once; 0: 65536, on a GPU by its free memory", low=0)
     marching: str = opt("auto", "implementation", choices=("auto", "torch", "triton", "nerfacc"))
 
 
