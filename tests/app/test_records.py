@@ -1,7 +1,7 @@
 """A run's folder says how it was made: no look rewrites it, and a new run from it does not go on with the old one.
 
 Seen to fail: resume kept in parsed.yaml or taken from a stored one, the record rewritten by mode=test, by task=export,
-by a resumed run that has nothing to train.
+by a resumed run that has nothing to train; a file given with resume= not listened to.
 """
 
 from __future__ import annotations
@@ -60,3 +60,16 @@ def test_a_new_run_from_a_record_is_new_whatever_the_record_went_on_with(run: Pa
     assert "blue_cone" in folder.name and sorted(path.name for path in (run / "ckpts").iterdir()) == before
     code, other, _, err = launcher("--config", str(file), f"weights={run}", f"exp_root_dir={tmp_path}/other")
     assert code == 0 and other is not None and other != run, err
+
+
+def test_what_was_changed_in_a_record_counts_when_its_run_goes_on(run: Path, launcher) -> None:
+    file = run / "configs/parsed.yaml"
+    stored = yaml.safe_load(file.read_text())
+    edited = run.parent / "edited.yaml"
+    edited.write_text(yaml.safe_dump(stored | {"trainer": stored["trainer"] | {"steps": 8}}))
+    code, folder, _, err = launcher("--config", str(edited), f"resume={run}", f"exp_root_dir={run.parents[1]}")
+    assert code == 0 and folder == run, err
+    assert yaml.safe_load(file.read_text())["trainer"]["steps"] == 8
+    edited.write_text(yaml.safe_dump(stored | {"scene": stored["scene"] | {"radius": 3.0}}))
+    code, _, _, err = launcher("--config", str(edited), f"resume={run}", f"exp_root_dir={run.parents[1]}")
+    assert code == 2 and f"scene.radius: {stored['scene']['radius']} -> 3.0" in err
