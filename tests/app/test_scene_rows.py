@@ -63,7 +63,7 @@ def test_what_its_renderings_lack_is_refused_with_its_name(clouds, launcher, tmp
     code, _, _, err = launcher(*LINE, f"exp_root_dir={tmp_path}", "loss.lambda_border=1")
     assert code == 2 and "loss.lambda_border=1: expected none with scene=cloud, which has no border" in err
     code, _, _, err = launcher("scene.name=clouds", "prompt=a", f"exp_root_dir={tmp_path}")
-    assert code == 2 and "scene.name=clouds: expected one of nerf, image, cloud; did you mean cloud?" in err
+    assert code == 2 and "scene.name=clouds: expected one of nerf, image, mesh, cloud; did you mean cloud?" in err
 
 
 def test_the_application_asks_for_no_scene_by_its_name_or_class():

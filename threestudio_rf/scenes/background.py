@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -34,3 +36,18 @@ class EnvironmentBackground(nn.Module):
         angles = [directions * 2.0**k for k in range(self.frequencies)]
         waves = [wave(a) for a in angles for wave in (torch.sin, torch.cos)]
         return torch.sigmoid(self.network(torch.cat([directions, *waves], dim=-1)))
+
+
+def behind(
+    own: Callable[[], Tensor], directions: Tensor, generator: torch.Generator | None, random: float
+) -> Tensor:
+    """Colours (B, H, W, 3) behind the object for ray directions (B, H, W, 3): those of `own`, of that shape; with a
+    generator and probability `random` one flat random colour per view."""
+    draws = None if generator is None else torch.rand(len(directions), 4, generator=generator)
+    if draws is None or not bool((draws[:, 3] < random).any()):
+        return own()
+    flat = draws[:, :3].to(directions)[:, None, None, :].expand_as(directions)
+    chosen = draws[:, 3] < random
+    if bool(chosen.all()):
+        return flat
+    return torch.where(chosen.to(directions.device)[:, None, None, None], flat, own())

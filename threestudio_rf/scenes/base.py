@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
 from threestudio_rf.scenes.camera import Camera
+from threestudio_rf.scenes.tetra import Triangles
 
 
 class Rendering(NamedTuple):
@@ -48,6 +50,11 @@ class Scene(nn.Module, ABC):
         """Called once after each step of the optimiser, when the parameters still hold the gradients of that step; for
         constraints, and for parameters that are added or removed, whose groups and state are the optimiser's."""
 
+    def terms(self) -> dict[str, Callable[[], Tensor]]:
+        """Regularisers of its own by name, scalars of what the last rendering has shown; each is called only when its
+        factor is not 0."""
+        return {}
+
     def remark(self) -> str:
         """How it is rendered, once a first rendering has decided that; empty where there is nothing to say."""
         return ""
@@ -67,3 +74,13 @@ class Surface(Protocol):
     def density(self, points: Tensor) -> Tensor: ...
 
     def colour(self, points: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class Meshed(Surface, Protocol):
+    """A `Surface` that has its mesh, closed and oriented outwards: the surface of its density at `level`."""
+
+    @property
+    def level(self) -> float: ...
+
+    def surface(self) -> Triangles: ...

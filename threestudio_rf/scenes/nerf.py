@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor, nn
 
+from threestudio_rf.scenes.background import behind
 from threestudio_rf.scenes.base import Rendering, Scene
 from threestudio_rf.scenes.camera import Camera
 from threestudio_rf.scenes.field import HashGridField, normals_by_differences
@@ -155,12 +156,4 @@ class HashGridNeRF(Scene):
             )
             return colours.t().reshape(directions.shape)
 
-        draws = None if generator is None else torch.rand(len(directions), 4, generator=generator)
-        if draws is None or not bool((draws[:, 3] < self.random_background).any()):
-            return seen()
-        flat = draws[:, :3].to(directions)[:, None, None, :].expand_as(directions)
-        chosen = draws[:, 3] < self.random_background
-        if bool(chosen.all()):
-            return flat
-        own = seen()
-        return torch.where(chosen.to(directions.device)[:, None, None, None], flat, own)
+        return behind(seen, directions, generator, self.random_background)

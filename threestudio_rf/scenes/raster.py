@@ -78,39 +78,43 @@ def rasterize(screen: Screen, faces: Tensor, *, cull: bool = False) -> Fragments
     nearest = torch.full((len(screen.x) * pixels,), empty, device=faces.device)
     index = faces.t().reshape(-1)
     corners = torch.stack([value.index_select(1, index).view(len(value), 3, -1).movedim(1, 0) for value in screen[:3]])
-    drawn, box = _boxes(screen, corners, cull)
+    seen = corners[2].amin(0) > NEAR
+    if cull:
+        a, b = corners[:2, 1] - corners[:2, 0], corners[:2, 2] - corners[:2, 0]
+        seen &= a[0] * b[1] < a[1] * b[0]
+    drawn, box = boxes(corners[:2], screen.height, screen.width, seen)
     count = (box[2] * box[3]).cumsum(0)
     start = 0
     while start < len(drawn):
         before = int(count[start - 1]) if start else 0
         stop = max(start + 1, int(torch.searchsorted(count, before + CHUNK, right=True)))
         part = slice(start, stop)
-        inside, depth, place = _pairs(corners.view(9, -1), drawn[part], box[:, part])
+        pixel, e, place = covered(corners[:2].reshape(6, -1), drawn[part], box[:, part])
+        z = corners[2].reshape(3, -1).index_select(1, place)
+        depth = (e.sum(0) / (e / z).sum(0)).float()
         view, face = place // len(faces), place % len(faces)
-        cell = (view * screen.height + inside[1]) * screen.width + inside[0]
+        cell = (view * screen.height + pixel[1]) * screen.width + pixel[0]
+        # the bits of a positive float32 order like the number
         nearest.scatter_reduce_(0, cell, (depth.view(torch.int32).long() << 32) | face, "amin")
         start = stop
     cell = (nearest != empty).nonzero()[:, 0]
     return Fragments(cell, cell // pixels, nearest.index_select(0, cell) & 0xFFFFFFFF)
 
 
-def _boxes(screen: Screen, corners: Tensor, cull: bool) -> tuple[Tensor, Tensor]:
-    """Of `corners` (x y z, 3, B, F): the places (K,) in the flattened (B, F) of the faces with a pixel centre in their
-    box on the screen, and the boxes (4, K) int64: left, top, columns, rows."""
-    low, high = corners[:2].amin(1), corners[:2].amax(1)
-    limit = low.new_tensor([screen.width, screen.height])[:, None, None]
+def boxes(corners: Tensor, height: int, width: int, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the `chosen` (...) triangles `corners` (x y, 3, ...) in pixels: the places (K,) in the flattened rest of those
+    with a pixel centre in their box on the screen, and the boxes (4, K) int64: left, top, columns, rows."""
+    low, high = corners.amin(1).view(2, -1), corners.amax(1).view(2, -1)
+    limit = low.new_tensor([width, height])[:, None]
     first = torch.minimum((low - 0.5).ceil_().clamp_(min=0), limit)
     size = torch.minimum((high - 0.5).floor_().add_(1), limit).sub_(first)
-    drawn = (size[0] > 0) & (size[1] > 0) & (corners[2].amin(0) > NEAR)
-    if cull:
-        a, b = corners[:2, 1] - corners[:2, 0], corners[:2, 2] - corners[:2, 0]
-        drawn &= a[0] * b[1] < a[1] * b[0]
-    place = drawn.view(-1).nonzero()[:, 0]
-    return place, torch.cat((first, size)).view(4, -1).index_select(1, place).long()
+    place = ((size[0] > 0) & (size[1] > 0) & chosen.view(-1)).nonzero()[:, 0]
+    return place, torch.cat((first, size)).index_select(1, place).long()
 
 
-def _pairs(corners: Tensor, place: Tensor, box: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Column and row (2, P), depth (P,) and place (P,) of the pixel centres inside the faces at `place`."""
+def covered(corners: Tensor, place: Tensor, box: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the triangles at `place` (K,) of `corners` (6, M), the x of the three corners and their y, with their `box`
+    (4, K): column and row (2, P) of every pixel centre inside one, `edge_functions` (3, P) there, its place (P,)."""
     count = box[2] * box[3]
     index = torch.repeat_interleave(count)
     nth = torch.arange(len(index), device=index.device) - (count.cumsum(0) - count).index_select(0, index)
@@ -118,14 +122,11 @@ def _pairs(corners: Tensor, place: Tensor, box: Tensor) -> tuple[Tensor, Tensor,
     down = nth // columns
     pixel = torch.stack((left + nth - down * columns, top + down))
     place = place.index_select(0, index)
-    x, y, z = corners.index_select(1, place).view(3, 3, -1)
+    x, y = corners.index_select(1, place).view(2, 3, -1)
     e = edge_functions(x, y, pixel[0] + 0.5, pixel[1] + 0.5)
     low, high = e.amin(0), e.amax(0)
     inside = (((low >= 0) & (high > 0)) | ((high <= 0) & (low < 0))).nonzero()[:, 0]
-    e, z = e.index_select(1, inside), z.index_select(1, inside)
-    # the bits of a positive float32 order like the number
-    depth = (e.sum(0) / (e / z).sum(0)).float()
-    return pixel.index_select(1, inside), depth, place.index_select(0, inside)
+    return pixel.index_select(1, inside), e.index_select(1, inside), place.index_select(0, inside)
 
 
 def barycentric(screen: Screen, faces: Tensor, fragments: Fragments) -> Tensor:

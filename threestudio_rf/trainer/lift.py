@@ -7,8 +7,9 @@ at more often, take the same steps.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -85,8 +86,9 @@ def lift(
         normals = settings.factor("orientation", step) > 0
         rendering = scene.render(camera, generator(settings.seed, step, "render"), normals=normals)
         latents = encoded(rendering, prior, settings)
+        terms = {name: partial(term, rendering) for name, term in REGULARIZERS.items()} | scene.terms()
         loss, result, metrics = objective(
-            rendering, latents, model, negatives=seen.negatives, step=step, settings=settings
+            rendering, latents, model, negatives=seen.negatives, step=step, settings=settings, terms=terms
         )
         gathered.clear()
         loss.backward()
@@ -189,8 +191,10 @@ def objective(
     negatives: Mapping[str, Tensor],
     step: int,
     settings: LiftSettings,
+    terms: Mapping[str, Callable[[], Tensor]],
 ) -> tuple[Tensor, Distilled, dict[str, float]]:
-    """The loss of a step, what distillation found, and the figures of both."""
+    """The loss of a step with those of the regularisers `terms` that have a factor, what distillation found, and the
+    figures of both."""
     t = settings.times.draw(len(latents), step, settings.steps, settings.seed, schedule=model.schedule)
     result = distill(
         latents,
@@ -206,7 +210,7 @@ def objective(
     metrics = {"distill": result.loss.item(), "t": t.mean().item(), "opacity": rendering.opacity.mean().item()}
     for name, factor in factors.items():
         if name != "distill" and factor > 0:
-            term = REGULARIZERS[name](rendering)
+            term = terms[name]()
             loss = loss + factor * term
             metrics[name] = term.item()
     metrics |= {

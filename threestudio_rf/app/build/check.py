@@ -130,6 +130,9 @@ def _check_scene(config: Config) -> None:
         "lambda_orient": ("normals", "orientation" in row.maps),
         "lambda_z_variance": ("depth", "z_variance" in row.maps),
         "lambda_border": ("border", "border" in row.maps),
+        "lambda_laplacian": ("mesh", "laplacian" in row.maps),
+        "lambda_normal_consistency": ("mesh", "normal_consistency" in row.maps),
+        "lambda_convex": ("mesh", "convex" in row.maps),
     }
     for key, (what, there) in needs.items():
         if getattr(loss, key) and not there:

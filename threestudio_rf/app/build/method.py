@@ -107,7 +107,7 @@ def rates(config: Config) -> dict[str, Value]:
     """Learning rate of each group over steps."""
     optim = config.optim
     given = {"encoding": optim.lr_encoding, "networks": optim.lr_networks, "background": optim.lr_background}
-    given["image"] = optim.lr_image
+    given |= {"image": optim.lr_image, "geometry": optim.lr_geometry}
     return {name: ramp(value) for name, value in given.items()}
 
 
@@ -120,6 +120,9 @@ def factors(loss: LossConfig) -> dict[str, Value]:
         "z_variance": loss.lambda_z_variance,
         "border": loss.lambda_border,
         "total_variation": loss.lambda_tv,
+        "laplacian": loss.lambda_laplacian,
+        "normal_consistency": loss.lambda_normal_consistency,
+        "convex": loss.lambda_convex,
     }
     found: dict[str, Value] = {"distill": ramp(loss.lambda_distill)}
     return found | {name: ramp(value) for name, value in given.items() if value != 0}

@@ -14,17 +14,20 @@ from threestudio_rf.app.build.prior import build_prior as build_prior
 from threestudio_rf.app.build.prior import pick_dtype as pick_dtype
 from threestudio_rf.app.build.prior import prior_id as prior_id
 from threestudio_rf.app.build.prior import text_cache as text_cache
+from threestudio_rf.app.build.start import start_mesh
 from threestudio_rf.app.console import LOG
 from threestudio_rf.app.errors import UserError
 from threestudio_rf.app.settings.config import Config
 from threestudio_rf.app.settings.groups import BackgroundConfig, ImageConfig, SceneConfig
 from threestudio_rf.core.random import generator
+from threestudio_rf.export.mesh import Mesh
 from threestudio_rf.priors.base import Prior
 from threestudio_rf.scenes.background import EnvironmentBackground, SolidBackground
-from threestudio_rf.scenes.base import Scene
+from threestudio_rf.scenes.base import Scene, Surface
 from threestudio_rf.scenes.field import HashGridField
 from threestudio_rf.scenes.hashgrid import make_encoding
 from threestudio_rf.scenes.image import ImageScene
+from threestudio_rf.scenes.mesh import MeshScene
 from threestudio_rf.scenes.nerf import HashGridNeRF
 
 
@@ -55,9 +58,8 @@ def _environment(config: BackgroundConfig, seed: int) -> nn.Module:
 BACKGROUNDS: dict[str, Callable[[BackgroundConfig, int], nn.Module]] = {"solid": _solid, "environment": _environment}
 
 
-def build_scene(config: SceneConfig, seed: int, device: torch.device) -> HashGridNeRF:
-    """A fresh object on `device`; the same seed gives the same one."""
-    grid, renderer = config.encoding, config.renderer
+def _field(config: SceneConfig, seed: int, device: torch.device) -> HashGridField:
+    grid = config.encoding
     encoding, reason = make_encoding(
         grid.backend,
         levels=grid.levels,
@@ -71,7 +73,7 @@ def build_scene(config: SceneConfig, seed: int, device: torch.device) -> HashGri
         generator=generator(seed, 0, "encoding"),
     )
     LOG.info("%s", reason)
-    field = HashGridField(
+    return HashGridField(
         encoding,
         out_features=grid.levels * grid.features,
         hidden=config.field.hidden,
@@ -81,8 +83,13 @@ def build_scene(config: SceneConfig, seed: int, device: torch.device) -> HashGri
         blob_radius=config.field.blob_radius,
         generator=generator(seed, 0, "field"),
     )
+
+
+def build_scene(config: SceneConfig, seed: int, device: torch.device) -> HashGridNeRF:
+    """A fresh object on `device`; the same seed gives the same one."""
+    renderer = config.renderer
     scene = HashGridNeRF(
-        field,
+        _field(config, seed, device),
         BACKGROUNDS[config.background.name](config.background, seed),
         radius=config.radius,
         samples_per_ray=renderer.samples_per_ray,
@@ -91,6 +98,20 @@ def build_scene(config: SceneConfig, seed: int, device: torch.device) -> HashGri
         random_background=config.background.random,
         ray_chunk=renderer.ray_chunk,
         marching=renderer.marching,
+    )
+    return scene.to(device)
+
+
+def build_mesh(config: SceneConfig, seed: int, device: torch.device) -> MeshScene:
+    """A fresh ball on `device`; the same seed gives the same one."""
+    scene = MeshScene(
+        _field(config, seed, device),
+        BACKGROUNDS[config.background.name](config.background, seed),
+        radius=config.radius,
+        resolution=config.mesh.resolution,
+        reach=config.mesh.reach,
+        ball=config.mesh.ball,
+        random_background=config.background.random,
     )
     return scene.to(device)
 
@@ -120,6 +141,10 @@ def _nerf(config: Config, prior: Callable[[], Prior], device: torch.device) -> S
     return build_scene(config.scene, config.seed, device)
 
 
+def _mesh(config: Config, prior: Callable[[], Prior], device: torch.device) -> Scene:
+    return build_mesh(config.scene, config.seed, device)
+
+
 def _image(config: Config, prior: Callable[[], Prior], device: torch.device) -> Scene:
     return build_image(config.scene.image, prior(), config.seed, device)
 
@@ -133,6 +158,7 @@ class SceneRow:
     latent   whether its renderings are the prior's latents already
     maps     those of `Rendering` that losses may ask for, beside rgb and opacity
     check    UserError for settings of its own that cannot work together
+    start    makes a fresh one look like another scene with a surface, or like a mesh (from a file), by settings
     write    its own files of export, (scene, folder) -> paths; None: the mesh of a scene that is a `Surface`
     reads    the settings of scene, camera, learning rates, export and evaluation that it reads, as their keys begin
     """
@@ -142,6 +168,7 @@ class SceneRow:
     latent: Callable[[Config], bool] = lambda config: False
     maps: tuple[str, ...] = ()
     check: Callable[[Config], None] = lambda config: None
+    start: Callable[[Scene, Surface | Mesh, Config], None] | None = None
     write: Callable[[Scene, Path], list[Path]] | None = None
     reads: tuple[str, ...] = ("scene.", "camera.", "optim.lr_", "export.", "evaluate.")
 
@@ -156,6 +183,9 @@ SCENES: dict[str, SceneRow] = {
         latent=lambda config: config.scene.image.kind == "latent",
         check=check_image,
         reads=("scene.image.", "optim.lr_image"),
+    ),
+    "mesh": SceneRow(
+        _mesh, maps=("orientation", "border", "laplacian", "normal_consistency", "convex"), start=start_mesh
     ),
 }
 """Every kind of scene by `scene.name`."""

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from threestudio_rf.app.build.scene import SCENES
+from threestudio_rf.app.build.start import MESH_FILES
 from threestudio_rf.app.console import LOG
 from threestudio_rf.app.errors import UserError, user_path
 from threestudio_rf.app.run.folder import latest, run_of
 from threestudio_rf.app.settings.compose import differences, from_text, on_top
 from threestudio_rf.app.settings.config import Config
 from threestudio_rf.trainer.checkpoint import Loaded, load
+
+SHARED = ("radius", "encoding", "field", "background")
+"""What a scene that begins with one of another kind takes over of its settings."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +55,13 @@ def find_checkpoint(config: Config) -> Path | None:
                 f"{Path(config.exp_root_dir) / config.name}"
             )
         return found
-    path = user_path(wanted, "resume")
+    path = user_path(wanted, "resume" if config.resume else "init")
     if not path.exists():
-        raise UserError(f"resume={wanted}: no such file or folder")
+        raise UserError(f"{'resume' if config.resume else 'init'}={wanted}: no such file or folder")
+    if path.is_file() and path.suffix.lower() in MESH_FILES:
+        if config.resume or SCENES[config.scene.name].start is None:
+            raise UserError(f"{wanted} is a mesh: it can begin a new run, scene=mesh init={wanted}")
+        return None
     return path
 
 
@@ -78,11 +87,16 @@ def merge_stored(config: Config, overrides: list[str], loaded: Loaded) -> Config
     named = any(item.startswith("experiment=") for item in overrides)
     same = bool(config.resume) and (not named or config.experiment == stored.experiment)
     merged = on_top(stored, overrides) if same else config
-    if config.weights and not any(item.startswith("scene") for item in overrides):
+    row = SCENES[config.scene.name]
+    another = row.start is not None and row is not SCENES.get(stored.scene.name)
+    clash = [line for line in differences(stored, config)[0] if line.startswith(_named(overrides, SHARED))]
+    if config.weights and another:
+        merged.scene = replace(config.scene, **{name: getattr(stored.scene, name) for name in SHARED})
+    elif config.weights and not any(item.startswith("scene") for item in overrides):
         merged.scene = stored.scene
     structural, other = differences(stored, merged)
     if config.weights:
-        structural, other = [line for line in structural if line.startswith("scene.")], []
+        structural, other = clash if another else [line for line in structural if line.startswith("scene.")], []
     if structural:
         raise UserError(
             f"{loaded.path} does not fit these settings: {'; '.join(structural)}; leave them as they were stored, "
@@ -94,6 +108,12 @@ def merge_stored(config: Config, overrides: list[str], loaded: Loaded) -> Config
     if run_of(loaded.path) is None:
         merged.exp_root_dir = config.exp_root_dir
     return merged
+
+
+def _named(overrides: list[str], names: tuple[str, ...]) -> tuple[str, ...]:
+    """The settings of those parts of the scene that a command line names, each with its colon."""
+    keys = [item.lstrip("+").partition("=")[0] for item in overrides]
+    return tuple(f"{key}:" for key in keys if key.startswith(tuple(f"scene.{name}" for name in names)))
 
 
 def home(config: Config, path: Path, argv: list[str]) -> Path | None:

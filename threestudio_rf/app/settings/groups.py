@@ -17,6 +17,7 @@ QUANTIZATIONS = ("none", "int8", "nf4")
 BOUNDS = ("auto", "none", "sigmoid", "tanh", "clip")
 VIEW_WORDS = ("", "side", "front", "back", "overhead")
 VIEWS = ("auto", "four", "octants", "camera")
+UPWARD = ("auto", "x", "y", "z")
 SPACINGS = ("auto", "leading", "trailing", "linspace", "quad", "even", "flow_match", "karras", "exponential")
 SAMPLERS = ("auto", "ddpm", "ddim", "euler", "midpoint", "heun", "fireflow", "dpmpp_2m")
 
@@ -131,11 +132,23 @@ class ImageConfig:
 
 
 @dataclass
+class MeshConfig:
+    """scene=mesh: a surface of marching tetrahedra; its colours are those of `scene.encoding` and `scene.field`."""
+
+    resolution: int = opt(48, "cells per side of the grid", low=4, high=192)
+    reach: float = opt(0.45, "how far a vertex of the grid may move, in cells", low=0, high=0.95)
+    ball: float = opt(0.5, "radius of the ball it begins with, as a share of scene.radius", above=0, high=0.95)
+    up: str = opt("auto", "upward axis of the file of init=; auto: y, z for PLY and STL", choices=UPWARD)
+    paint_steps: int = opt(150, "steps that bring the colours of init= to the surface", low=0, high=10000)
+
+
+@dataclass
 class SceneConfig:
     """What is optimised."""
 
     name: str = opt("nerf", "kind (nerf: an object; image: pictures, or their latents)")
     image: ImageConfig = group(ImageConfig)
+    mesh: MeshConfig = group(MeshConfig)
     radius: float = opt(1.0, "half the side of the cube that holds the object", above=0, high=100)
     encoding: EncodingConfig = group(EncodingConfig)
     field: FieldConfig = group(FieldConfig)
@@ -171,6 +184,7 @@ class OptimConfig:
     lr_encoding: Any = opt(0.01, "learning rate of the hash grid", ramp=True, low=0, high=10)
     lr_networks: Any = opt(0.001, "learning rate of the networks", ramp=True, low=0, high=10)
     lr_background: Any = opt(0.001, "learning rate of the background", ramp=True, low=0, high=10)
+    lr_geometry: Any = opt(0.01, "learning rate of a mesh, in cells of its grid", ramp=True, low=0, high=10)
     lr_image: Any = opt(0.03, "learning rate of pictures or their latents", ramp=True, low=0, high=10)
     betas: list[float] = opt([0.9, 0.99], "decay of the two means", low=0, high=0.99999, length=2)
     eps: float = opt(1e-15, "added to the root of the second mean", above=0, high=1)

@@ -35,7 +35,8 @@ def _chain(group: str, name: str) -> tuple[list[str], dict[str, str]]:
     chosen: dict[str, str] = {}
     for item in _file(f"{group}/{name}")[0]:
         if isinstance(item, str) and item != "_self_":
-            below, inner = _chain(group, item)
+            where, _, file = item.rpartition("/")
+            below, inner = _chain(where.strip("/") or group, file)
             files += below
             chosen = inner | chosen
         elif isinstance(item, dict):

@@ -57,3 +57,6 @@ class LossConfig:
     lambda_z_variance: Any = opt(0.0, "factor of the depth variance along rays", ramp=True, low=0)
     lambda_border: Any = opt(0.0, "factor of what lies near the border of the scene", ramp=True, low=0)
     lambda_tv: Any = opt(0.0, "factor of the total variation of the picture", ramp=True, low=0)
+    lambda_laplacian: Any = opt(0.0, "mesh: factor of vertices away from their neighbours' mean", ramp=True, low=0)
+    lambda_normal_consistency: Any = opt(0.0, "mesh: factor of the angle between faces", ramp=True, low=0)
+    lambda_convex: Any = opt(0.0, "mesh: factor of hollows", ramp=True, low=0)

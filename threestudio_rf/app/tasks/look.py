@@ -16,7 +16,9 @@ from threestudio_rf.app.tasks.asset import most_faces, write_asset
 from threestudio_rf.app.tasks.result import Result
 from threestudio_rf.export.media import contact_sheet, gif, png, rendering_rows, video
 from threestudio_rf.export.mesh import EmptyGeometryError, Mesh, extract
-from threestudio_rf.scenes.base import Rendering, Scene, Surface
+from threestudio_rf.export.shell import batches
+from threestudio_rf.export.tidy import decimated, without_specks
+from threestudio_rf.scenes.base import Meshed, Rendering, Scene, Surface
 from threestudio_rf.scenes.camera import Camera
 from threestudio_rf.trainer.log import row_of_pictures
 
@@ -93,6 +95,8 @@ def mesh_of(run: Run, scene: Scene) -> Mesh:
     settings = run.config.export
     if not isinstance(scene, Surface):
         raise UserError(f"scene={run.config.scene.name} has no surface, so there is no mesh to export")
+    if isinstance(scene, Meshed):
+        return own_mesh(scene, run)
     surface: Surface = scene
     faces = most_faces(settings)
 
@@ -115,6 +119,18 @@ def mesh_of(run: Run, scene: Scene) -> Mesh:
     except EmptyGeometryError as error:
         LOG.warning("%s; the automatic level is used", error)
         return at("auto")
+
+
+def own_mesh(scene: Meshed, run: Run) -> Mesh:
+    """The mesh of a scene that has one, without specks, with at most `export.faces` triangles."""
+    with torch.no_grad():
+        found = scene.surface()
+        if not len(found.faces):
+            raise EmptyGeometryError("the mesh has no faces left")
+        vertices, faces = without_specks(found.vertices.cpu(), found.faces.cpu(), 0.01)
+        vertices, faces = decimated(vertices, faces, most_faces(run.config.export))
+        colours = batches(scene.colour, vertices, 1 << 18, run.device)
+    return Mesh(vertices, faces, colours, level=scene.level)
 
 
 def export(result: Result) -> Mesh | None:

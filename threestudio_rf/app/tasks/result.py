@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from threestudio_rf.app.build.scene import SCENES, SceneRow, build_any, build_prior
-from threestudio_rf.app.errors import RunError
+from threestudio_rf.app.build.start import mesh_file
+from threestudio_rf.app.errors import RunError, UserError
 from threestudio_rf.app.run.run import Run
+from threestudio_rf.app.settings.compose import from_text
 from threestudio_rf.priors.base import Prior
-from threestudio_rf.scenes.base import Scene
+from threestudio_rf.scenes.base import Scene, Surface
 from threestudio_rf.trainer.checkpoint import fitting
 
 
@@ -28,11 +30,24 @@ class Result:
 
     @cached_property
     def scene(self) -> Scene:
-        """A fresh scene, or that of the run's checkpoint."""
-        scene = build_any(self.run.config, lambda: self.prior, self.run.device)
-        if self.run.resumed is not None:
-            with fitting(self.run.resumed.path, "scene"):
-                scene.load_state_dict(self.run.resumed.state["scene"])
+        """A fresh scene, or that of the run's checkpoint, or what begins with another scene or a file."""
+        run, row = self.run, self.row
+        scene = build_any(run.config, lambda: self.prior, run.device)
+        if run.resumed is None:
+            if run.config.weights and row.start is not None:
+                row.start(scene, mesh_file(run.config), run.config)
+            return scene
+        stored = from_text(run.resumed.state["config"], str(run.resumed.path))
+        if row.start is None or SCENES.get(stored.scene.name) is row:
+            with fitting(run.resumed.path, "scene"):
+                scene.load_state_dict(run.resumed.state["scene"])
+            return scene
+        origin = build_any(stored, lambda: self.prior, run.device)
+        with fitting(run.resumed.path, "scene"):
+            origin.load_state_dict(run.resumed.state["scene"])
+        if not isinstance(origin, Surface):
+            raise UserError(f"init={run.config.weights}: scene={stored.scene.name} has no surface to begin with")
+        row.start(scene, origin, run.config)
         return scene
 
     @property
