@@ -6,9 +6,12 @@ lists (`trainer/ramp.py`). The module imports the standard library only, so that
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from threestudio_rf.app.settings.mesh import MeshConfig
+from threestudio_rf.app.settings.options import group as group
+from threestudio_rf.app.settings.options import opt as opt
 from threestudio_rf.priors.facts import FACTS
 
 KINDS = ("auto", "eps", "v", "flow")
@@ -17,23 +20,8 @@ QUANTIZATIONS = ("none", "int8", "nf4")
 BOUNDS = ("auto", "none", "sigmoid", "tanh", "clip")
 VIEW_WORDS = ("", "side", "front", "back", "overhead")
 VIEWS = ("auto", "four", "octants", "camera")
-UPWARD = ("auto", "x", "y", "z")
 SPACINGS = ("auto", "leading", "trailing", "linspace", "quad", "even", "flow_match", "karras", "exponential")
 SAMPLERS = ("auto", "ddpm", "ddim", "euler", "midpoint", "heun", "fireflow", "dpmpp_2m")
-
-
-def opt(default: Any, text: str, **rule: Any) -> Any:
-    """A field with its help text and rule: `low`, `high` (inclusive), `above` (exclusive), `choices`, `length` (of a
-    list), `span` (a list [low, high]), `ramp` (a value over steps)."""
-    metadata = {"help": text, **rule}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-def group(kind: type) -> Any:
-    """A field that holds a group of settings."""
-    return field(default_factory=kind)
 
 
 @dataclass
@@ -129,17 +117,6 @@ class ImageConfig:
     std: float = opt(12**-0.5, "standard deviation of the start", low=0, high=100)
     bound: str = opt("auto", "what holds the values; auto: sigmoid for pixels, none for latents", choices=BOUNDS)
     view: str = opt("", "view word put behind the prompt", choices=VIEW_WORDS)
-
-
-@dataclass
-class MeshConfig:
-    """scene=mesh: a surface of marching tetrahedra; its colours are those of `scene.encoding` and `scene.field`."""
-
-    resolution: int = opt(48, "cells per side of the grid", low=4, high=192)
-    reach: float = opt(0.45, "how far a vertex of the grid may move, in cells", low=0, high=0.95)
-    ball: float = opt(0.5, "radius of the ball it begins with, as a share of scene.radius", above=0, high=0.95)
-    up: str = opt("auto", "upward axis of the file of init=; auto: y, z for PLY and STL", choices=UPWARD)
-    paint_steps: int = opt(150, "steps that bring the colours of init= to the surface", low=0, high=10000)
 
 
 @dataclass
