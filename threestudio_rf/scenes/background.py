@@ -38,9 +38,7 @@ class EnvironmentBackground(nn.Module):
         return torch.sigmoid(self.network(torch.cat([directions, *waves], dim=-1)))
 
 
-def behind(
-    own: Callable[[], Tensor], directions: Tensor, generator: torch.Generator | None, random: float
-) -> Tensor:
+def behind(own: Callable[[], Tensor], directions: Tensor, generator: torch.Generator | None, random: float) -> Tensor:
     """Colours (B, H, W, 3) behind the object for ray directions (B, H, W, 3): those of `own`, of that shape; with a
     generator and probability `random` one flat random colour per view."""
     draws = None if generator is None else torch.rand(len(directions), 4, generator=generator)
