@@ -45,7 +45,9 @@ def words_of(command: str, finished: Path, config: Path) -> list[str]:
     words = words[1:] if words[0] == "threestudio-rf" else words[2:]
     filled = []
     for word in words:
-        word = re.sub(r"=\.\.\.$", "=a red ball", word.replace("<run>", str(finished)))
+        word = re.sub(
+            r"=\.\.\.$", "=a red ball", word.replace("<run>", str(finished)).replace("model.glb", str(finished))
+        )
         word = re.sub(r"outputs/\S+@\.\.\.", str(finished), word)
         filled.append(FILLED.get(word, word) or str(config))
     return filled

@@ -22,11 +22,11 @@ from threestudio_rf.app.settings.groups import (
     SampleConfig,
     SceneConfig,
     TrainerConfig,
-    TrainTinyConfig,
     group,
     opt,
 )
 from threestudio_rf.app.settings.loss import LossConfig
+from threestudio_rf.app.settings.train_tiny import TrainTinyConfig
 
 VERSION = 1
 TASKS = ("lift", "sample", "edit", "invert", "evaluate", "export", "train_tiny", "grid", "doctor")

@@ -6,12 +6,9 @@ lists (`trainer/ramp.py`). The module imports the standard library only, so that
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from threestudio_rf.app.settings.mesh import MeshConfig
-from threestudio_rf.app.settings.options import group as group
-from threestudio_rf.app.settings.options import opt as opt
 from threestudio_rf.priors.facts import FACTS
 
 KINDS = ("auto", "eps", "v", "flow")
@@ -19,9 +16,24 @@ STORAGES = ("none", "fp8")
 QUANTIZATIONS = ("none", "int8", "nf4")
 BOUNDS = ("auto", "none", "sigmoid", "tanh", "clip")
 VIEW_WORDS = ("", "side", "front", "back", "overhead")
+UPWARD = ("auto", "x", "y", "z")
 VIEWS = ("auto", "four", "octants", "camera")
 SPACINGS = ("auto", "leading", "trailing", "linspace", "quad", "even", "flow_match", "karras", "exponential")
 SAMPLERS = ("auto", "ddpm", "ddim", "euler", "midpoint", "heun", "fireflow", "dpmpp_2m")
+
+
+def opt(default: Any, text: str, **rule: Any) -> Any:
+    """A field with its help text and rule: `low`, `high` (inclusive), `above` (exclusive), `choices`, `length` (of a
+    list), `span` (a list [low, high]), `ramp` (a value over steps)."""
+    metadata = {"help": text, **rule}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def group(kind: type) -> Any:
+    """A field that holds a group of settings."""
+    return field(default_factory=kind)
 
 
 @dataclass
@@ -117,6 +129,17 @@ class ImageConfig:
     std: float = opt(12**-0.5, "standard deviation of the start", low=0, high=100)
     bound: str = opt("auto", "what holds the values; auto: sigmoid for pixels, none for latents", choices=BOUNDS)
     view: str = opt("", "view word put behind the prompt", choices=VIEW_WORDS)
+
+
+@dataclass
+class MeshConfig:
+    """scene=mesh: a surface of marching tetrahedra; its colours are those of `scene.encoding` and `scene.field`."""
+
+    resolution: int = opt(48, "cells per side of the grid", low=4, high=192)
+    reach: float = opt(0.45, "how far a vertex of the grid may move, in cells", low=0, high=0.95)
+    ball: float = opt(0.5, "radius of the ball it begins with, as a share of scene.radius", above=0, high=0.95)
+    up: str = opt("auto", "upward axis of the file of init=; auto: y, z for PLY and STL", choices=UPWARD)
+    paint_steps: int = opt(150, "steps that bring the colours of init= to the surface", low=0, high=10000)
 
 
 @dataclass
@@ -252,27 +275,3 @@ class GridConfig:
     set: list[str] = opt([], "key=value of every run")
     docs: str = opt("", "Markdown file that gets the tables between <!-- <name> --> and <!-- end of <name> -->")
     jobs: int = opt(1, "runs at once, each a process of its own; 0: one by one in this process", low=0, high=64)
-
-
-@dataclass
-class TrainTinyConfig:
-    """Training of the embedded networks."""
-
-    part: str = opt("vae", "what to train", choices=("vae", "sd3", "sd", "sd_v", "instaflow", "reflow", "judge"))
-    steps: int | None = opt(None, "steps; null: the part's own number", low=1)
-    seconds: float | None = opt(None, "longest time; the learning rate falls with it; null: no limit", above=0)
-    batch: int | None = opt(None, "batch; null: the part's own number", low=1)
-    lr: float | None = opt(None, "learning rate; null: the part's own", above=0, high=1)
-    per_shape: int | None = opt(None, "stored views per shape; null: the part's own number", low=1)
-    processes: int = opt(1, "processes of one thread each that share every batch", low=1, high=64)
-    start: str = opt("", "weights to begin with: `shipped`, or the folder of a trained prior; empty: fresh ones")
-    target: str = opt("", "UNets: what is learned; empty: the part's own", choices=("", "eps", "x0", "v", "flow"))
-    norm: str = opt("l2", "UNets: norm of the error", choices=("l1", "l2"))
-    elbo: float = opt(0.0, "UNets: factor of the variational loss", low=0)
-    learn_logvar: bool = opt(False, "UNets: learn the log-variance of every time")
-    discriminator: str = opt("none", "vae: loss of a patch discriminator", choices=("none", "hinge", "vanilla"))
-    discriminator_start: int = opt(0, "vae: step from which the discriminator takes part", low=0)
-    discriminator_weight: float = opt(0.5, "vae: factor of the discriminator's adaptive weight", low=0, high=100)
-    perceptual: float = opt(0.0, "vae with a discriminator: factor of the perceptual distance", low=0, high=100)
-    folder: str = opt("", "where states and results are kept; empty: <exp_root_dir>/train_tiny")
-    ship: bool = opt(False, "put the trained prior and judge into the package, with their sha256 sums")

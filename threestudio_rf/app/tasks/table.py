@@ -12,7 +12,7 @@ from threestudio_rf.app.errors import GOOD, UserError, user_path
 from threestudio_rf.app.report.score import show
 from threestudio_rf.app.run.run import Run
 from threestudio_rf.app.settings.config import Config
-from threestudio_rf.app.settings.groups import TrainTinyConfig
+from threestudio_rf.app.settings.train_tiny import TrainTinyConfig
 from threestudio_rf.app.tasks import doctor, edit, grid, invert, lift, sample
 from threestudio_rf.app.tasks.finish import shown
 from threestudio_rf.app.tasks.result import stored

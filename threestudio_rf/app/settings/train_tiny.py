@@ -1,0 +1,31 @@
+"""The settings of task=train_tiny, as `groups.py` declares the others. The module imports the standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from threestudio_rf.app.settings.groups import opt
+
+
+@dataclass
+class TrainTinyConfig:
+    """Training of the embedded networks."""
+
+    part: str = opt("vae", "what to train", choices=("vae", "sd3", "sd", "sd_v", "instaflow", "reflow", "judge"))
+    steps: int | None = opt(None, "steps; null: the part's own number", low=1)
+    seconds: float | None = opt(None, "longest time; the learning rate falls with it; null: no limit", above=0)
+    batch: int | None = opt(None, "batch; null: the part's own number", low=1)
+    lr: float | None = opt(None, "learning rate; null: the part's own", above=0, high=1)
+    per_shape: int | None = opt(None, "stored views per shape; null: the part's own number", low=1)
+    processes: int = opt(1, "processes of one thread each that share every batch", low=1, high=64)
+    start: str = opt("", "weights to begin with: `shipped`, or the folder of a trained prior; empty: fresh ones")
+    target: str = opt("", "UNets: what is learned; empty: the part's own", choices=("", "eps", "x0", "v", "flow"))
+    norm: str = opt("l2", "UNets: norm of the error", choices=("l1", "l2"))
+    elbo: float = opt(0.0, "UNets: factor of the variational loss", low=0)
+    learn_logvar: bool = opt(False, "UNets: learn the log-variance of every time")
+    discriminator: str = opt("none", "vae: loss of a patch discriminator", choices=("none", "hinge", "vanilla"))
+    discriminator_start: int = opt(0, "vae: step from which the discriminator takes part", low=0)
+    discriminator_weight: float = opt(0.5, "vae: factor of the discriminator's adaptive weight", low=0, high=100)
+    perceptual: float = opt(0.0, "vae with a discriminator: factor of the perceptual distance", low=0, high=100)
+    folder: str = opt("", "where states and results are kept; empty: <exp_root_dir>/train_tiny")
+    ship: bool = opt(False, "put the trained prior and judge into the package, with their sha256 sums")
