@@ -231,6 +231,21 @@ def test_a_folder_of_the_first_versions_of_the_libraries_loads_the_same_and_is_c
         shutil.copyfile(Path(sd.text.folder) / file, copied_sd / file)
 
 
+def test_parts_in_several_files_load_the_same_without_bars(copied_sd, sd, capfd):
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    for name, cls, size in (("unet", UNet2DConditionModel, "100KB"), ("text_encoder", CLIPTextModel, "10KB")):
+        module = cls.from_pretrained(copied_sd / name)
+        shutil.rmtree(copied_sd / name)
+        module.save_pretrained(copied_sd / name, max_shard_size=size)
+        assert len(list((copied_sd / name).glob("*-of-*.safetensors"))) > 1
+    capfd.readouterr()
+    prior, x, t = load_sd(copied_sd), torch.zeros(1, 16, 8, 8), torch.tensor([0.5])
+    assert torch.allclose(prior.predict(x, t, prior.embed(["red"])), sd.predict(x, t, sd.embed(["red"])), atol=1e-5)
+    assert capfd.readouterr().err == ""
+
+
 def test_a_vae_config_without_a_scale_has_diffusers_own(copied_sd, change_json):
     change_json(copied_sd / "vae/config.json", scaling_factor=None)
     prior = load_sd(copied_sd)

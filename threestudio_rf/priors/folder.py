@@ -286,14 +286,15 @@ def quiet() -> Iterator[None]:
     from transformers.utils import logging as transformers_log
 
     levels = diffusers_log.get_verbosity(), transformers_log.get_verbosity()
-    bar = transformers_log.is_progress_bar_enabled()
+    bars = [log for log in (diffusers_log, transformers_log) if log.is_progress_bar_enabled()]
     diffusers_log.set_verbosity(50)
     transformers_log.set_verbosity(50)
-    transformers_log.disable_progress_bar()
+    for log in bars:
+        log.disable_progress_bar()
     try:
         yield
     finally:
         diffusers_log.set_verbosity(levels[0])
         transformers_log.set_verbosity(levels[1])
-        if bar:
-            transformers_log.enable_progress_bar()
+        for log in bars:
+            log.enable_progress_bar()
