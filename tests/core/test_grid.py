@@ -19,7 +19,7 @@ from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from threestudio_rf.core.grid import Grid, grid_of, ratio_grid, ratios
-from threestudio_rf.core.level import Continuous, DiscreteVP, Level, betas, column, rectified_flow
+from threestudio_rf.core.level import Continuous, DiscreteVP, Level, betas, column, rectified_flow, zero_terminal
 from threestudio_rf.core.model import Field
 from threestudio_rf.core.sample import solve
 from threestudio_rf.core.solve import SECOND, Rule
@@ -117,6 +117,7 @@ def test_a_sampler_of_order_two_on_its_own_grid_is_better_than_euler_at_equal_ca
         assert error(sampler, own, schedule) < error("euler", grid_of(schedule, 20).times, schedule)
     assert grid_of(TABLE, steps, sampler=sampler).level is not None, "on a table too"
     assert grid_of(rectified_flow, steps, sampler=sampler).times[0] == 1
+    assert grid_of(DiscreteVP(zero_terminal(TABLE.betas)), steps, sampler=sampler).times[0] > 0.999
 
 
 def test_a_grid_tells_the_network_its_labels_and_has_its_own_levels_at_its_stops_only() -> None:

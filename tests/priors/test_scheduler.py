@@ -179,8 +179,9 @@ def test_a_folder_that_is_loaded_says_how_it_is_sampled(
     [
         ("PNDMScheduler", {}, "PNDMScheduler: its steps are taken by DDIM"),
         ("UniPCMultistepScheduler", {}, r"taken by DPM-Solver\+\+\(2M\)"),
-        ("LMSDiscreteScheduler", {}, "LMSDiscreteScheduler: it is unknown"),
-        ("FlowMatchEulerDiscreteScheduler", {}, "does not fit the prior's path"),
+        ("LMSDiscreteScheduler", {}, "LMSDiscreteScheduler: not one of ours; DDIM takes the steps"),
+        ("FlowMatchEulerDiscreteScheduler", {}, "does not fit the prior's path; DDIM takes the steps"),
+        (DPM, {"use_flow_sigmas": True}, "does not fit the prior's path"),
         ("DDIMScheduler", {"thresholding": True}, "thresholding=True: left out; sample.limit"),
         ("DDIMScheduler", {"timestep_spacing": "linspace"}, "where the next one asks"),
         ("DDIMScheduler", {"timestep_spacing": "trailing"}, "where the next one asks"),

@@ -20,6 +20,8 @@ RHO = 7.0
 RATIOS = (0.02, 80.0)
 """The smallest and largest ratio sigma / alpha of a path without a table; 80 is that of Karras et al. 2022."""
 NEAR = 1e-6
+NOISIEST = 4096.0
+"""The ratio that stands for no data at all, as in diffusers."""
 
 
 @dataclass(frozen=True)
@@ -120,10 +122,15 @@ def ratio_grid(schedule: Schedule, wanted: Tensor) -> Grid:
     return Grid(closed.float(), heard, level)
 
 
+def _ratios(table: DiscreteVP) -> Tensor:
+    """(N,) rising sigma / alpha of the entries, at most `NOISIEST`."""
+    alpha, sigma = table.levels(torch.arange(len(table)))
+    return (sigma / alpha).clamp(max=NOISIEST)
+
+
 def _nearest(table: DiscreteVP, wanted: Tensor) -> Tensor:
     """The entry (S,) int64 of each ratio, by linear interpolation of the logarithms."""
-    alpha, sigma = table.levels(torch.arange(len(table)))
-    logs, asked = (sigma / alpha).log(), wanted.log()
+    logs, asked = _ratios(table).log(), wanted.log()
     upper = torch.searchsorted(logs, asked).clamp(1, len(table) - 1)
     share = (asked - logs[upper - 1]) / (logs[upper] - logs[upper - 1])
     return (upper - 1 + share.clamp(0, 1)).round().long()
@@ -155,8 +162,7 @@ def grid_of(
         if table is None:
             stops = ratio_grid(schedule, ratios(steps, *RATIOS, law=cast(NoiseLaw, law))).times
             return Grid(torch.cat([torch.ones(1), stops[1:]]))
-        alpha, sigma = table.levels(torch.tensor([0, len(table) - 1]))
-        low, high = (sigma / alpha).tolist()
+        low, high = _ratios(table)[[0, -1]].tolist()
         return ratio_grid(schedule, ratios(steps, low, high, law=cast(NoiseLaw, law)))
     times = sampling_times(
         steps, law=cast(SamplingLaw, law), shift=shift, n=n if table is None else len(table), offset=offset

@@ -92,12 +92,12 @@ class Scheduler:
     @property
     def row(self) -> Row:
         """How that class is understood."""
-        other = Row("ddim" if self.table is not None else "euler", said="it is unknown, and these steps are another's")
-        found = ROWS.get(self.name, other)
-        fits = self.table is not None if self.name not in FLOWS else self.table is None
-        if fits or self._get("use_flow_sigmas"):
-            return found._replace(sampler="euler") if self._get("solver_order") == 1 and found.sigmas else found
-        return other._replace(said="it does not fit the prior's path, and these steps are another's")
+        first = "euler" if self.table is None else "ddim"
+        takes = f"{'Euler' if self.table is None else 'DDIM'} takes the steps"
+        if (self.table is None) != (self.name in FLOWS or bool(self._get("use_flow_sigmas"))):
+            return Row(first, said=f"it does not fit the prior's path; {takes}")
+        found = ROWS.get(self.name, Row(first, said=f"not one of ours; {takes}"))
+        return found._replace(sampler="euler") if found.sigmas and self._get("solver_order") == 1 else found
 
     @property
     def sampler(self) -> str:
