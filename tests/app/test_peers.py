@@ -294,6 +294,20 @@ def test_a_file_of_another_name_lies_on_the_preset_of_its_guidance_or_of_the_nam
         translate(["--config", foreign, "strict=false"])
 
 
+@pytest.mark.parametrize(
+    ("branch", "preset", "scale"), [("sds", "dreamfusion_sd", 100), ("vsd", "prolificdreamer", 7.5)]
+)
+def test_the_unified_guidance_is_one_of_two_presets_and_counts_as_we_do(branch, preset, scale, tmp_path):
+    guide = {"guidance_type": branch, "guidance_scale": scale, "weighting_strategy": "dreamfusion"}
+    changes = {"guidance_type": "stable-diffusion-unified-guidance", "guidance": guide}
+    data = studio(
+        "mine", "prolificdreamer-system", system=changes | {"loss": {"lambda_sd": 1.0, "lambda_train_phi": 1.0}}
+    )
+    found = settings("--config", written(tmp_path, "mine", data), "prompt=a hat")
+    assert (found.experiment, found.loss.scale, found.loss.lambda_distill) == (preset, scale, 16384)
+    assert found.loss.weight == "sigma2"
+
+
 def test_a_whole_file_means_their_defaults_where_it_says_nothing(tmp_path):
     data = FILES["dreamfusion-sd"]
     data = data | {"data": {key: data["data"][key] for key in ("width", "height")}}

@@ -42,6 +42,17 @@ GUIDANCE = {
     "RFDS-sd3": Guidance("rfds_sd3", False, "falling", 1.0),
     "RFDS-Rev-sd3": Guidance("rfds_rev_sd3", False, "falling", 2.0),
 }
+UNIFIED, BRANCH = "stable-diffusion-unified-guidance", "system.guidance.guidance_type"
+BRANCHES = {
+    "sds": Guidance("dreamfusion_sd", False, "noise", LATENT),
+    "vsd": Guidance("prolificdreamer", False, "noise", LATENT),
+}
+"""The unified guidance, by what `BRANCH` asks of it; it counts as we do."""
+
+
+def guidance_of(kind: Any, given: Mapping[str, Any]) -> Guidance | None:
+    """The row of a guidance_type beside the other keys; None for one that is not here."""
+    return BRANCHES.get(given.get(BRANCH, "sds")) if kind == UNIFIED else GUIDANCE.get(kind)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import yaml
 
 from threestudio_rf.app.errors import UserError, suggestion
 from threestudio_rf.app.settings.config import VERSION, leaves
-from threestudio_rf.app.settings.conversions import GUIDANCE, Changes, Meaning, Unfit
+from threestudio_rf.app.settings.conversions import GUIDANCE, Changes, Meaning, Unfit, guidance_of
 from threestudio_rf.app.settings.grammar import CONFIGS, choices, groups, spelled, text_keys
 from threestudio_rf.app.settings.peers import CONVERTED, DEFAULTS, RENAMED
 from threestudio_rf.app.settings.unneeded import fixed
@@ -40,7 +40,12 @@ NEAREST = {
     "dreamfusion_sd_eff": "dreamfusion-sd",
     "fantasia3d": "prolificdreamer",
     "hifa": "dreamfusion-sd",
+    "latentnerf_refine": "dreamfusion-sd",
+    "fantasia3d_texture": "prolificdreamer",
+    "prolificdreamer_geometry": "prolificdreamer",
+    "prolificdreamer_texture": "prolificdreamer",
     "textmesh_if": "dreamfusion-sd",
+    "sketchshape": "dreamfusion-sd",
 }
 """Files of threestudio that are no preset here, and the one that is nearest."""
 
@@ -181,7 +186,7 @@ def _base(file: File) -> str:
         return ours[0] if ours else ""
     asked = file.values[TYPE]
     fitting = [name for name in ours if OF_PRESET.get(name) == asked]
-    row = GUIDANCE.get(asked)
+    row = guidance_of(asked, file.values)
     return fitting[0] if fitting else "" if row is None else "sjc" if file.values.get(SJC) is True else row.preset
 
 
@@ -190,7 +195,7 @@ def meaning_of(file: File, items: Mapping[str, Any], experiment: str) -> Meaning
     given = {**(DEFAULTS if file.whole else {}), **file.values, **items}
     asked = given.get(TYPE, OF_PRESET.get(experiment, ""))
     on = given.get(PERP_NEG, given.get("loss.perp_neg", experiment in WITH_PERP_NEG))
-    return Meaning(GUIDANCE.get(asked), on is True or on == "true", given)
+    return Meaning(guidance_of(asked, given), on is True or on == "true", given)
 
 
 def changes(key: str, value: Any, meaning: Meaning, told: Told) -> Changes | None:

@@ -70,7 +70,7 @@ class Converted(NamedTuple):
     convert: Convert
 
 
-WEIGHTING = {"sds": "sigma2", "uniform": "uniform", "fantasia3d": "alpha_sigma2"}
+WEIGHTING = {"sds": "sigma2", "dreamfusion": "sigma2", "uniform": "uniform", "fantasia3d": "alpha_sigma2"}
 PATTERN = "prior.view_pattern"
 CONVERTED = {
     "data.resolution_milestones": Converted("camera.milestones", "none where the size is one number", to.milestones),
@@ -93,7 +93,7 @@ CONVERTED = {
     ),
     f"{GUIDE}weighting_strategy": Converted(
         "loss.weight",
-        "sds: sigma2, uniform, fantasia3d: alpha_sigma2; SDI reads none",
+        "sds, dreamfusion: sigma2, uniform, fantasia3d: alpha_sigma2; SDI reads none",
         to.weighting(WEIGHTING),
     ),
     f"{GUIDE}use_sjc": Converted(
@@ -155,9 +155,9 @@ CONVERTED = {
 """Another value, or one that depends on others. The order is that in which they are set."""
 CONVERTED |= {
     f"{LOSS}lambda_{name}": Converted(
-        "loss.lambda_distill", "x 16384 for sds and vsd, a sum there; x 2, RFDS-sd3 x 1", to.distill
+        "loss.lambda_distill", "x 16384 for sds, vsd and sd, a sum there; x 2, RFDS-sd3 x 1", to.distill
     )
-    for name in ("sds", "vsd", "sdi", "rfds", "rfds_rev")
+    for name in ("sds", "vsd", "sd", "sdi", "rfds", "rfds_rev")
 }
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from threestudio_rf.app.settings.conversions import GUIDANCE
+from threestudio_rf.app.settings.conversions import BRANCHES, GUIDANCE, UNIFIED
 
 PROMPT, GUIDE, FIELD = "system.prompt_processor.", "system.guidance.", "system.geometry."
 GRID, LOSS = f"{FIELD}pos_encoding_config.", "system.loss."
@@ -35,6 +35,8 @@ OFF = (None, False, 0, 0.0, "", "None", ())
 LEVELS = "all levels of the hash grid from the first step"
 RAYS, BOX = "every ray of a view is rendered", "rays begin and end at the box of scene.radius"
 MARCH = "rays are marched through an occupancy grid"
+LORA = "the twin is a LoRA on the prior itself"
+ADAM = "the twin's AdamW does not see the scale of its loss"
 LIGHT = "colours are as the network gives them, without a light"
 FIXED = {
     "description": Fixed(None),
@@ -124,8 +126,8 @@ FIXED = {
     f"{PROMPT}spawn": Fixed(None),
     f"{PROMPT}use_prompt_debiasing": Fixed(OFF, nearest="prior.prompt_side, prompt_front, prompt_back"),
     f"{PROMPT}*debiasing*": Fixed(None),
-    "system.guidance_type": Fixed(tuple(GUIDANCE), nearest=", ".join(GUIDANCE)),
-    f"{GUIDE}pretrained_model_name_or_path_lora": Fixed(None, "the twin is a LoRA on the prior itself"),
+    "system.guidance_type": Fixed((*GUIDANCE, UNIFIED), nearest=", ".join(GUIDANCE)),
+    f"{GUIDE}pretrained_model_name_or_path_lora": Fixed(None, LORA),
     f"{GUIDE}guidance_scale_lora": Fixed(None),
     f"{GUIDE}lora_cfg_training": Fixed(None, "the twin always sees the camera"),
     f"{GUIDE}lora_n_timestamp_samples": Fixed((1,)),
@@ -139,13 +141,14 @@ FIXED = {
     f"{GUIDE}sqrt_anneal": Fixed(OFF, nearest="loss.t_law=annealed"),
     f"{GUIDE}grad_clip": Fixed(OFF, "the gradient is not clipped element by element; optim.clip limits its norm"),
     f"{GUIDE}use_img_loss": Fixed(OFF, nearest="the loss of latents alone"),
-    f"{GUIDE}guidance_type": Fixed(None, nearest="loss=sds or loss=vsd"),
-    f"{GUIDE}vsd_*": Fixed(None, nearest="loss.twin_rank, loss.twin_lr"),
+    f"{GUIDE}guidance_type": Fixed(tuple(BRANCHES), nearest="sds or vsd"),
+    f"{GUIDE}vsd_*": Fixed(None, LORA),
     f"{GUIDE}cond_*": Fixed(None, nearest="text to 3D"),
     f"{GUIDE}control_type": Fixed(None, nearest="text to 3D"),
     "system.guidance_3d*": Fixed(None, nearest="one prior"),
     "system.loggers.wandb.*": Fixed(None),
-    f"{LOSS}lambda_lora": Fixed((1,), "the twin's AdamW does not see the scale of its loss"),
+    f"{LOSS}lambda_lora": Fixed((1,), ADAM),
+    f"{LOSS}lambda_train_phi": Fixed((1,), ADAM),
     f"{LOSS}lambda_convex": Fixed(OFF, "left out"),
     f"{LOSS}lambda_emptiness": Fixed(OFF, nearest="loss.lambda_sparsity"),
     f"{LOSS}lambda_*": Fixed(OFF, nearest="loss.lambda_*"),
