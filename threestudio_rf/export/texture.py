@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +13,11 @@ from torch import Tensor
 from threestudio_rf.export.mesh import Mesh
 from threestudio_rf.export.shell import shell_colours, shell_depth
 from threestudio_rf.scenes.base import Surface
+from threestudio_rf.scenes.raster import Screen, barycentric, interpolate, rasterize
 
 SMALLEST, LARGEST = 16, 4096
 GUTTER = 4
 """Texels between two pieces of the surface, filled with the colours of the nearer one."""
-FACES = 1024
 Colours = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -51,14 +51,13 @@ def textured(mesh: Mesh, colours: Colours, size: int) -> Atlas:
     if not SMALLEST <= size <= LARGEST:
         raise ValueError(f"a texture has {SMALLEST} to {LARGEST} texels a side, got {size}")
     origin, faces, uv = _unwrapped(mesh, size)
-    points, normals = mesh.vertices[origin], mesh.normals[origin]
+    flat = Screen(size * uv[None, :, 0], size * (1 - uv[None, :, 1]), torch.ones(1, len(uv)), size, size)
+    texels = rasterize(flat, faces)
+    places = torch.cat((mesh.vertices, mesh.normals), dim=1)[origin].t()
+    points, normals = interpolate(places, faces, texels, barycentric(flat, faces, texels)).t().split(3, dim=1)
     picture, filled = torch.zeros(size * size, 3), torch.zeros(size * size, dtype=torch.bool)
-    places = torch.stack((uv[:, 0], 1 - uv[:, 1]), dim=-1) * size
-    for some, texel, share in _covered(places[faces], size):
-        corners = faces[some]
-        where = (share[..., None] * points[corners]).sum(dim=1)
-        outward = torch.nn.functional.normalize((share[..., None] * normals[corners]).sum(dim=1), dim=-1)
-        picture[texel], filled[texel] = colours(where, outward), True
+    picture[texels.cell] = colours(points, torch.nn.functional.normalize(normals, dim=-1))
+    filled[texels.cell] = True
     shown = (picture * 255).round().byte().view(size, size, 3).numpy()
     return Atlas(origin, faces, uv, _spread(shown, filled.view(size, size).numpy()))
 
@@ -89,30 +88,6 @@ def _unwrapped(mesh: Mesh, size: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _wide(array: np.ndarray) -> type:
     return np.float32 if array.dtype.kind == "f" else np.int64
-
-
-def _covered(corners: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Of triangles (F, 3, 2) in texels, some at a time: the triangle (P,), texel (P,) and barycentric coordinates
-    (P, 3) of every texel whose middle a triangle covers."""
-    for start in range(0, len(corners), FACES):
-        some = corners[start : start + FACES]
-        low = (some.amin(dim=1) - 0.5).ceil().long().clamp_min(0)
-        high = (some.amax(dim=1) - 0.5).floor().long().clamp_max(size - 1)
-        wide, tall = (high - low + 1).clamp_min(0).unbind(dim=1)
-        count = wide * tall
-        face = torch.arange(len(some)).repeat_interleave(count)
-        place = torch.arange(len(face)) - (count.cumsum(0) - count)[face]
-        x, y = low[face, 0] + place % wide[face], low[face, 1] + place // wide[face]
-        middle = torch.stack((x, y), dim=-1) + 0.5
-        a, b, c = (corner - middle for corner in some[face].unbind(dim=1))
-        areas = torch.stack((_cross(b, c), _cross(c, a), _cross(a, b)), dim=-1)
-        share = areas / areas.sum(dim=-1, keepdim=True)
-        inside = (share >= -1e-4).all(dim=-1)
-        yield face[inside] + start, (y * size + x)[inside], share[inside].clamp_min(0)
-
-
-def _cross(a: Tensor, b: Tensor) -> Tensor:
-    return a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
 
 
 def _spread(picture: np.ndarray, filled: np.ndarray) -> np.ndarray:
