@@ -1,12 +1,12 @@
 """Exported meshes against the renderings that they come from: colour, smoothness, size, time.
 
-    python bench/mesh.py RUN [RUN ...]        # folders of finished runs, such as outputs/gallery/tiny_exact/tiny_exact/*
+    python bench/mesh.py RUN [RUN ...]        # folders of finished runs, as bench/gallery.py makes them
 
-Each mesh is made as `task=export` makes it with `export.texture=1024 export.formats=[glb]`, and the file is read back by
-trimesh. Columns: triangles; mean angle between neighbouring triangles in degrees, and that of the true solid by the
+Each mesh is made as `task=export` makes it with `export.texture=1024 export.formats=[glb]`, and the file is read back
+by trimesh. Columns: triangles; mean angle between neighbouring triangles in degrees, and that of the true solid by the
 same grid, level and number of triangles, without noise and without smoothing; of the mean sRGB colour over 8 views,
 where both show something, the error of the mesh against the rendering without its background, of the brightness in per
-cent and of the worst channel in 255ths; the former for the field's own colour on the surface, which is what was exported
+cent and of the worst channel in 255ths; the former for the field's own colour on the surface, as it was exported
 before; bytes of the GLB; seconds of the surface and of the texture (xatlas and bake), CPU time of one thread.
 """
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHORT = ["trainer.steps=20", "trainer.log_every=1", "trainer.validate_every=0", "checkpoint.every=0"]
 SHORT += ["evaluate.auto=false"]
 LIFT = ["prompt=a red mushroom", "prior=tiny_sd3", *SHORT]
-LIFT += ["camera.test_views=1", "camera.eval_size=32", "export.resolution=24"]
+LIFT += ["trainer.progress=0", "camera.test_views=1", "camera.eval_size=32", "export.resolution=24"]
 PICTURES = ["experiment=tiny_image", "prompt=a yellow chair", *SHORT]
 RUNS: dict[str, list[str]] = {
     "nerf rfds_rev": [*LIFT, "loss=tiny_rfds_rev"],

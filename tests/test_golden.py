@@ -18,7 +18,7 @@ from threestudio_rf.app.cli.start import start
 from threestudio_rf.app.report.score import KEYS
 
 SHORT = ["trainer.steps=60", "trainer.validate_every=30", "checkpoint.every=50", "camera.test_views=4"]
-SHORT += ["camera.eval_size=64", "export.resolution=32"]
+SHORT += ["camera.eval_size=64", "camera.video_scale=1", "trainer.progress=3", "export.resolution=32"]
 
 
 def run_of(root: Path, *line: str) -> Path:

@@ -21,6 +21,7 @@ SHORT = [
     "trainer.validate_every=0",
     "camera.test_views=1",
     "camera.eval_size=16",
+    "trainer.progress=0",
 ]
 SHORT += ["export.resolution=12", "evaluate.auto=false"]
 COMMANDS = {

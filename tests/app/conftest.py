@@ -23,6 +23,7 @@ SMALL = [
     "trainer.steps=6",
     "trainer.validate_every=4",
     "trainer.log_every=2",
+    "trainer.progress=0",
     "checkpoint.every=2",
 ]
 Launcher = Callable[..., tuple[int, Path | None, str, str]]

@@ -27,7 +27,13 @@ from threestudio_rf.trainer.lift import seen_from
 
 CPU = torch.device("cpu")
 SHORT = ["experiment=tiny_exact", "prior.bank_views=30", "camera.sizes=[16]", "trainer.steps=12", "camera.test_views=2"]
-SHORT += ["camera.eval_size=16", "export.resolution=16", "evaluate.size=16", "trainer.validate_every=0"]
+SHORT += [
+    "trainer.progress=0",
+    "camera.eval_size=16",
+    "export.resolution=16",
+    "evaluate.size=16",
+    "trainer.validate_every=0",
+]
 
 
 def settings(*line: str):

@@ -21,7 +21,13 @@ from threestudio_rf.trainer.checkpoint import load
 
 APP = Path(scene.__file__).parents[1]
 LINE = ["scene.name=cloud", "prior=gaussian", "prompt=a red ball", "loss=rfds", "camera.sizes=[16]", "camera.views=[4]"]
-LINE += ["camera.eval_size=16", "camera.test_views=2", "camera.validation_views=1", "optim.lr_networks=0.08"]
+LINE += [
+    "trainer.progress=0",
+    "camera.eval_size=16",
+    "camera.test_views=2",
+    "camera.validation_views=1",
+    "optim.lr_networks=0.08",
+]
 LINE += ["trainer.validate_every=12", "checkpoint.every=12", "loss.scale=1"]
 
 

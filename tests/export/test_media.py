@@ -2,7 +2,8 @@
 
 Mutations seen to fail: truncation instead of rounding (rounded), size not padded and padding with zeros (padded to
 even), frames not counted (breaks silently), encoding under the final name (every frame), `duration` by fps instead of
-its inverse (speed), images placed by row, a title over its neighbour (in its cell), normals over black (over white).
+its inverse (speed), no faststart (index),
+images placed by row, a title over its neighbour (in its cell), normals over black (over white).
 """
 
 from __future__ import annotations
@@ -165,3 +166,18 @@ def test_rows_show_normals_over_white_and_leave_out_what_is_missing():
     assert list(rows) == ["rgb", "normal", "opacity"]
     assert rows["normal"][0][:, 0].T.tolist() == [[1, 1, 1], [0.5, 0.5, 0]]
     assert [label for label, _ in media.rendering_rows(Rendering(rgb, opacity))] == ["rgb", "opacity"]
+
+
+def atoms(data: bytes) -> list[bytes]:
+    """The names of the outermost boxes of an MP4 (ISO 14496-12), in order."""
+    found, at = [], 0
+    while at < len(data):
+        found.append(data[at + 4 : at + 8])
+        at += int.from_bytes(data[at : at + 4], "big")
+    return found
+
+
+def test_the_index_of_a_video_comes_before_its_pictures(tmp_path: Path):
+    media.video(tmp_path / "turn.mp4", ramps(3, 32, 32), 10)
+    names = atoms((tmp_path / "turn.mp4").read_bytes())
+    assert names.index(b"moov") < names.index(b"mdat")

@@ -30,7 +30,7 @@ from threestudio_rf.app.settings.config import Config
 from threestudio_rf.app.settings.layers import settings as settings_from
 from threestudio_rf.app.tasks.asset import write_asset
 from threestudio_rf.app.tasks.lift import prepare, run_lift
-from threestudio_rf.app.tasks.look import FPS, mesh_of, renderings
+from threestudio_rf.app.tasks.look import mesh_of, renderings, turn_fps
 from threestudio_rf.app.tasks.result import Result
 from threestudio_rf.export.media import png, video
 from threestudio_rf.export.mesh import Mesh
@@ -76,7 +76,8 @@ class Lifting:
     def video(self, file: str | Path, *, views: int = 0) -> Path:
         """A turntable as mp4, `camera.test_views` pictures unless `views` are given; its path, or that of its first
         picture where no ffmpeg is."""
-        return video(Path(file), self.pictures(views or self.run.config.camera.test_views), FPS)[0]
+        frames = self.pictures(views or self.run.config.camera.test_views)
+        return video(Path(file), frames, turn_fps(len(frames)))[0]
 
     @property
     def figures(self) -> dict[str, float | None]:

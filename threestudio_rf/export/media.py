@@ -84,7 +84,13 @@ def _mp4(path: Path, pictures: Sequence[np.ndarray], fps: float) -> None:
     pad = ((0, height % 2), (0, width % 2), (0, 0))
     size = (width + width % 2, height + height % 2)
     writer = imageio_ffmpeg.write_frames(
-        str(path), size, fps=fps, quality=8, macro_block_size=2, ffmpeg_log_level="error"
+        str(path),
+        size,
+        fps=fps,
+        quality=8,
+        macro_block_size=2,
+        ffmpeg_log_level="error",
+        output_params=["-movflags", "+faststart"],
     )
     try:
         writer.send(None)
@@ -98,7 +104,8 @@ def _mp4(path: Path, pictures: Sequence[np.ndarray], fps: float) -> None:
 
 
 def video(path: Path | str, frames: Frames, fps: float) -> list[Path]:
-    """Write an MP4 of `frames` (N, 3, H, W) and return its path; odd sizes are padded by one row or column.
+    """Write an MP4 of `frames` (N, 3, H, W) and return its path; odd sizes are padded by one row or column, and its
+    index comes first, so that a browser plays it before the whole file has come.
 
     The file is encoded under a temporary name and counted before it takes its own. If there is no encoder or the
     result is broken, a warning says why and the frames are written as `<stem>/00000.png ...` and `<stem>.gif`, whose
@@ -164,11 +171,15 @@ def _scaled(picture: np.ndarray, height: int) -> np.ndarray:
     return np.array(Image.fromarray(picture).resize((max(1, round(columns * height / rows)), height), resample))
 
 
-def rendering_rows(rendering: Rendering) -> Rows:
-    """The rows rgb, normal and opacity of a contact sheet. Normals n are shown as (1 + n) / 2 over white: x, y, z are
-    red, green, blue; the row is missing where the rendering has none."""
-    rows = [("rgb", list(rendering.rgb))]
+def pictures_of(rendering: Rendering) -> dict[str, Tensor]:
+    """The maps rgb, normal and opacity as pictures (B, 3, H, W). Normals n are shown as (1 + n) / 2 over white: x, y, z
+    are red, green, blue; they are missing where the rendering has none."""
+    shown = {"rgb": rendering.rgb}
     if rendering.normal is not None:
-        shown = (1 + rendering.normal) / 2 + (1 - rendering.opacity) / 2
-        rows.append(("normal", list(shown)))
-    return [*rows, ("opacity", list(rendering.opacity))]
+        shown["normal"] = (1 + rendering.normal) / 2 + (1 - rendering.opacity) / 2
+    return shown | {"opacity": rendering.opacity.expand_as(rendering.rgb)}
+
+
+def rendering_rows(rendering: Rendering) -> Rows:
+    """The rows of a contact sheet: `pictures_of`."""
+    return [(name, list(images)) for name, images in pictures_of(rendering).items()]

@@ -53,13 +53,13 @@ def with_view(config: Config, view: str) -> str:
     return pattern.replace("{view}", view).replace("{prompt}", config.prompt)
 
 
-def turntable(config: CameraConfig, views: int) -> Camera:
-    """The cameras of the final pictures."""
+def turntable(config: CameraConfig, views: int, *, scale: int = 1) -> Camera:
+    """The cameras of the final pictures, of `scale` times their size."""
     return orbit(
         views,
         elevation=config.eval_elevation,
         distance=config.eval_distance,
         fovy=config.eval_fovy,
-        height=config.eval_size,
-        width=config.eval_size,
+        height=scale * config.eval_size,
+        width=scale * config.eval_size,
     )

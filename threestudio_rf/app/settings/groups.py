@@ -174,6 +174,8 @@ class CameraConfig:
     eval_fovy: float = opt(70.0, "vertical field of view of the turntable", low=1, high=170)
     eval_size: int = opt(512, "height and width of the final pictures", low=8, high=4096)
     test_views: int = opt(120, "views of the turntable", low=1, high=10000)
+    video_scale: int = opt(1, "sides of the turntable's pictures over eval_size", low=1, high=16)
+    video_maps: list[str] = opt(["rgb"], "what its video shows side by side", choices=("rgb", "normal", "opacity"))
     validation_views: int = opt(4, "views of a validation", low=1, high=100)
 
 
@@ -200,6 +202,7 @@ class TrainerConfig:
     steps: int = opt(15000, "number of steps", low=1)
     validate_every: int = opt(500, "steps between validation pictures; 0: none", low=0)
     log_every: int = opt(10, "steps between rows of metrics.csv", low=1)
+    progress: int = opt(60, "frames of save/progress.mp4, one view while it is trained; 0: none", low=0, high=10000)
     skip_limit: int = opt(20, "stop after this many steps in a row whose loss or gradient is not finite", low=1)
     empty_limit: int = opt(100, "warn after this many steps in a row without opacity", low=1)
 

@@ -110,9 +110,11 @@ def export_around(result: Result) -> int:
 
 
 def finish_around(result: Result) -> int:
-    """Turntable, mesh and figures."""
+    """Turntable, the video of the training, mesh and figures."""
     code, mesh = test_around(result), None
     try:
+        for path in look.progress(result):
+            LOG.info("wrote %s", path)
         if result.row.write is not None or isinstance(result.scene, Surface):
             mesh = look.export(result)
     except (OSError, EmptyGeometryError) as error:

@@ -23,6 +23,7 @@ from threestudio_rf.app.run.run import Run
 from threestudio_rf.app.run.signals import Stop
 from threestudio_rf.app.settings.compose import to_text
 from threestudio_rf.app.settings.config import Config
+from threestudio_rf.app.tasks import look
 from threestudio_rf.app.tasks.finish import finish, shown
 from threestudio_rf.app.tasks.result import Result
 from threestudio_rf.priors.twin import Twin
@@ -167,6 +168,9 @@ def train(made: Lift, stop: Stop) -> None:
             bar.update(made.step, _shown(state.metrics))
             if _due(made.step, config.trainer.validate_every, total):
                 watch(made, judge)
+            frame = frame_at(made.step, total, config.trainer.progress)
+            if frame is not None and made.row.posed:
+                look.progress_frame(made, frame)
             if stop.asked or made.step == total or _due(made.step, config.checkpoint.every, total):
                 made.save()
             if stop.asked:
@@ -188,6 +192,13 @@ def watch(made: Lift, judge: Callable[[Tensor], float] | None) -> None:
             made.figures.setdefault(f"{name}_to_right", made.figures[name])
         else:
             made.figures.pop(f"{name}_to_right", None)
+
+
+def frame_at(step: int, total: int, frames: int) -> int | None:
+    """Which of `frames` spread evenly over `total` steps belongs to this step; None where there is none."""
+    frames = min(frames, total)
+    before, now = ((at * frames) // total for at in (step - 1, step))
+    return now - 1 if now > before else None
 
 
 def _due(step: int, every: int, total: int) -> bool:

@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from threestudio_rf.app.build.picture import read_picture
 from threestudio_rf.app.build.views import turntable
 from threestudio_rf.app.console import LOG
 from threestudio_rf.app.errors import UserError
 from threestudio_rf.app.run.run import Run
 from threestudio_rf.app.tasks.asset import most_faces, write_asset
 from threestudio_rf.app.tasks.result import Result
-from threestudio_rf.export.media import contact_sheet, gif, png, rendering_rows, video
+from threestudio_rf.export.media import contact_sheet, gif, pictures_of, png, rendering_rows, video
 from threestudio_rf.export.mesh import EmptyGeometryError, Mesh, extract
 from threestudio_rf.export.shell import batches
 from threestudio_rf.export.tidy import decimated, without_specks
@@ -22,7 +23,9 @@ from threestudio_rf.scenes.base import Meshed, Rendering, Scene, Surface
 from threestudio_rf.scenes.camera import Camera
 from threestudio_rf.trainer.log import row_of_pictures
 
-FPS = 24.0
+TURN = 5.0
+"""Seconds of one turn of a video."""
+PROGRESS_FPS = 12.0
 SHEET_VIEWS = 8
 
 
@@ -32,6 +35,16 @@ def renderings(scene: Scene, camera: Camera, device: torch.device, *, normals: b
         with torch.no_grad():
             seen = scene.render(camera.select([i]).to(device), normals=normals)
         yield Rendering(*(None if x is None else x.cpu() for x in seen))  # type: ignore[arg-type]
+
+
+def turn_fps(frames: int) -> float:
+    """Frames per second of one turn of so many frames."""
+    return min(30.0, max(4.0, frames / TURN))
+
+
+def _bytes(picture: Tensor) -> Tensor:
+    """A picture as bytes: a quarter of the memory."""
+    return (picture.clamp(0, 1) * 255).round().byte()
 
 
 def _grey(picture: Tensor) -> Tensor:
@@ -65,16 +78,42 @@ def validation(result: Result) -> Tensor:
     return torch.cat([seen.rgb for seen in views])
 
 
+def progress_frame(result: Result, frame: int) -> None:
+    """`save/progress/<frame>.png`: the object at this step, seen from the front at first and once around by the last
+    of `trainer.progress` frames. A full disk costs the frame, not the run."""
+    run = result.run
+    camera = turntable(run.config.camera, run.config.trainer.progress).select([frame])
+    (seen,) = renderings(result.scene, camera, run.device)
+    try:
+        png(run.save("progress", f"{frame:05d}.png"), seen.rgb[0])
+    except OSError as error:
+        LOG.warning("no frame of progress.mp4: %s", error.strerror or error)
+
+
+def progress(result: Result) -> list[Path]:
+    """`save/progress.mp4` of the frames that were taken while the run went on; nothing where there are none. OSError
+    when the disk is full."""
+    files = sorted(result.run.save("progress").glob("*.png"))
+    if not files:
+        return []
+    return video(result.run.save("progress.mp4"), [read_picture(path, "frame") for path in files], PROGRESS_FPS)
+
+
 def test(result: Result) -> list[Path]:
     """The turntable: pictures, mp4 and GIF, and the contact sheet. OSError when the disk is full."""
     run, scene, step = result.run, result.scene, result.step
-    camera = turntable(run.config.camera, run.config.camera.test_views)
-    frames = [seen.rgb[0] for seen in renderings(scene, camera, run.device)]
-    for i, frame in enumerate(frames):
-        png(run.save(f"it{step}-test", f"{i}.png"), frame)
+    settings = run.config.camera
+    camera = turntable(settings, settings.test_views, scale=settings.video_scale)
+    frames, small = [], []
+    for i, seen in enumerate(renderings(scene, camera, run.device, normals="normal" in settings.video_maps)):
+        png(run.save(f"it{step}-test", f"{i}.png"), seen.rgb[0])
+        shown = pictures_of(seen)
+        frames.append(_bytes(torch.cat([shown[name][0] for name in settings.video_maps if name in shown], dim=-1)))
+        small.append(_bytes(torch.nn.functional.avg_pool2d(seen.rgb, settings.video_scale)[0]))
     _remove_stale(run.save(f"it{step}-test"), "*.png", kept=[f"{i}.png" for i in range(len(frames))])
-    made = video(run.save(f"it{step}-test.mp4"), torch.stack(frames), FPS)
-    made.append(gif(run.save(f"it{step}-test.gif"), frames[:: max(1, len(frames) // 40)], FPS / 3))
+    made = video(run.save(f"it{step}-test.mp4"), frames, turn_fps(len(frames)))
+    every = max(1, len(small) // 40)
+    made.append(gif(run.save(f"it{step}-test.gif"), small[::every], turn_fps(len(small)) / every))
     around = turntable(run.config.camera, SHEET_VIEWS)
     views = list(renderings(scene, around, run.device, normals=True))
     rgb, opacity = torch.cat([seen.rgb for seen in views]), torch.cat([seen.opacity for seen in views])
