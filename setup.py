@@ -5,5 +5,8 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["threestudio_rf*"]), "threestudio_rf.configs"],
     package_dir={"threestudio_rf.configs": "configs"},
-    package_data={"threestudio_rf": ["weights/**/*", "weights/*", "py.typed"], "threestudio_rf.configs": ["**/*.yaml"]},
+    package_data={
+        "threestudio_rf": ["weights/**/*", "weights/*", "app/report/*.js", "py.typed"],
+        "threestudio_rf.configs": ["**/*.yaml"],
+    },
 )

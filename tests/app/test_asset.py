@@ -50,6 +50,7 @@ def test_settings_reach_the_files(again: Path, launcher: Launcher):
     code, _ = launch(again, launcher, *line)
     first = trimesh.load(again / "save/it6-export/model.obj", process=False)
     assert code == 0 and names(again) == ["model.obj"] and len(first.faces) <= 100
+    assert abs(first.extents.max() - 1) > 0.02
     assert launch(again, launcher, *line[:2], "export.scale=scene")[0] == 0
     second = trimesh.load(again / "save/it6-export/model.obj", process=False)
     assert abs(second.bounds[:, [2, 0, 1]] - first.bounds).max() < 0.1 and len(second.faces) > 100

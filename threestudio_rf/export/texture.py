@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from threestudio_rf.export.mesh import Mesh
-from threestudio_rf.export.shell import shell_colours, shell_depth
-from threestudio_rf.scenes.base import Surface
+from threestudio_rf.export.shell import batches, shell_colours, shell_depth
+from threestudio_rf.scenes.base import Meshed, Surface
 from threestudio_rf.scenes.raster import Screen, barycentric, interpolate, rasterize
 
 SMALLEST, LARGEST = 16, 4096
 GUTTER = 4
 """Texels between two pieces of the surface, filled with the colours of the nearer one."""
+CHUNK = 1 << 18
 Colours = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -63,7 +64,11 @@ def textured(mesh: Mesh, colours: Colours, size: int) -> Atlas:
 
 
 def colours_of(surface: Surface, mesh: Mesh, *, device: torch.device | str = "cpu") -> Colours:
-    """What `textured` asks for the colours of the surface that `mesh` was extracted from."""
+    """What `textured` asks for the colours of the surface that `mesh` was extracted from: those of its shell, or those
+    that a scene with a mesh of its own has on it."""
+    if isinstance(surface, Meshed):
+        own: Surface = surface
+        return lambda points, normals: batches(own.colour, points, CHUNK, device)
     depth = shell_depth(mesh.level or 0.0, surface.radius)
 
     def colours(points: Tensor, normals: Tensor) -> Tensor:
