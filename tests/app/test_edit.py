@@ -9,6 +9,7 @@ it; the published settings ignored by paper=true.
 from __future__ import annotations
 
 import json
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,16 @@ from PIL import Image, ImageDraw
 
 from threestudio_rf.app.build.check import check
 from threestudio_rf.app.build.picture import fitted, spread
-from threestudio_rf.app.build.tuned import COMMON, NAMES, TUNED, method_of
+from threestudio_rf.app.build.tuned import COMMON, NAMES, PAPER, TUNED, method_of
 from threestudio_rf.app.errors import UserError
 from threestudio_rf.app.settings import edit as settings_edit
 from threestudio_rf.app.settings.compose import compose, typed
 from threestudio_rf.app.settings.config import Config
 from threestudio_rf.app.settings.edit import EditConfig
 from threestudio_rf.app.settings.flags import translate
-from threestudio_rf.edit.invert import SOLVERS
-from threestudio_rf.edit.method import METHODS
+from threestudio_rf.core.level import rectified_flow
+from threestudio_rf.core.solve import QUIET
+from threestudio_rf.edit.method import METHODS, times_of
 from threestudio_rf.priors.tiny import EMBEDDED
 from threestudio_rf.tiny.world.views import COLOURS
 
@@ -194,12 +196,19 @@ def test_what_was_fitted_is_spread_back_where_it_came_from() -> None:
 
 
 def test_the_settings_that_the_schema_knows_are_those_of_the_methods() -> None:
-    from dataclasses import fields
-
-    assert tuple(METHODS) == settings_edit.EDITORS and SOLVERS == settings_edit.SOLVERS
+    assert tuple(METHODS) == settings_edit.EDITORS and set(QUIET) == set(settings_edit.SOLVERS)
     inner = {field.name for settings in METHODS.values() for field in fields(settings)}
     named = {NAMES.get(field.name, field.name) for field in fields(EditConfig)} - set(COMMON)
     assert inner == named
+
+
+def test_irfds_comes_down_by_the_times_of_the_references_sampler_unless_settings_were_chosen() -> None:
+    theirs = [1 - i / 20 for i in range(20 - int(20 * 0.9), 21)]
+    for prior, paper in (("instaflow", False), ("tiny_instaflow", True)):
+        times = times_of(rectified_flow, method_of("irfds", prior, EditConfig(paper=paper)))
+        assert torch.allclose(times.float(), torch.tensor(theirs), atol=1e-6)
+    assert method_of("irfds", "tiny_sd", EditConfig()).down_steps == METHODS["irfds"].down_steps == 20
+    assert method_of("irfds", "tiny_sd", EditConfig(paper=True, down_steps=5)).down_steps == 5
 
 
 def test_chosen_settings_are_valid_and_paper_leaves_them_out() -> None:
@@ -207,7 +216,7 @@ def test_chosen_settings_are_valid_and_paper_leaves_them_out() -> None:
     for prior, methods in TUNED.items():
         for name in methods:
             chosen, published = (method_of(name, prior, EditConfig(paper=paper)) for paper in (False, True))
-            assert published == METHODS[name] and chosen != published
+            assert published == replace(METHODS[name], **PAPER.get(name, {})) and chosen != published
             assert method_of(name, prior, EditConfig(cfg=2.5)).scale == 2.5
 
 
