@@ -8,41 +8,104 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import sights
 import torch
-from portrait import changed, portrait
+import yaml
+from portrait import changed
+from sights import Sight
 
 from threestudio_rf.app.build import method as methods
 from threestudio_rf.app.build import prior as priors
 from threestudio_rf.app.build import scene as scenes
-from threestudio_rf.app.build.method import build_twin, embed_roles, lift_settings
 from threestudio_rf.app.build.reads import unread
-from threestudio_rf.app.build.views import embed_views, turntable
-from threestudio_rf.app.run.run import Run
-from threestudio_rf.app.settings.compose import compose, typed
+from threestudio_rf.app.errors import UserError
 from threestudio_rf.app.settings.config import Config, leaves, value_of
-from threestudio_rf.app.tasks import lift
+from threestudio_rf.app.settings.grammar import groups
+from threestudio_rf.app.settings.layers import settings
+from threestudio_rf.app.tasks import asset, lift, look, sample
+from threestudio_rf.core.level import DiscreteVP, betas
+from threestudio_rf.edit.method import METHODS
+from threestudio_rf.export.media import png
 from threestudio_rf.priors.gaussian import GaussianPrior
+from threestudio_rf.trainer.log import Metrics
 
-CPU = torch.device("cpu")
 SMALL = ["prompt='a red ball'", "scene.encoding.levels=2", "scene.encoding.log2_table=6", "scene.field.hidden=4"]
 SMALL += ["scene.renderer.occupancy_resolution=4", "export.resolution=12", "experiment=tiny_rfds"]
-LIFTS: dict[str, list[str]] = {
-    "nerf": ["prior=gaussian"],
-    "environment": ["prior=gaussian", "scene.background.name=environment", "loss=rfds_rev"],
-    "image": ["prior=gaussian", "scene=image", "scene.image.per_step=2", "loss=sdi", "scene.image.view=side"],
-    "ism": ["prior=gaussian", "loss=ism"],
-    "nfsd": ["prior=gaussian", "loss=nfsd"],
-    "bridge": ["prior=gaussian", "loss.combiner=bridge", "loss.t_law=dreamtime", "loss.t_width=0.1"],
-    "vsd": ["prior=gaussian", "loss=vsd", "loss.perp_neg=true"],
-    "sd": ["prior=sd"],
-    "sd3": ["prior=sd3"],
-    "exact": ["prior=tiny_exact"],
+EDIT = ("task=edit", "prior=gaussian", "edit.image=TMP/given.png", "edit.source=red", "edit.steps=3")
+SAMPLE = ("task=sample", "sample.steps=4", "sample.n=3", "sample.batch=2")
+SIGHTS: list[tuple[Any, ...]] = [
+    (sights.lifted, "prior=gaussian"),
+    (sights.lifted, "prior=gaussian", "scene.background.name=environment", "loss=rfds_rev"),
+    (sights.lifted, "prior=gaussian", "scene=image", "scene.image.per_step=2", "loss=sdi", "scene.image.view=side"),
+    (sights.lifted, "prior=gaussian", "loss=ism"),
+    (sights.lifted, "prior=gaussian", "loss=nfsd"),
+    (sights.lifted, "prior=gaussian", "loss.combiner=bridge", "loss.t_law=dreamtime", "loss.t_width=0.1"),
+    (sights.lifted, "prior=gaussian", "loss=vsd", "loss.perp_neg=true"),
+    (sights.lifted, "prior=sd"),
+    (sights.lifted, "prior=sd3"),
+    (sights.lifted, "prior=tiny_exact"),
+    (
+        sights.looped,
+        "prior=gaussian",
+        "trainer.steps=12",
+        "trainer.log_every=2",
+        "checkpoint.every=5",
+        "trainer.validate_every=4",
+    ),
+    (sights.judged, "prior=tiny_sd3"),
+    (sights.exported, "prior=gaussian"),
+    (sights.plotted, "prior=gaussian", *SAMPLE, "negative_prompt=blue"),
+    (sights.plotted, "prior=gaussian", *SAMPLE, "sample.sampler=ddim", "sample.eta=0.5"),
+    (sights.plotted, "prior=sd", *SAMPLE, "sample.sampler=ddpm"),
+    (sights.plotted, "prior=sd", *SAMPLE, "sample.image=TMP/given.png", "sample.mask=TMP/mask.png"),
+    (sights.sampled, "prior=sd", *SAMPLE, "sample.strip=true", "sample.log_every=2"),
+    (sights.steered, *EDIT, "prior=tiny_sd3"),
+    *((sights.steered, *EDIT, f"edit.method={name}", "edit.steps=null") for name in METHODS),
+    (sights.edited, *EDIT, "edit.video=true", "edit.keep=0"),
+    (sights.trained, "task=train_tiny", "train_tiny.part=sd"),
+    (sights.trained, "task=train_tiny", "train_tiny.part=vae", "train_tiny.discriminator=hinge"),
+    (sights.planned, "task=grid", "grid=vsd_2d"),
+]
+REACHED = {
+    sights.lifted: ("prior.", "scene.", "camera.", "loss.", "optim.", "trainer.", "prompt", "negative_prompt", "seed"),
+    sights.looped: ("trainer.", "checkpoint.", "wandb"),
+    sights.judged: ("evaluate.",),
+    sights.exported: ("export.",),
+    sights.plotted: ("sample.",),
+    sights.sampled: ("sample.",),
+    sights.steered: ("edit.",),
+    sights.edited: ("edit.",),
+    sights.trained: ("train_tiny.",),
+    sights.planned: ("grid.",),
 }
+"""Which settings each sight is asked about."""
+ELSEWHERE = {
+    "version": "test_compose.py",
+    "task": "test_reads.py",
+    "mode": "test_run.py",
+    "experiment": "test_compose.py",
+    "preset": "../priors/test_rows.py",
+    "prompt_file": "test_edges.py",
+    "allow_empty_prompt": "test_check.py",
+    "name": "test_folder.py",
+    "tag": "test_compose.py",
+    "exp_root_dir": "test_run.py",
+    "device": "test_check.py",
+    "resume": "test_run.py",
+    "weights": "test_run.py",
+    "log_level": "test_flags.py",
+    "loss.name": "test_method.py",
+    "prior.cache": "../priors/test_rows.py",
+    "grid.docs": "test_grid.py",
+    "grid.jobs": "test_grid.py",
+}
+"""Settings of the rim, and the file that has a test of each."""
 HIDDEN = {
     "scene.encoding.backend": "encoding.asked",
     "scene.encoding.base": "resolution",
@@ -90,13 +153,15 @@ HIDDEN = {
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """Adapters and the twin that only note what they are asked for."""
-    means = torch.zeros(2, 3, 8, 8)
+def asked(monkeypatch, tmp_path):
+    """Adapters, twin, factory and judge that only note what they are asked for; a picture to begin with."""
+    means = torch.tensor([-1.0, 1.0])[:, None, None, None].expand(-1, 3, 8, 8)
+    table = DiscreteVP(betas("scaled_linear", 100))
 
     def noted(name: str) -> Callable[..., Any]:
         def load(*given: Any, **options: Any) -> Any:
-            prior = GaussianPrior(means, 0.1, names=["red", "blue"])
+            path = {"schedule": table, "kind": "eps"} if name == "load_sd" else {}
+            prior = GaussianPrior(means, 0.5, names=["red", "side"], **path)
             prior.asked = {"adapter": name, "given": given, **options}  # type: ignore[attr-defined]
             return prior
 
@@ -113,10 +178,40 @@ def asked(monkeypatch):
 
     monkeypatch.setattr(scenes, "make_encoding", noted_encoding)
     monkeypatch.setattr(methods, "Twin", lambda prior, like, **options: SimpleNamespace(**options))
+    monkeypatch.setattr("threestudio_rf.app.report.score.score_scene", sights.noted("score", {}))
+    monkeypatch.setattr("threestudio_rf.tiny.train.parts.run_part", sights.noted("run_part"))
+    monkeypatch.setattr("threestudio_rf.tiny.train.crew.Crew", sights.noted("crew"))
+    monkeypatch.setattr("threestudio_rf.tiny.train.ship.ship", sights.noted("ship"))
+    monkeypatch.setattr(sample, "run", sights.noted("run", sample.run))
+    monkeypatch.setattr(look, "extract", sights.noted("extract", lambda *_, **__: sights.TETRA))
+    monkeypatch.setattr(asset, "optional", lambda *_: True)
+    monkeypatch.setattr(asset, "textured", sights.noted("textured"))
+    steps = [SimpleNamespace(step=i, metrics={"loss": 1.0, "t": 0.5, "network_calls": 1.0}) for i in range(12)]
+    monkeypatch.setattr(lift, "run_lift", lambda made: iter(steps))
+    monkeypatch.setattr(lift, "watch", lambda made, judge: sights.calls.append(("watched", made.step)))
+    monkeypatch.setattr(lift, "open_wandb", sights.noted("wandb", lambda run: sights.noted("published")))
+    monkeypatch.setattr(lift.checkpoint, "save", lambda at, state, keep: sights.calls.append((state["step"], keep)))
+    add = Metrics.add
+    monkeypatch.setattr(
+        Metrics, "add", lambda self, step, row: (sights.calls.append(("row", step)), add(self, step, row))
+    )
+    png(tmp_path / "given.png", torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0)))
+    png(tmp_path / "mask.png", (torch.arange(64).view(1, 8, 8) % 8 < 4).float())
+    return tmp_path
+
+
+@cache
+def chosen(choice: tuple[tuple[str, str], ...]) -> Config:
+    return settings(dict(choice))
 
 
 def config_of(*line: str) -> Config:
-    return typed(compose([*SMALL, *line]))
+    """The settings of a line, whose values are YAML."""
+    items = dict(item.split("=", 1) for item in (*SMALL, *line))
+    config = chosen(tuple((key, name) for key, name in items.items() if key in groups()))
+    for key, text in items.items():
+        config = config if key in groups() else other(config, key, yaml.safe_load(text))
+    return config
 
 
 def other(config: Config, key: str, value: Any) -> Config:
@@ -144,42 +239,30 @@ def candidates(key: str, value: Any) -> Iterator[Any]:
         yield not value
     elif rule.get("ramp"):
         yield 0.51
+    elif key == "export.threshold":
+        yield 1.0
     elif value is None or isinstance(value, str):
         yield from ((3, 0.3) if value is None and "str" not in str(leaf.type) else ("a blue {prompt}, {view}", "12"))
     elif isinstance(value, int | float):
         yield from (
             type(value)(x) for x in (value + 1, value * 2, value - 1, 0.9 * value + 0.01) if inside(type(value)(x))
         )
+    elif value and isinstance(value[0], str):
+        yield from (value[1:], [value[0] + "x"])
     elif value:
         yield from ([one, *value[1:]] for one in (value[0] + 8, 0.9 * value[0] + 0.01) if inside(one))
     else:
         yield ["x"] if "str" in str(leaf.type) else [1]
 
 
-def lifted(config: Config) -> dict[str, Any]:
-    """What reaches trainer, scene, prior and the pictures of a lift."""
-    made = lift.Lift(Run(config, Path(), CPU))
-    words: list[list[str]] = []
-    embed = made.prior.embed
-    made.prior.embed = lambda prompts: words.append(prompts) or embed(prompts)  # type: ignore[method-assign, func-returns-value]
-    conditions, _ = embed_views(config, made.prior)
-    embed_roles(config, made.prior, views=len(conditions) > 1)
-    found: dict[str, Any] = {"words": words, "twin": build_twin(config, made.prior, conditions)}
-    del made.prior.embed
-    found |= {"prior": made.prior, "scene": made.scene, "settings": lift_settings(config)}
-    groups = [
-        {name: value for name, value in group.items() if name != "params"} for group in made.optimiser.param_groups
-    ]
-    found["turntable"] = turntable(config.camera, config.camera.test_views)
-    found["validation"] = turntable(config.camera, config.camera.validation_views)
-    return portrait(found | {"optimiser": groups})
-
-
-def arrived(config: Config, key: str, sight: Callable[[Config], dict[str, Any]], before: dict[str, Any]) -> list[str]:
-    """The paths that another value of a setting changes; the first value that changes any."""
+def arrived(config: Config, key: str, sight: Sight, before: dict[str, Any], folder: Path) -> list[str]:
+    """The paths that another value of a setting changes, by the first value that changes any; the setting itself where
+    its value is refused by name."""
     for value in candidates(key, value_of(config, key)):
         try:
-            found = changed(before, sight(other(config, key, value)))
+            found = changed(before, sight(other(config, key, value), folder))
+        except UserError as error:
+            found = [key] if key in str(error) or f"{value}" in str(error) else []
         except ValueError:
             continue
         if found:
@@ -187,12 +270,8 @@ def arrived(config: Config, key: str, sight: Callable[[Config], dict[str, Any]],
     return []
 
 
-LIFTED = ("prior.", "scene.", "camera.", "loss.", "optim.", "trainer.", "prompt", "negative_prompt", "seed")
-ELSEWHERE = ("loss.name", "trainer.validate_every", "trainer.log_every", "prior.cache")
-
-
 def place_of(key: str) -> str:
-    """What the path is called where a setting arrives."""
+    """What the path is called where a setting of a lift arrives."""
     word = key.rpartition(".")[2]
     for prefix in ("lr_", "lambda_", "eval_", "perp_neg_f_", "twin_", "t_"):
         if word.startswith(prefix) and word not in ("t_min", "t_max"):
@@ -201,21 +280,23 @@ def place_of(key: str) -> str:
     return HIDDEN.get(key, word)
 
 
-@pytest.mark.usefixtures("asked")
-def test_every_setting_of_a_lift_arrives_at_its_place():
-    seen: dict[str, str] = {}
-    lost = []
-    for line in LIFTS.values():
-        config = config_of(*line)
-        deaf, before = unread(config), lifted(config)
+def test_every_setting_arrives_at_its_place(asked):
+    seen, lost = set[str](), dict[str, Any]()
+    for sight, *line in SIGHTS:
+        config = config_of(*(item.replace("TMP", str(asked)) for item in line))
+        deaf, before = unread(config), sight(config, asked / "run")
         for key in leaves():
-            if not key.startswith(LIFTED) or key in (*ELSEWHERE, *seen, *deaf) or key == "prompt_file":
+            if not key.startswith(REACHED[sight]) or key in seen or key in deaf or key in ELSEWHERE:
                 continue
-            found = arrived(config, key, lifted, before)
-            if found and any(place_of(key) in path for path in found):
-                seen[key] = "arrived"
+            found = arrived(config, key, sight, before, asked / "run")
+            if any(sight is not sights.lifted or place_of(key) in path for path in found):
+                seen.add(key)
             else:
-                lost.append((key, line, found[:4]))
-    assert [item for item in lost if item[0] not in seen] == []
-    wanted = {key for key in leaves() if key.startswith(LIFTED) and key not in ELSEWHERE} - {"prompt_file"}
-    assert wanted - set(seen) == set()
+                lost[key] = (line, found[:4])
+    assert {key: where for key, where in lost.items() if key not in seen} == {}
+    assert set(leaves()) - seen == set(ELSEWHERE)
+
+
+@pytest.mark.parametrize(("key", "file"), ELSEWHERE.items())
+def test_what_no_object_holds_has_a_test_of_its_own(key, file):
+    assert key.rpartition(".")[2] in (Path(__file__).parent / file).read_text(encoding="utf-8")

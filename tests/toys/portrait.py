@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,6 +25,8 @@ def portrait(thing: Any, path: str = "", above: tuple[int, ...] = ()) -> dict[st
         return {path: (tuple(thing.shape), hashlib.sha256(data.numpy().tobytes()).hexdigest())}
     if isinstance(thing, torch.Generator):
         return portrait(thing.get_state(), path)
+    if isinstance(thing, logging.Logger):
+        return {path: thing.name}
     if id(thing) in above or len(above) > 12:
         return {}
     found = {path: type(thing).__name__}

@@ -128,7 +128,7 @@ def volume_of(scene: Scene, device: torch.device) -> Volume | None:
 def evaluate_scene(
     run: Run, scene: Scene, volume: Volume | None, mesh: Mesh | None, spent: dict[str, float]
 ) -> dict[str, float | None]:
-    """The figures of `KEYS`. UserError as `known`."""
+    """The figures of `KEYS`, for a scene that is no `Surface` without those of its volume. UserError as `known`."""
     found, classify = known(run.config.prompt)
     nowhere = torch.zeros((RESOLUTION,) * 3, dtype=torch.bool)
     figures = score_scene(
@@ -141,7 +141,8 @@ def evaluate_scene(
         camera=held_out(run.config.evaluate.size),
         device=run.device,
     )
-    every = figures | spent
+    unknown = {} if isinstance(scene, Surface) else dict.fromkeys(("volume_iou", "silhouette_iou", "chamfer"))
+    every = figures | unknown | spent
     return {key: every.get(key) for key in KEYS}
 
 
