@@ -81,3 +81,19 @@ def test_terms_of_a_mesh_are_refused_for_a_field_and_a_setting_of_the_shared_gri
     line = [*rest, *MESH, "prompt=a", f"init={finished}", "scene.radius=0.7", f"exp_root_dir={tmp_path}"]
     code, _, _, err = launcher(*line)
     assert code == 2 and "scene.radius: 0.6 -> 0.7" in err
+
+
+def test_one_command_makes_a_field_and_then_its_mesh(small, launcher, tmp_path):
+    line = [*small, "scene.mesh.resolution=16", "scene.mesh.paint_steps=5", "refine_steps=1", "prompt=a red ball"]
+    code, folder, out, err = launcher(*line, "refine=true", "trainer.steps=2", f"exp_root_dir={tmp_path}")
+    assert code == 0 and folder is not None, err
+    first, second = sorted(folder.parent.iterdir())
+    assert out.count("run: ") == 2 and second == folder and second.name.endswith("-refined")
+    field, mesh = load(first).state, load(second).state
+    assert field["step"] == 2 and mesh["step"] == 1 and "distance" in mesh["scene"] and "distance" not in field["scene"]
+    code, _, _, err = launcher(
+        *line, "refine=true", "refine_with=coarse", "trainer.steps=1", f"exp_root_dir={tmp_path}"
+    )
+    assert code == 2 and "refine_with=coarse: expected one of" in err
+    code, _, _, err = launcher(*line, "refine=true", "scene.name=mesh", f"exp_root_dir={tmp_path}")
+    assert code == 2 and "refine=true: expected a field" in err

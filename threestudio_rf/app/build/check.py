@@ -14,6 +14,7 @@ from threestudio_rf.app.build.sampling import check_sample
 from threestudio_rf.app.build.scene import SCENES
 from threestudio_rf.app.errors import UserError, suggestion
 from threestudio_rf.app.settings.config import Config, leaves, value_of
+from threestudio_rf.app.settings.flags import choices
 from threestudio_rf.app.settings.groups import PriorConfig
 from threestudio_rf.export.texture import LARGEST, SMALLEST
 from threestudio_rf.trainer.ramp import ramp
@@ -124,6 +125,10 @@ def _check_camera(config: Config) -> None:
 def _check_scene(config: Config) -> None:
     row, name = SCENES[config.scene.name], config.scene.name
     row.check(config)
+    if config.refine:
+        _check_choice("refine_with", config.refine_with, tuple(choices("preset")))
+    if config.refine and (row.start is not None or not row.posed):
+        raise UserError(f"refine=true: expected a field, whose mesh goes on, got scene={name}")
     loss = config.loss
     needs = {
         "perp_neg": ("views", row.posed),

@@ -91,6 +91,11 @@ def _of_roles(config: Config) -> Keys:
     return sum((OF_ROLE.get(role, ()) for role in method_of(config.loss).roles), ())
 
 
+def _of_second(config: Config) -> Keys:
+    """Of the second stage."""
+    return sum((row.reads for row in SCENES.values() if row.start is not None), ()) if config.refine else ()
+
+
 def _sized(config: Config) -> bool:
     return config.task not in ("sample", "edit", "invert") and not SCENES[config.scene.name].latent(config)
 
@@ -111,7 +116,7 @@ def rules() -> tuple[Rule, ...]:
     size: Keys = ("prior.image_size",)
     return (
         Rule(tasks, task, lambda config: OF_TASK[config.task]),
-        Rule(_SCENE, scene, lambda config: ("scene.name", *SCENES[config.scene.name].reads)),
+        Rule(_SCENE, scene, lambda config: ("scene.name", *SCENES[config.scene.name].reads, *_of_second(config))),
         Rule(
             ("scene.background.rgb",),
             _said("scene.background.name"),

@@ -175,6 +175,9 @@ class SceneRow:
 
 NERF: tuple[str, ...] = ("scene.radius", "scene.encoding.", "scene.field.", "scene.background.", "scene.renderer.")
 NERF += ("camera.", "export.", "optim.lr_encoding", "optim.lr_networks", "optim.lr_background", "evaluate.size")
+MESH: tuple[str, ...] = ("scene.radius", "scene.encoding.", "scene.field.hidden", "scene.field.layers", "scene.mesh.")
+MESH += ("scene.background.", "camera.", "export.resolution", "export.formats", "export.faces", "export.texture")
+MESH += ("export.material", "export.up", "export.scale", "evaluate.size", "optim.lr_geometry", *NERF[-4:-1])
 SCENES: dict[str, SceneRow] = {
     "nerf": SceneRow(_nerf, maps=("orientation", "z_variance", "border"), reads=NERF),
     "image": SceneRow(
@@ -185,7 +188,10 @@ SCENES: dict[str, SceneRow] = {
         reads=("scene.image.", "optim.lr_image"),
     ),
     "mesh": SceneRow(
-        _mesh, maps=("orientation", "border", "laplacian", "normal_consistency", "convex"), start=start_mesh
+        _mesh,
+        maps=("orientation", "border", "laplacian", "normal_consistency", "convex"),
+        start=start_mesh,
+        reads=MESH,
     ),
 }
 """Every kind of scene by `scene.name`."""

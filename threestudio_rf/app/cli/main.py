@@ -31,9 +31,10 @@ from threestudio_rf.app.run.folder import (
 )
 from threestudio_rf.app.run.places import resolve_paths
 from threestudio_rf.app.run.run import Run, find_checkpoint, home, merge_stored, open_checkpoint, run_text
-from threestudio_rf.app.settings.compose import compose, to_text, typed
+from threestudio_rf.app.settings.compose import compose, on_top, to_text, typed
 from threestudio_rf.app.settings.config import Config
 from threestudio_rf.app.settings.flags import Launch
+from threestudio_rf.app.settings.layers import on_preset
 from threestudio_rf.app.tasks.grid import folder_of as grid_folder
 from threestudio_rf.app.tasks.table import command_of, tiny_folder
 from threestudio_rf.core.files import remove_leftovers
@@ -142,7 +143,21 @@ def run_one(config: Config, loaded: Loaded | None, launch: Launch, start: Start,
         gone = code == USER_ERROR and fresh and discard(folder, absent)
     if not gone:
         print(f"run: {folder}", flush=True)
+    if code == GOOD and config.refine and config.task == "lift" and config.mode == "train":
+        return guarded(lambda: refined(config, folder, launch, start, suffix=suffix))
     return code
+
+
+def refined(config: Config, folder: Path, launch: Launch, start: Start, *, suffix: str) -> int:
+    """The second stage of a finished run: another run, which begins with its mesh."""
+    own = [item for item in launch.overrides if item.startswith(("scene.mesh.", "optim.lr_geometry="))]
+    after = replace(on_top(on_preset(config, config.refine_with), own), weights=str(folder))
+    if config.refine_steps is not None:
+        after.trainer.steps = config.refine_steps
+    loaded = open_checkpoint(folder)
+    after = merge_stored(after, [], loaded)
+    check(after)
+    return run_one(after, loaded, launch, start, suffix=f"{suffix}-refined")
 
 
 def root_of(config: Config) -> Path:

@@ -27,7 +27,16 @@ RUN_KEYS: tuple[str, ...] = (
     "device",
     "tag",
 )
-RUN_KEYS += ("name", "prompt_file", "preset", "experiment", "allow_empty_prompt")
+RUN_KEYS += (
+    "name",
+    "prompt_file",
+    "preset",
+    "experiment",
+    "allow_empty_prompt",
+    "refine",
+    "refine_with",
+    "refine_steps",
+)
 RUN_GROUPS = ("export.", "sample.", "edit.", "evaluate.", "train_tiny.", "grid.", "checkpoint.")
 FREE: tuple[str, ...] = ("scene.encoding.backend", "scene.encoding.half", "scene.background.random")
 FREE += ("scene.renderer.samples_per_ray", "scene.renderer.ray_chunk", "scene.renderer.marching")
@@ -157,7 +166,7 @@ def on_top(stored: Config, overrides: list[str]) -> Config:
 
     What a stored command was about (which run it went on with, task and mode) is never inherited.
     """
-    stored = dataclasses.replace(stored, resume="", weights="")
+    stored = dataclasses.replace(stored, resume="", weights="", refine=False)
     base = [item for item in overrides if item.startswith("experiment=")]
     new, default = flat(typed(compose(overrides))), flat(typed(compose(base)))
     named = [item.lstrip("+").partition("=")[0] for item in overrides]

@@ -77,6 +77,11 @@ def settings(choice: Mapping[str, str] | None = None, changes: Mapping[str, Any]
         return typed(_changed(made, changes or {}))
 
 
+def on_preset(config: Config, name: str) -> Config:
+    """Settings with those of a preset's own file on top."""
+    return typed(OmegaConf.merge(OmegaConf.structured(config), _file(f"preset/{name}")[1]))  # type: ignore[arg-type]
+
+
 def _changed(made: DictConfig, changes: Mapping[str, Any]) -> DictConfig:
     for key, value in changes.items():
         if key not in leaves():
