@@ -8,6 +8,7 @@ milestones kept for one size; weights= of a record inherited; a key without coun
 from __future__ import annotations
 
 import importlib.util
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -438,3 +439,19 @@ def test_every_deviation_has_a_test_that_is_there():
     for row in rows:
         file, _, name = row.split("|")[-2].strip().strip("`").partition("::")
         assert f"def {name}(" in (tests / file).read_text(encoding="utf-8"), row
+
+
+def test_every_key_of_the_tables_reaches_the_settings_that_they_name():
+    for key, ours in RENAMED.items():
+        assert translate([f"{key}=1"]).overrides[0].partition("=")[0] == ours in leaves(), key
+    samples = {"background_type": "solid-color-background", "color": "[0,0.5,1]", "name": "Adam", "fmt": "obj"}
+    samples |= {"weighting_strategy": "uniform", "resolution_milestones": "[5]", "save_texture": "false"}
+    samples |= {"view_dependent_prompting": "false", "half_precision_weights": "false", "every_n_train_steps": "7"}
+    for key, row in CONVERTED.items():
+        last = key.rpartition(".")[2]
+        truth = last.startswith(("use_", "enable_", "t_anneal", "view_dependent_prompt_", "random_aug"))
+        value = samples.get(last, "true" if truth and last != "random_aug_prob" else "1")
+        found = translate(["experiment=dreamfusion_sd", f"{key}={value}"]).overrides[1:]
+        named = {item.partition("=")[0] for item in found}
+        wanted = {name for name in leaves() for each in row.ours.split(", ") if fnmatch(name, each)}
+        assert named and named - {"camera.milestones"} <= wanted | set(row.ours.split(", ")), key

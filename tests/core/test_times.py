@@ -238,6 +238,15 @@ def test_trailing_step_numbers_are_those_of_diffusers(steps: int) -> None:
     assert torch.equal(ddim_steps(steps, 1000, law="trailing").flip(0) - 1, scheduler.timesteps)
 
 
+@pytest.mark.parametrize("steps", [61, 122, 206])
+def test_trailing_keeps_the_number_of_steps_where_diffusers_adds_one_below_the_table(steps: int) -> None:
+    scheduler = DDIMScheduler(timestep_spacing="trailing")
+    scheduler.set_timesteps(steps)
+    assert (len(scheduler.timesteps), scheduler.timesteps.min()) == (steps + 1, -1)
+    ours = ddim_steps(steps, 1000, law="trailing").flip(0) - 1
+    assert len(ours) == steps and torch.equal(ours, scheduler.timesteps[:-1])
+
+
 @pytest.mark.parametrize(("steps", "theirs"), [(30, 31), (7, 8), (3, 4)])
 def test_we_keep_the_number_of_steps_where_latent_diffusion_does_not(steps: int, theirs: int) -> None:
     assert len(range(0, 1000, 1000 // steps)) == theirs
