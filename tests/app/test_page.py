@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from threestudio_rf.app.report import page
+from threestudio_rf.app.report.overview import write_overview
 from threestudio_rf.app.report.page import write_report
 from threestudio_rf.export.files import write
 from threestudio_rf.export.media import png, video
@@ -148,3 +149,32 @@ def test_what_does_not_fit_is_linked(folder: Path, tmp_path: Path, monkeypatch: 
     text = write_report(copy, "x").read_text(encoding="utf-8")
     assert 'src="save/it20-test.mp4"' in text and "model.glb is too large to be shown here" in text
     assert len(text) < 20_000
+
+
+def test_all_runs_are_listed_newest_first_and_no_prompt_is_code(folder: Path, tmp_path: Path):
+    for number, prompt in enumerate((PROMPT, "a cube")):
+        run = shutil.copytree(folder, tmp_path / f"tiny/x@20260101-00000{number}")
+        about = {"prompt": prompt, "method": "sds", "prior": "tiny_sd3 x", "status": "finished", "task": "lift"}
+        (run / "run.json").write_text(json.dumps(about))
+    (tmp_path / "tiny/broken@20250101-000000").mkdir()
+    (tmp_path / "tiny/broken@20250101-000000/run.json").write_text("{")
+    found = write_overview(tmp_path)
+    assert found == tmp_path / "index.html"
+    text = found.read_text(encoding="utf-8")
+    assert text.index("a cube") < text.index("&lt;script&gt;document") < text.index("broken")
+    assert "<script>" not in text and "volume_iou 0.9: good" in text and "http" not in text
+    links = re.findall(r'(?:src|href)="([^"]+)"', text)
+    assert len([link for link in links if link.endswith("sheet.png")]) == 2
+    for link in links:
+        assert (tmp_path / unquote(link)).exists(), link
+    assert write_overview(tmp_path / "tiny") is None
+
+
+def test_runs_and_pictures_have_a_page_and_the_folder_above_lists_them(launcher, tmp_path: Path):
+    line = ["task=sample", "prior=tiny_sd", "prompt=a red ball", "n=1", "steps=1", f"exp_root_dir={tmp_path}"]
+    code, run, _, err = launcher(*line)
+    assert code == 0 and run is not None, err
+    text = (run / "index.html").read_text(encoding="utf-8")
+    assert "a red ball" in text and "save/sheet.png" in text and "Curves" not in text
+    above = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert f"{run.parent.name}/{run.name}/index.html" in above and "save/00000.png" in above and "finished" in above

@@ -17,6 +17,7 @@ from threestudio_rf.app.build.reads import check_named, named
 from threestudio_rf.app.build.scene import pick_device, prior_id
 from threestudio_rf.app.console import LOG, close_log, open_log, traceback_place
 from threestudio_rf.app.errors import FAILED, GOOD, INTERRUPTED, USER_ERROR, RunError, UserError, user_path
+from threestudio_rf.app.report.overview import facts_of, write_pages
 from threestudio_rf.app.run.folder import (
     Lock,
     create,
@@ -137,6 +138,7 @@ def run_one(config: Config, loaded: Loaded | None, launch: Launch, start: Start,
         try:
             if not look:
                 _close(folder, code)
+                write_pages(config, folder, root_of(config), code)
         finally:
             lock.release()
             close_log()
@@ -173,6 +175,7 @@ def _record(config: Config, folder: Path, launch: Launch, *, look: bool) -> None
     raw = yaml.safe_dump({"overrides": launch.overrides}, allow_unicode=True, width=1000)
     prior = " ".join(value for value in prior_id(config.prior).values() if value)
     write_start(folder, parsed=recorded(config), raw=raw, argv=launch.argv, prior=prior)
+    write_status(folder, facts_of(config))
 
 
 def recorded(config: Config) -> str:

@@ -144,6 +144,8 @@ def _media(folder: Path) -> str:
     top += [_video(room, path, "while it was trained") for path in last(folder, "progress.mp4")]
     top += [_video(room, path, path.stem) for path in last(folder, "*-trajectory.mp4")]
     pictures = [path for kind in ("*sheet.png", "*grid.png", "*strip.png", "curves.png") for path in last(folder, kind)]
+    if not pictures:
+        pictures = last(folder, "it*-[0-9].png")
     below = [
         f'<p><img src="{room.source(path)}" alt="{html.escape(path.stem)}"></p>' for path in dict.fromkeys(pictures)
     ]

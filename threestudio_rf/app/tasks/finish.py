@@ -48,6 +48,14 @@ def shown(result: Result) -> Showing:
     return AROUND if result.row.posed else PICTURES
 
 
+def page_so_far(result: Result) -> None:
+    """The page of a run that goes on."""
+    try:
+        write_report(result.run.folder, result.run.config.prompt or result.run.config.name)
+    except OSError as error:
+        LOG.warning("no page of step %d: %s", result.step, error.strerror or error)
+
+
 def finish(result: Result) -> int:
     """The final pictures and figures, with those of how right it is where the truth is known; then the page of curves
     and the report. What fails is told and the rest still made."""

@@ -24,7 +24,7 @@ from threestudio_rf.app.run.signals import Stop
 from threestudio_rf.app.settings.compose import to_text
 from threestudio_rf.app.settings.config import Config
 from threestudio_rf.app.tasks import look
-from threestudio_rf.app.tasks.finish import finish, shown
+from threestudio_rf.app.tasks.finish import finish, page_so_far, shown
 from threestudio_rf.app.tasks.result import Result
 from threestudio_rf.priors.twin import Twin
 from threestudio_rf.tiny.world.bank import HIGH, LOW, NARROW
@@ -184,6 +184,7 @@ def watch(made: Lift, judge: Callable[[Tensor], float] | None) -> None:
     """Pictures of this step. Figures `..._to_right`: what was spent until half of them were judged right, and at every
     later look; the judge has no word for noise, so a lucky guess at the start must not count."""
     images = shown(made).snapshot(made)
+    page_so_far(made)
     if judge is None:
         return
     right = judge(images) >= 0.5
