@@ -11,6 +11,7 @@ share of right answers of each kind, with --show the wrong ones; exit code 1 whe
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import json
 import os
@@ -118,7 +119,7 @@ def answer(line: list[str], place: Path) -> Answer:
 
 
 def prepared(place: Path) -> Path:
-    """The folders and files that cases begin with."""
+    """The folders and files that cases begin with; the place."""
     from PIL import Image
 
     (place / "work").mkdir(parents=True)
@@ -127,16 +128,24 @@ def prepared(place: Path) -> Path:
     return place
 
 
-def settings_case(rng: random.Random, place: Path) -> list[str]:
+def settings_case(rng: random.Random, place: Path, _: Path) -> list[str]:
     """A command line with one to three wrong values, or without sense at all."""
     base, groups = rng.choice(((LIFT, OF_LIFT), (SAMPLE, ("sample",)), (EDIT, ("edit",))))
     keys = [key for key in leaves() if key not in PATHS and key.rpartition(".")[0].partition(".")[0] in ("", *groups)]
-    wild = [f"{rng.choice(keys)}={rng.choice(VALUES)}" for _ in range(rng.choice((1, 1, 2, 3)))]
+    wild = [f"{key}={value_for(rng, key)}" for key in rng.choices(keys, k=rng.choice((1, 1, 2, 3)))]
     if rng.random() < 0.1:
         wild.append(rng.choice(NONSENSE))
     if rng.random() < 0.1:
         wild.append(f"{rng.choice(PATHS[4:])}={rng.choice(('${x}', '/no/such', '~nobody/x', 'x' * 3000))}")
     return [*base, *wild, f"exp_root_dir={place}/out"]
+
+
+def value_for(rng: random.Random, key: str) -> str:
+    """A value that is often wrong, or at the end of its range."""
+    rule = leaves()[key].rule
+    ends = [str(rule[name]) for name in ("low", "above") if name in rule] + list(rule.get("choices", ()))
+    ends += [str(rule["high"])] if isinstance(leaves()[key].default, float) and "high" in rule else []
+    return rng.choice(ends) if ends and rng.random() < 0.4 else rng.choice(VALUES)
 
 
 def damaged_bytes(rng: random.Random, data: bytes) -> bytes:
@@ -164,16 +173,13 @@ def damaged_entry(rng: random.Random, node: Any) -> Any:
 
 def damaged_checkpoint(rng: random.Random, folder: Path) -> None:
     """One entry of the newest checkpoint replaced, with a manifest that believes it."""
-    import hashlib
-
     file = folder / "ckpts" / "last.ckpt"
     state = damaged_entry(rng, torch.load(file, weights_only=True))
     for path in (file, *sorted(folder.glob("ckpts/step-*.ckpt"))[-1:]):
         path.unlink()
         torch.save(state, path)
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
     known = json.loads((folder / "ckpts/manifest.json").read_text())
-    known["files"]["last.ckpt"]["sha256"] = digest
+    known["files"]["last.ckpt"]["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
     (folder / "ckpts/manifest.json").write_text(json.dumps(known))
 
 
@@ -208,10 +214,7 @@ def priors_case(rng: random.Random, place: Path, prior: Path) -> list[str]:
     """A copy of a prior's folder with one file damaged, and a command that draws a picture with it."""
     folder = place / "out" / "priors" / f"prior{rng.randrange(10**9)}"
     shutil.copytree(prior, folder)
-    files = sorted(
-        path for path in folder.rglob("*") if path.is_file() and path.name not in (".gitattributes", "README.md")
-    )
-    file = rng.choice(files)
+    file = rng.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
     if file.suffix == ".json" and rng.random() < 0.75:
         file.write_text(json.dumps(damaged_entry(rng, json.loads(file.read_text()))))
     elif file.suffix == ".safetensors" and rng.random() < 0.6:
@@ -234,7 +237,7 @@ def damaged_weights(rng: random.Random, file: Path) -> None:
     save_file(tensors, file, {"format": "pt"})
 
 
-def small_prior(folder: Path) -> Path:
+def small_prior(place: Path) -> Path:
     """An SD of a few weights, never trained."""
     from threestudio_rf.priors.architecture import make_tokenizer, make_vae
     from threestudio_rf.priors.architecture_sd import make_sd_text_encoder, make_unet, save_sd
@@ -243,12 +246,12 @@ def small_prior(folder: Path) -> Path:
     unet = make_unet(16, channels=(16, 24), heads=2, seed=4)
     encoder = make_sd_text_encoder(tokenizer, width=16, heads=2, seed=5)
     vae = make_vae((8, 8, 16, 16), groups=4, scaling=1.5, shift=0.1, seed=3)
-    return save_sd(folder, vae=vae, unet=unet, text_encoder=encoder, tokenizer=tokenizer)
+    return save_sd(prepared(place) / "base", vae=vae, unet=unet, text_encoder=encoder, tokenizer=tokenizer)
 
 
 def finished_run(place: Path) -> Path:
     """A small run that the damaged ones are copies of."""
-    found = answer([*LIFT, f"exp_root_dir={place}/base"], place)
+    found = answer([*LIFT, f"exp_root_dir={place}/base"], prepared(place))
     if found.code:
         raise RuntimeError(f"the run to be damaged failed: {found.err}")
     return next((place / "base" / "tiny").iterdir())
@@ -265,10 +268,7 @@ def cases(kind: str, count: int, seed: int, place: Path) -> Iterator[tuple[list[
     thing = base[kind]()
     for number in range(count):
         rng = random.Random(f"{seed} {kind} {number}")
-        if kind == "settings":
-            line = settings_case(rng, place)
-        else:
-            line = (runs_case if kind == "runs" else priors_case)(rng, place, thing)  # type: ignore[arg-type]
+        line = {"settings": settings_case, "runs": runs_case, "priors": priors_case}[kind](rng, place, thing)
         yield line, answer(line, place)
         shutil.rmtree(place / "out", ignore_errors=True)
 

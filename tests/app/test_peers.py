@@ -398,7 +398,7 @@ def test_a_copy_of_our_own_preset_is_read_with_its_defaults(tmp_path):
         (b"[1, 2]", "expected keys with values"),
         (b"", "expected keys with values, got nothing"),
         (b"a: [", "is not YAML"),
-        (b"\xff\xfe\x00a", "cannot be read"),
+        (b"caf\xe9: x", "expected text in UTF-8 or UTF-16, got byte 0xe9 in line 1"),
         (b"version: 99\nprompt: x", "has version 99"),
         (b"promt: x", "unknown: promt, did you mean prompt"),
         (b"experiment: rfdss", "experiment: rfdss: expected one of|experiment=rfdss: expected one of"),

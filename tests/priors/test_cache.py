@@ -45,6 +45,27 @@ def test_a_broken_file_counts_as_absent_and_is_replaced(tmp_path):
     assert cache(tmp_path).get("text") is not None
 
 
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"other": torch.ones(2, 3)},
+        {"prompt": torch.ones(2, 3, dtype=torch.int64)},
+        {"prompt": torch.full((2, 3), torch.nan)},
+        {"prompt": torch.ones(3)},
+        {"prompt": torch.ones(2, 3), "more": torch.ones(1)},
+    ],
+)
+def test_a_whole_file_of_something_else_counts_as_absent_too(tmp_path, tensors):
+    from safetensors.torch import save_file
+
+    one = cache(tmp_path)
+    one.put("text", ROW)
+    save_file(tensors, one.file("text"))
+    again = cache(tmp_path)
+    assert again.get("text") is None
+    assert torch.equal(again.embed(["text"], lambda texts: [ROW]).tensors["prompt"][0], ROW["prompt"])
+
+
 def test_without_a_folder_texts_are_remembered_in_memory_only(tmp_path):
     one = cache(None)
     one.put("a", ROW)
@@ -58,11 +79,11 @@ def test_each_text_is_encoded_once_and_known_ones_not_at_all(tmp_path):
 
     def encode(texts):
         asked.append(texts)
-        return [{"length": torch.tensor([len(text)])} for text in texts]
+        return [{"prompt": torch.full((1, 1), float(len(text)))} for text in texts]
 
     one = cache(tmp_path)
-    assert one.embed(["a", "bb", "a"], encode).tensors["length"].tolist() == [[1], [2], [1]]
-    assert cache(tmp_path).embed(["ccc", "bb"], encode).tensors["length"].tolist() == [[3], [2]]
+    assert one.embed(["a", "bb", "a"], encode).tensors["prompt"].flatten().tolist() == [1, 2, 1]
+    assert cache(tmp_path).embed(["ccc", "bb"], encode).tensors["prompt"].flatten().tolist() == [3, 2]
     assert asked == [["a", "bb"], ["ccc"]]
 
 

@@ -20,6 +20,16 @@ from torch import Tensor
 from threestudio_rf.core.files import write_files
 from threestudio_rf.priors.base import Condition
 
+DIMENSIONS = {"prompt": 2, "pooled": 1}
+
+
+def is_text(tensors: dict[str, Tensor]) -> bool:
+    """Whether these are an embedded text: `prompt` (T, D) and maybe `pooled` (P,), finite fractions."""
+    return "prompt" in tensors and all(
+        DIMENSIONS.get(name) == x.ndim and x.is_floating_point() and bool(x.isfinite().all())
+        for name, x in tensors.items()
+    )
+
 
 class ConditionCache:
     """Folder of embedded texts for one (model, revision, dtype); `folder` None remembers in memory only."""
@@ -39,9 +49,12 @@ class ConditionCache:
         file = self.file(text)
         if text not in self.memory and file is not None and file.is_file():
             try:
-                self.memory[text] = load(file.read_bytes())
+                found = load(file.read_bytes())
             except (OSError, SafetensorError):
                 return None
+            if not is_text(found):
+                return None
+            self.memory[text] = found
         return self.memory.get(text)
 
     def put(self, text: str, tensors: dict[str, Tensor]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import yaml
 from torch import Tensor
 
 from threestudio_rf.app.build.picture import read_picture
-from threestudio_rf.app.errors import UserError, user_path
+from threestudio_rf.app.errors import UserError, user_path, user_text
 from threestudio_rf.app.report.curves import snapshots
 from threestudio_rf.core.files import write_files
 from threestudio_rf.export.letters import typeface
@@ -56,11 +57,19 @@ class Result:
     error: str
     run: Path | None
 
+    @property
+    def steps(self) -> float:
+        """Steps of the run by its record, NaN where that is broken."""
+        try:
+            return float(yaml.safe_load((self.run / "configs/parsed.yaml").read_text("utf-8"))["trainer"]["steps"])  # type: ignore[operator]
+        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+            return math.nan
+
     def row(self) -> dict[str, float | None]:
         """The figures by the names of `FIGURES`, those per step among them."""
         if self.figures is None or self.run is None:
             return {}
-        steps = float(yaml.safe_load((self.run / "configs/parsed.yaml").read_text("utf-8"))["trainer"]["steps"])
+        steps = self.steps
         seconds, calls = (self.figures.get(name) or 0.0 for name in ("seconds", "network_calls"))
         found = dict(self.figures) | {"steps": steps, "seconds_per_step": seconds / steps}
         found["calls_per_step"] = calls / steps
@@ -204,10 +213,7 @@ def write_grid(folder: Path, results: Sequence[Result], *, title: str, docs: str
 def _inserted(page: Path, title: str, text: str) -> dict[Path, bytes]:
     """The file with `text` between its two lines."""
     marks = f"<!-- {title} -->\n", f"<!-- end of {title} -->"
-    try:
-        before = page.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"grid.docs={page}: {error.strerror or error}") from None
+    before = user_text(page, "grid.docs")
     if not all(mark in before for mark in marks):
         raise UserError(f"grid.docs={page}: expected the lines {marks[0].strip()} and {marks[1]} in it")
     head, _, rest = before.partition(marks[0])

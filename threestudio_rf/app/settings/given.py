@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from threestudio_rf.app.errors import UserError, suggestion
+from threestudio_rf.app.errors import UserError, suggestion, user_text
 from threestudio_rf.app.settings.config import VERSION, leaves
 from threestudio_rf.app.settings.conversions import GUIDANCE, Changes, Meaning, Unfit, guidance_of
 from threestudio_rf.app.settings.grammar import CONFIGS, choices, groups, spelled, text_keys
@@ -104,10 +104,8 @@ def read(path: str) -> File:
     if place.resolve().parent == (CONFIGS / "experiment").resolve():
         return File(path, base=place.stem)
     try:
-        text = place.read_text(encoding="utf-8-sig")
+        text = user_text(place, "--config")
         data, written = yaml.safe_load(text), yaml.load(text, yaml.BaseLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path}: cannot be read: {error}") from None
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(data, dict) or not data:

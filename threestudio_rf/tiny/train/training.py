@@ -118,11 +118,13 @@ def _save(state: dict[str, object], file: Path) -> None:
 
 
 def _restore(file: Path, part: Part, optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], int, float]:
-    device = device_of(part.modules)
-    state = torch.load(file, map_location=device, weights_only=True)
-    part.modules.load_state_dict(state["modules"])
-    optimiser.load_state_dict(state["optimiser"])
-    return state["mean"], state["step"], state["seconds"]
+    try:
+        state = torch.load(file, map_location=device_of(part.modules), weights_only=True)
+        part.modules.load_state_dict(state["modules"])
+        optimiser.load_state_dict(state["optimiser"])
+        return dict(state["mean"]), int(state["step"]), float(state["seconds"])
+    except Exception:  # torch raises many kinds for a file that holds something else
+        raise ValueError(f"{file} is no state of {part.name}: remove it to begin anew") from None
 
 
 def _average(mean: dict[str, Tensor], modules: nn.ModuleDict, decay: float, step: int) -> None:
