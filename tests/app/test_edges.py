@@ -42,10 +42,25 @@ def test_what_cannot_be_meant_is_refused_in_one_line(launcher, small, tmp_path: 
     assert code == 2 and words in err and len(err.strip().splitlines()[-1]) > 10, err
 
 
-def test_several_processes_are_refused_as_long_as_they_would_be_copies(launcher, monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    code, _, _, err = launcher("prompt=a red ball", f"exp_root_dir={tmp_path}")
-    assert code == 2 and "WORLD_SIZE=2" in err and not any(tmp_path.iterdir())
+@pytest.mark.parametrize(
+    ("line", "size", "words"),
+    [
+        (
+            ["prompt=a red ball"],
+            "2",
+            "got no RANK, MASTER_ADDR, MASTER_PORT, expected torchrun's; start with",
+        ),
+        (["prompt=a red ball", "camera.views=[3]"], "2", "camera.views=[3]: expected multiples of 2"),
+        (["prompt=a red ball", "scene=image"], "3", "scene.image.per_step=[4]: expected multiples of 3"),
+        (["task=sample", "prompt=a red ball"], "2", "not task=sample mode=train; start this without torchrun"),
+        (["-m", "prompt=a red ball", "seed=1,2"], "2", "not -m; start this without torchrun"),
+        (["prompt=a red ball"], "two", "WORLD_SIZE=two: expected a number"),
+    ],
+)
+def test_what_several_processes_cannot_do_is_refused(launcher, monkeypatch, tmp_path: Path, line, size, words) -> None:
+    monkeypatch.setenv("WORLD_SIZE", size)
+    code, _, _, err = launcher(*line, f"exp_root_dir={tmp_path}")
+    assert code == 2 and words in err and not any(tmp_path.iterdir()), err
 
 
 def test_a_home_that_is_not_there_is_told_with_the_key(monkeypatch) -> None:

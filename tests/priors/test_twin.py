@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from threestudio_rf.core.convert import join, noise
-from threestudio_rf.core.random import generator, normal, uniform
+from threestudio_rf.core.random import Part, generator, normal, uniform
 from threestudio_rf.distill.method import METHODS, Method, distill
 from threestudio_rf.priors.base import PriorError, bind
 from threestudio_rf.priors.gaussian import GaussianPrior
@@ -172,3 +172,22 @@ def test_a_formula_has_no_twin():
     prior = GaussianPrior(torch.zeros(1, 3, 4, 4), 1.0)
     with pytest.raises(PriorError, match="no network"):
         Twin(prior, prior.embed([""]))
+
+
+def test_parts_of_a_batch_teach_together_what_the_whole_teaches(prior):
+    latents, condition, pose = things(prior)
+    twin, noted = Twin(prior, condition), []
+
+    def note(parameters, figures):
+        noted.append(([p.grad.clone() for p in parameters], figures["loss"]))
+        return {"loss": float("nan")}  # of all parts: then nobody may step
+
+    before = copy.deepcopy(twin.state_dict())
+    for row in ([0], [1], [0, 1]):
+        part = Part(generator(0, 0, "twin"), torch.tensor(row), 2)
+        twin.learn(latents[row], condition.select(row), pose=pose[row], generator=part, average=note)
+    (first, a), (second, b), (whole, both) = noted
+    assert (a + b) / 2 == pytest.approx(both, rel=1e-4)
+    for x, y, z in zip(first, second, whole, strict=True):
+        torch.testing.assert_close((x + y) / 2, z, rtol=1e-3, atol=1e-6)
+    assert all(torch.equal(x, before["lora"][name]) for name, x in twin.state_dict()["lora"].items())

@@ -53,7 +53,9 @@ class Pupil:
         assert pose is not None and len(pose) == len(x_t)
         return torch.zeros_like(x_t)
 
-    def learn(self, latents: Tensor, condition: Condition, *, pose: Tensor | None, generator: Any) -> float:
+    def learn(
+        self, latents: Tensor, condition: Condition, *, pose: Tensor | None, generator: Any, average: Any
+    ) -> float:
         self.shown.append(latents)
         return 0.5
 

@@ -478,7 +478,9 @@ class Echo:
         self.heard.append(condition.tensors["modes"])
         return torch.zeros_like(x_t)
 
-    def learn(self, latents: Tensor, condition: Condition, *, pose: Tensor | None, generator: Generator) -> float:
+    def learn(
+        self, latents: Tensor, condition: Condition, *, pose: Tensor | None, generator: Generator, average: Any
+    ) -> float:
         assert pose is not None
         self.lessons.append((latents, condition.tensors["modes"], generator.initial_seed()))
         return 0.5

@@ -8,9 +8,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
+
+
+@dataclass(frozen=True)
+class Part:
+    """What some samples of a batch of `total` get when the whole batch is drawn from `generator`; `rows` (n,) int64."""
+
+    generator: Generator
+    rows: Tensor
+    total: int
+
 
 Draws = Generator | Sequence[Generator]
 """One generator for a whole batch, or one per sample: then a sample does not depend on the batch it is drawn in."""
@@ -24,7 +35,7 @@ def generator(seed: int, step: int, stream: str) -> Generator:
 
 def normal(
     shape: Sequence[int],
-    generator: Draws,
+    generator: Draws | Part,
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -35,7 +46,7 @@ def normal(
 
 def uniform(
     shape: Sequence[int],
-    generator: Draws,
+    generator: Draws | Part,
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -44,9 +55,13 @@ def uniform(
     return _drawn(torch.rand, shape, generator).to(device=device, dtype=dtype)
 
 
-def _drawn(law: Callable[..., Tensor], shape: Sequence[int], generator: Draws) -> Tensor:
+def _drawn(law: Callable[..., Tensor], shape: Sequence[int], generator: Draws | Part) -> Tensor:
     if isinstance(generator, Generator):
         return law(tuple(shape), generator=generator)
+    if isinstance(generator, Part):
+        if len(generator.rows) != shape[0]:
+            raise ValueError(f"got {len(generator.rows)} rows of a batch, expected one for each of {shape[0]} samples")
+        return law((generator.total, *shape[1:]), generator=generator.generator).index_select(0, generator.rows)
     if len(generator) != shape[0]:
         raise ValueError(f"got {len(generator)} generators, expected one for each of {shape[0]} samples")
     return torch.stack([law(tuple(shape[1:]), generator=one) for one in generator])

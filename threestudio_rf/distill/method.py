@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 from threestudio_rf.core.convert import Kind, split
 from threestudio_rf.core.level import Level, Schedule, column
 from threestudio_rf.core.model import Model
+from threestudio_rf.core.random import Part
 from threestudio_rf.distill.combine import COMBINERS, Combiner
 from threestudio_rf.distill.guidance import Guidance
 from threestudio_rf.distill.noise import SOURCES
@@ -132,7 +133,7 @@ def distill(
     t: Tensor,
     *,
     method: Method,
-    generator: Generator,
+    generator: Generator | Part,
     negatives: Mapping[str, Tensor] | None = None,
     progress: float = 0.0,
 ) -> Distilled:

@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from threestudio_rf.core.convert import noise
 from threestudio_rf.core.level import Level, column
 from threestudio_rf.core.model import Model
-from threestudio_rf.core.random import normal
+from threestudio_rf.core.random import Part, normal
 from threestudio_rf.core.solve import first_order, fresh_noise
 
 
@@ -26,7 +26,7 @@ class Noised(NamedTuple):
     eps: Tensor
 
 
-def random_noise(x0: Tensor, *, generator: Generator) -> Tensor:
+def random_noise(x0: Tensor, *, generator: Generator | Part) -> Tensor:
     """eps ~ N(0, I), drawn on the CPU, in x0's shape, device and dtype."""
     return normal(x0.shape, generator, device=x0.device, dtype=x0.dtype)
 
@@ -65,7 +65,7 @@ def rising(t: Tensor, steps: int) -> Tensor:
 
 
 def inverted(
-    x0: Tensor, t: Tensor, model: Model, *, steps: int, scale: float, eta: float = 0.0, generator: Generator
+    x0: Tensor, t: Tensor, model: Model, *, steps: int, scale: float, eta: float = 0.0, generator: Generator | Part
 ) -> Tensor:
     """DDIM inversion of x0 (B, C, h, w) from 0 to t (B,) along `rising` times; Euler's rule on the straight path.
 
@@ -111,28 +111,30 @@ class Numbers(Protocol):
 class Source(Protocol):
     """x0 (B, C, h, w), t (B,) -> x_t and eps."""
 
-    def __call__(self, x0: Tensor, t: Tensor, model: Model, *, method: Numbers, generator: Generator) -> Noised: ...
+    def __call__(
+        self, x0: Tensor, t: Tensor, model: Model, *, method: Numbers, generator: Generator | Part
+    ) -> Noised: ...
 
 
-def _random(x0: Tensor, t: Tensor, model: Model, *, method: Numbers, generator: Generator) -> Noised:
+def _random(x0: Tensor, t: Tensor, model: Model, *, method: Numbers, generator: Generator | Part) -> Noised:
     eps = random_noise(x0, generator=generator)
     return Noised(noise(x0, eps, model.schedule(t)), eps)
 
 
-def _rev(x0: Tensor, t: Tensor, model: Model, *, method: Numbers, generator: Generator) -> Noised:
+def _rev(x0: Tensor, t: Tensor, model: Model, *, method: Numbers, generator: Generator | Part) -> Noised:
     eps = random_noise(x0, generator=generator)
     eps = rev_noise(x0, eps, t, model, step=method.rev_step, steps=method.rev_steps)
     return Noised(noise(x0, eps, model.schedule(t)), eps)
 
 
-def _inverted(x0: Tensor, t: Tensor, model: Model, *, method: Numbers, generator: Generator) -> Noised:
+def _inverted(x0: Tensor, t: Tensor, model: Model, *, method: Numbers, generator: Generator | Part) -> Noised:
     """SDI (arXiv 2405.15891): the noise of x0 is what DDIM inversion up to t finds."""
     steps, scale, eta = method.invert_steps, method.invert_scale, method.invert_eta
     x_t = inverted(x0, t, model, steps=steps, scale=scale, eta=eta, generator=generator)
     return Noised(x_t, implied(x0, x_t, model.schedule(t)))
 
 
-def _push_back(x0: Tensor, t: Tensor, model: Model, *, method: Numbers, generator: Generator) -> Noised:
+def _push_back(x0: Tensor, t: Tensor, model: Model, *, method: Numbers, generator: Generator | Part) -> Noised:
     """UCM (FlowDreamer, arXiv 2408.05008): x0 pushed back to t = 1 is its noise, on the straight path as it is."""
     steps, scale, eta, end = method.invert_steps, method.invert_scale, method.invert_eta, torch.ones_like(t)
     x_1 = inverted(x0, end, model, steps=steps, scale=scale, eta=eta, generator=generator)
@@ -140,7 +142,7 @@ def _push_back(x0: Tensor, t: Tensor, model: Model, *, method: Numbers, generato
     return Noised(noise(x0, eps, model.schedule(t)), eps)
 
 
-def _ism(x0: Tensor, t: Tensor, model: Model, *, method: Numbers, generator: Generator) -> Noised:
+def _ism(x0: Tensor, t: Tensor, model: Model, *, method: Numbers, generator: Generator | Part) -> Noised:
     """ISM (LucidDreamer, arXiv 2311.11284): 0 -> s = t - delta -> t by inversion; eps is eps_uncond(x_s), and x_t is
     not noise(x0, eps)."""
     steps, scale, eta = method.invert_steps, method.invert_scale, method.invert_eta

@@ -8,7 +8,8 @@ bias start at zero, so a fresh twin is the prior.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ from torch import Generator, Tensor, nn
 
 from threestudio_rf.core.convert import join, noise
 from threestudio_rf.core.model import Model
-from threestudio_rf.core.random import normal, uniform
+from threestudio_rf.core.random import Part, normal, uniform
 from threestudio_rf.priors.base import Condition, Prior, PriorError
 
 NAME = "twin"
@@ -61,6 +62,10 @@ class PoseBias(nn.Module):
         return Condition(moved)
 
 
+Average = Callable[[Sequence[nn.Parameter], dict[str, float]], dict[str, float]]
+"""Takes gradients and figures to their means over several processes."""
+
+
 class Twin:
     """The adapters, the bias and their optimiser. `like` is any condition of the prior, for its shapes; `posed`: the
     twin sees cameras. PriorError for a prior without a network that can carry adapters."""
@@ -101,11 +106,18 @@ class Twin:
             return self._answer(x_t, t, condition, pose)
 
     def learn(
-        self, latents: Tensor, condition: Condition, *, pose: Tensor | None = None, generator: Generator
+        self,
+        latents: Tensor,
+        condition: Condition,
+        *,
+        pose: Tensor | None = None,
+        generator: Generator | Part,
+        average: Average | None = None,
     ) -> float:
         """One training step on clean `latents` (B, C, h, w) at fresh times and noise; its mean squared error.
 
-        t is uniform in 0.001..1. A loss that is not finite leaves the twin as it is.
+        t is uniform in 0.001..1. A loss that is not finite leaves the twin as it is. With `average` these are a part of
+        the batch: it takes the gradients of the parameters to their mean over all parts, and returns that of the loss.
         """
         x0 = latents.detach().float()
         t = CLEANEST + (1 - CLEANEST) * uniform((len(x0),), generator, device=x0.device)
@@ -115,9 +127,13 @@ class Twin:
             loss = (self._answer(noise(x0, eps, level), t, condition, pose) - wanted).square().mean()
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
-        if bool(loss.isfinite()):
+        value = loss.item()
+        if average is not None:
+            parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
+            value = average(parameters, {"loss": value})["loss"]
+        if math.isfinite(value):
             self.optimiser.step()
-        return loss.item()
+        return value
 
     def state_dict(self) -> dict[str, Any]:
         """Adapters, bias and optimiser."""

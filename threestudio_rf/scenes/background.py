@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from threestudio_rf.scenes.camera import drawn
 from threestudio_rf.scenes.field import mlp
 
 
@@ -38,10 +39,16 @@ class EnvironmentBackground(nn.Module):
         return torch.sigmoid(self.network(torch.cat([directions, *waves], dim=-1)))
 
 
-def behind(own: Callable[[], Tensor], directions: Tensor, generator: torch.Generator | None, random: float) -> Tensor:
+def behind(
+    own: Callable[[], Tensor],
+    directions: Tensor,
+    generator: torch.Generator | None,
+    random: float,
+    part: tuple[int, int] = (0, 1),
+) -> Tensor:
     """Colours (B, H, W, 3) behind the object for ray directions (B, H, W, 3): those of `own`, of that shape; with a
-    generator and probability `random` one flat random colour per view."""
-    draws = None if generator is None else torch.rand(len(directions), 4, generator=generator)
+    generator and probability `random` one flat random colour per view. `part` is the cameras'."""
+    draws = None if generator is None else drawn(len(directions), 4, generator, part)
     if draws is None or not bool((draws[:, 3] < random).any()):
         return own()
     flat = draws[:, :3].to(directions)[:, None, None, :].expand_as(directions)

@@ -15,7 +15,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Camera:
-    """B pinhole cameras of one picture size. Angles in degrees, all (B,); `fovy` is the vertical field of view."""
+    """B pinhole cameras of one picture size. Angles in degrees, all (B,); `fovy` is the vertical field of view.
+
+    `part` says which part of a batch they are, and of how many parts: what is drawn for them is what they would get in
+    the whole batch.
+    """
 
     azimuth: Tensor
     elevation: Tensor
@@ -23,6 +27,7 @@ class Camera:
     fovy: Tensor
     height: int
     width: int
+    part: tuple[int, int] = (0, 1)
 
     def __post_init__(self) -> None:
         shapes = {tuple(x.shape) for x in (self.azimuth, self.elevation, self.distance, self.fovy)}
@@ -76,6 +81,13 @@ class Camera:
             fovy=self.fovy[index],
         )
 
+    def share(self, index: int, parts: int) -> Camera:
+        """Part `index` of `parts` equal ones. ValueError for cameras that cannot be divided so."""
+        if len(self) % parts:
+            raise ValueError(f"got {len(self)} cameras, expected a multiple of {parts}")
+        size = len(self) // parts
+        return replace(self.select(slice(index * size, (index + 1) * size)), part=(index, parts))
+
     def to(self, device: torch.device | str) -> Camera:
         """The same cameras on another device."""
         return replace(
@@ -85,6 +97,12 @@ class Camera:
             distance=self.distance.to(device),
             fovy=self.fovy.to(device),
         )
+
+
+def drawn(count: int, width: int, generator: torch.Generator, part: tuple[int, int]) -> Tensor:
+    """Uniform numbers (count, width) for as many rays or views of a `Camera.part`: its part of those of the batch."""
+    index, parts = part
+    return torch.rand(count * parts, width, generator=generator)[index * count : (index + 1) * count]
 
 
 def orbit(

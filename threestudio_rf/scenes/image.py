@@ -99,10 +99,15 @@ class ImageScene(Scene):
         return (first + torch.arange(self.per_step)) % count
 
     def render(self, camera: Camera, generator: Generator | None = None, *, normals: bool = False) -> Rendering:
-        """The particles of this step, without a generator all of them, fully opaque, whatever the camera."""
+        """The particles of this step, without a generator all of them, fully opaque, whatever the camera; for a part of
+        a batch its part of them. ValueError where they cannot be divided so."""
         rgb = self.pictures
         if generator is not None and self.per_step < len(rgb):
             rgb = rgb[self.chosen(generator).to(rgb.device)]
+        part, parts = camera.part
+        if len(rgb) % parts:
+            raise ValueError(f"got {len(rgb)} pictures, expected a multiple of {parts}")
+        rgb = rgb.unflatten(0, (parts, -1))[part]
         return Rendering(rgb, torch.ones_like(rgb[:, :1]))
 
 

@@ -159,7 +159,7 @@ class MeshScene(Scene):
         def own() -> Tensor:
             return self.background(directions.reshape(-1, 3)).view_as(directions)
 
-        backdrop = behind(own, directions, generator, self.random_background)
+        backdrop = behind(own, directions, generator, self.random_background, camera.part)
         return Rendering(
             rgb=maps[:, :3] + (1 - opacity) * backdrop.movedim(-1, 1),
             opacity=opacity,

@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 
 from threestudio_rf.scenes.background import behind
 from threestudio_rf.scenes.base import Rendering, Scene
-from threestudio_rf.scenes.camera import Camera
+from threestudio_rf.scenes.camera import Camera, drawn
 from threestudio_rf.scenes.field import HashGridField, normals_by_differences
 from threestudio_rf.scenes.occupancy import MARCHES, OccupancyGrid, march, marching_backend
 from threestudio_rf.scenes.volume import Samples, accumulate, composite, packed_weights, part_by_part
@@ -100,7 +100,7 @@ class HashGridNeRF(Scene):
         flat = origins.reshape(-1, 3), directions.reshape(-1, 3)
         jitter = None
         if generator is not None:
-            jitter = torch.rand(len(flat[0]), generator=generator).to(flat[0].device)
+            jitter = drawn(len(flat[0]), 1, generator, camera.part)[:, 0].to(flat[0].device)
         if not self.marching_reason:
             name, self.marching_reason = marching_backend(self.marching, flat[0].device)
             self._march = MARCHES[name]
@@ -113,7 +113,7 @@ class HashGridNeRF(Scene):
         maps = maps.view(-1, *directions.shape[:3]).movedim(0, 1)
         opacity = maps[:, 3:4]
         return Rendering(
-            rgb=maps[:, :3] + (1 - opacity) * self._behind(directions, generator, chunk).movedim(-1, 1),
+            rgb=maps[:, :3] + (1 - opacity) * self._behind(camera, directions, generator, chunk).movedim(-1, 1),
             opacity=opacity,
             depth=maps[:, 4:5],
             z_variance=maps[:, 5:6],
@@ -146,7 +146,7 @@ class HashGridNeRF(Scene):
         free = torch.cuda.mem_get_info(device)[0] + unused
         return max(int(free / 2 / (self._per_ray * SAMPLE_BYTES * (5 if normals else 1))), 1024)
 
-    def _behind(self, directions: Tensor, generator: Generator | None, chunk: int) -> Tensor:
+    def _behind(self, camera: Camera, directions: Tensor, generator: Generator | None, chunk: int) -> Tensor:
         """Colours (B, H, W, 3) behind the object."""
 
         def seen() -> Tensor:
@@ -156,4 +156,4 @@ class HashGridNeRF(Scene):
             )
             return colours.t().reshape(directions.shape)
 
-        return behind(seen, directions, generator, self.random_background)
+        return behind(seen, directions, generator, self.random_background, camera.part)

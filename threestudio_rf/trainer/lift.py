@@ -28,6 +28,7 @@ from threestudio_rf.scenes.camera import Camera
 from threestudio_rf.scenes.regularize import REGULARIZERS
 from threestudio_rf.trainer.accumulate import Accumulated
 from threestudio_rf.trainer.optim import gradient_norm, set_rates
+from threestudio_rf.trainer.ranks import ALONE, Ranks
 from threestudio_rf.trainer.settings import LiftSettings as LiftSettings
 from threestudio_rf.trainer.settings import Times as Times
 from threestudio_rf.trainer.settings import Views as Views
@@ -61,12 +62,14 @@ def lift(
     device: torch.device | str = "cpu",
     extra: Mapping[str, Condition] | None = None,
     twin: Twin | None = None,
+    ranks: Ranks = ALONE,
 ) -> Iterator[LiftState]:
     """Optimise `scene` from `first_step` to `settings.steps`, yielding after every step.
 
     `conditions` are the prompts of all views in the order of `settings.views.index`, or one prompt for every camera;
     `negative` one prompt or as many; `extra` further roles of the method, likewise, or another "uncond". A `twin`
-    answers the role "twin" and learns the scene's latents after every step. The rendering decides the batch.
+    answers the role "twin" and learns the scene's latents after every step. The rendering decides the batch. Of several
+    `ranks` each renders its share of the views; metrics are means over all, states show the process's own views.
 
     A step whose gradient is not finite is left out and counted; `skip_limit` of them in a row raise DivergedError. A
     scene that stays empty for `empty_limit` steps is warned about once. A `first_step` between two steps of the
@@ -77,7 +80,7 @@ def lift(
     for step in range(first_step - first_step % every, settings.steps):
         scene.update(step, generator(settings.seed, step, "update"))
         set_rates(optimiser, settings.rates, step)
-        camera = settings.views.camera(step, settings.seed).to(device)
+        camera = ranks.share(settings.views.camera(step, settings.seed).to(device))
         asked = repeated(camera, draws)
         seen = seen_from(conditions, negative, camera=asked, settings=settings, extra=extra)
         model = bind(prior, seen.conditions)
@@ -88,19 +91,32 @@ def lift(
         latents = encoded(rendering, prior, settings)
         terms = {name: partial(term, rendering) for name, term in REGULARIZERS.items()} | scene.terms()
         loss, result, metrics = objective(
-            rendering, latents, model, negatives=seen.negatives, step=step, settings=settings, terms=terms
+            rendering,
+            latents,
+            model,
+            negatives=seen.negatives,
+            step=step,
+            settings=settings,
+            terms=terms,
+            ranks=ranks,
         )
         gathered.clear()
         loss.backward()
+        metrics = ranks.average(gathered.parameters, metrics | {"skipped": float(result.skipped)})
         norm = gradient_norm(optimiser)
-        skip = result.skipped or not bool(norm.isfinite())
+        skip = metrics.pop("skipped") > 0 or not bool(norm.isfinite())
         if not skip:
             gathered.add()
         if ((step + 1) % every == 0 or step + 1 == settings.steps) and gathered.step():
             scene.after_step(optimiser, step)
         if twin is not None and step >= first_step:
-            draws_of_twin = generator(settings.seed, step, "twin")
-            metrics["twin_loss"] = twin.learn(latents.detach(), seen.of_twin, pose=pose(asked), generator=draws_of_twin)
+            metrics["twin_loss"] = twin.learn(
+                latents.detach(),
+                seen.of_twin,
+                pose=pose(asked),
+                generator=ranks.part(generator(settings.seed, step, "twin"), len(latents), draws),
+                average=ranks.average,
+            )
             model.calls += LEARNING_CALLS
         skipped = skipped + 1 if skip else 0
         empty = empty + 1 if metrics["opacity"] < 1e-3 else 0
@@ -192,16 +208,19 @@ def objective(
     step: int,
     settings: LiftSettings,
     terms: Mapping[str, Callable[[], Tensor]],
+    ranks: Ranks = ALONE,
 ) -> tuple[Tensor, Distilled, dict[str, float]]:
     """The loss of a step with those of the regularisers `terms` that have a factor, what distillation found, and the
     figures of both."""
-    t = settings.times.draw(len(latents), step, settings.steps, settings.seed, schedule=model.schedule)
+    count, draws = len(latents), settings.times.draws
+    t = settings.times.draw(count * ranks.size, step, settings.steps, settings.seed, schedule=model.schedule)
+    t = t[ranks.rows(count, draws)]
     result = distill(
         latents,
         model,
         t.to(latents.device),
         method=settings.method,
-        generator=generator(settings.seed, step, "noise"),
+        generator=ranks.part(generator(settings.seed, step, "noise"), count, draws),
         negatives=negatives,
         progress=progress(step, settings.steps),
     )

@@ -29,20 +29,22 @@ from threestudio_rf.scenes.hashgrid import make_encoding
 from threestudio_rf.scenes.image import ImageScene
 from threestudio_rf.scenes.mesh import MeshScene
 from threestudio_rf.scenes.nerf import HashGridNeRF
+from threestudio_rf.trainer.ranks import local_rank
 
 
 def pick_device(name: str) -> torch.device:
-    """The device a run uses; UserError for a CUDA device that is not there, a notice where auto finds none."""
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
+    """The device a run uses, of several processes on a machine each its own; UserError for a CUDA device that is not
+    there, a notice where auto finds none."""
+    if name == "auto" and not torch.cuda.is_available():
         LOG.info("no CUDA device: running on the CPU")
         return torch.device("cpu")
-    device = torch.device(name)
+    device = torch.device("cuda" if name == "auto" else name)
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if device.index is None and local_rank():
+            device = torch.device("cuda", local_rank())
         if (device.index or 0) >= count:
-            raise UserError(f"device={name}: this machine shows {count} CUDA devices; use device=auto or device=cpu")
+            raise UserError(f"device={device}: this machine shows {count} CUDA devices; use device=auto or device=cpu")
     return device
 
 

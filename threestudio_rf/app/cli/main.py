@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import yaml
 from threestudio_rf.app.build.check import check
 from threestudio_rf.app.build.reads import check_named, named
 from threestudio_rf.app.build.scene import pick_device, prior_id
+from threestudio_rf.app.cli.together import alone, several, together
 from threestudio_rf.app.console import LOG, close_log, open_log, traceback_place
 from threestudio_rf.app.errors import FAILED, GOOD, INTERRUPTED, USER_ERROR, RunError, UserError, user_path
 from threestudio_rf.app.report.overview import facts_of, write_pages
@@ -37,11 +39,13 @@ from threestudio_rf.app.settings.config import Config
 from threestudio_rf.app.settings.flags import Launch
 from threestudio_rf.app.settings.layers import on_preset
 from threestudio_rf.app.tasks.grid import folder_of as grid_folder
+from threestudio_rf.app.tasks.lift import follow
 from threestudio_rf.app.tasks.table import command_of, tiny_folder
 from threestudio_rf.core.files import remove_leftovers
 from threestudio_rf.priors.base import PriorError
 from threestudio_rf.trainer.checkpoint import CheckpointError, Loaded
 from threestudio_rf.trainer.lift import DivergedError
+from threestudio_rf.trainer.ranks import LostRankError, leave
 
 MEMORY = (
     "out of GPU memory. What helps, in this order: smaller camera.sizes, scene.renderer.samples_per_ray=256, "
@@ -63,6 +67,7 @@ def settings_of(launch: Launch) -> tuple[Config, Loaded | None]:
         loaded = open_checkpoint(path)
         config = merge_stored(config, launch.overrides, loaded)
     check(config)
+    several(config)
     check_named(config, named(launch.argv, launch.overrides))
     return config, loaded
 
@@ -88,7 +93,7 @@ def guarded(work: Callable[[], int]) -> int:
         return work()
     except (UserError, PriorError, CheckpointError) as error:
         return _told(USER_ERROR, str(error))
-    except (RunError, DivergedError) as error:
+    except (RunError, DivergedError, LostRankError) as error:
         return _told(FAILED, str(error))
     except torch.OutOfMemoryError:
         return _told(FAILED, MEMORY)
@@ -110,6 +115,8 @@ def guarded(work: Callable[[], int]) -> int:
 
 def _told(code: int, text: str) -> int:
     LOG.debug("%s", traceback.format_exc())
+    if code == USER_ERROR and os.environ.get("RANK", "0") != "0":
+        return code
     LOG.log(45, "error: %s", text)
     return code
 
@@ -120,6 +127,12 @@ Start = Callable[[list[str]], int]
 def run_one(config: Config, loaded: Loaded | None, launch: Launch, start: Start, *, suffix: str = "") -> int:
     """One run in its folder, which may `start` others; prints `run: <folder>` at the end, whatever happened."""
     device = pick_device(config.device)
+    ranks = together(device)
+    if not ranks.first:
+        open_log("error")
+        code = guarded(lambda: follow(Run(config, Path(), device, loaded, ranks=ranks)))
+        leave(ranks)
+        return code
     place = FIXED[config.task](config) if config.task in FIXED else root_of(config) / slug(config.name)
     absent = missing(place)
     folder = folder_of(config, loaded, suffix, launch.argv)
@@ -132,7 +145,7 @@ def run_one(config: Config, loaded: Loaded | None, launch: Launch, start: Start,
             remove_leftovers(folder)
         open_log(config.log_level, folder / "log.txt")
         _record(config, folder, launch, look=look)
-        run = Run(config, folder, device, loaded, start)
+        run = Run(config, folder, device, loaded, start, ranks)
         code = guarded(lambda: command_of(config)(run))
     finally:  # also where the console is closed (`| head -1`)
         try:
@@ -142,6 +155,7 @@ def run_one(config: Config, loaded: Loaded | None, launch: Launch, start: Start,
         finally:
             lock.release()
             close_log()
+            leave(ranks)
         gone = code == USER_ERROR and fresh and discard(folder, absent)
     if not gone:
         print(f"run: {folder}", flush=True)
@@ -203,6 +217,7 @@ def run(launch: Launch, start: Start) -> int:
     for note in launch.notes:
         LOG.info("%s", note)
     if launch.multirun:
+        alone("-m")
         from threestudio_rf.app.cli.sweep import prompts_of, sweep
 
         def one(config: Config, number: int) -> int:

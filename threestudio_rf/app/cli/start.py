@@ -34,9 +34,6 @@ def prepare(launch: Launch, environment: MutableMapping[str, str]) -> None:
 def _begin(argv: list[str]) -> int:
     if sys.version_info[:2] >= (3, 14):
         raise UserError(f"Python 3.11 to 3.13 is needed (Hydra 1.3 stops on 3.14), this is {sys.version.split()[0]}")
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if processes.isdigit() and int(processes) > 1:
-        raise UserError(f"WORLD_SIZE={processes}: a run is one process; start it without torchrun")
     launch = translate(as_utf8(argv))
     if launch.show == "help":
         from threestudio_rf.app.cli.help import text
@@ -63,7 +60,8 @@ def start(argv: list[str]) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED

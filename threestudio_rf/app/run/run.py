@@ -16,6 +16,7 @@ from threestudio_rf.app.run.folder import latest, run_of
 from threestudio_rf.app.settings.compose import differences, from_text, on_top
 from threestudio_rf.app.settings.config import Config
 from threestudio_rf.trainer.checkpoint import Loaded, load
+from threestudio_rf.trainer.ranks import ALONE, Ranks
 
 SHARED = ("radius", "encoding", "field", "background")
 """What a scene that begins with one of another kind takes over of its settings."""
@@ -31,6 +32,8 @@ class Run:
     resumed: Loaded | None = None
     start: Callable[[list[str]], int] | None = None
     """Runs another command line in this process, for a grid."""
+    ranks: Ranks = ALONE
+    """The processes of this run; only the first has a folder."""
 
     def save(self, *names: str) -> Path:
         """A path below `save/`."""

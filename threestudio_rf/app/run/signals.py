@@ -30,6 +30,11 @@ class Stop:
         """The exit code of that signal."""
         return INTERRUPTED if self.signal == signal.SIGINT else TERMINATED
 
+    def agree(self, asked: bool) -> None:
+        """Stop as well when another process of the run was asked to."""
+        if asked and not self.asked:
+            self.signal = signal.SIGTERM
+
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt

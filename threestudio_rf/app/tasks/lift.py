@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -17,6 +17,7 @@ from threestudio_rf.app.build.scene import SCENES, prior_id
 from threestudio_rf.app.build.views import embed_views
 from threestudio_rf.app.build.words import warn_unknown_words
 from threestudio_rf.app.console import LOG, Progress, memory
+from threestudio_rf.app.errors import GOOD
 from threestudio_rf.app.report.score import right_share
 from threestudio_rf.app.run.extras import open_wandb
 from threestudio_rf.app.run.run import Run
@@ -131,17 +132,22 @@ def run_lift(made: Lift) -> Iterator[LiftState]:
         else:
             with checkpoint.fitting(made.run.resumed.path, "twin"):
                 made.twin.load_state_dict(learned)
+    settings, ranks = lift_settings(config), made.run.ranks
+    if not made.row.posed:
+        settings = replace(settings, views=replace(settings.views, counts=(ranks.size,)))
+    ranks.wait()
     return lift(
         made.scene,
         made.prior,
         conditions,
         negative=negative,
         optimiser=made.optimiser,
-        settings=lift_settings(config),
+        settings=settings,
         first_step=made.step,
         device=made.run.device,
         extra=extra,
         twin=made.twin,
+        ranks=ranks,
     )
 
 
@@ -171,6 +177,7 @@ def train(made: Lift, stop: Stop) -> None:
             frame = frame_at(made.step, total, config.trainer.progress)
             if frame is not None and made.row.posed:
                 look.progress_frame(made, frame)
+            stop.agree(made.run.ranks.any(stop.asked))
             if stop.asked or made.step == total or _due(made.step, config.checkpoint.every, total):
                 made.save()
             if stop.asked:
@@ -208,6 +215,19 @@ def _due(step: int, every: int, total: int) -> bool:
 
 def _shown(metrics: dict[str, float]) -> dict[str, str]:
     return {"loss": f"{metrics['loss']:.3g}", "t": f"{metrics['t']:.2f}", "memory": memory()}
+
+
+def follow(run: Run) -> int:
+    """What a process that is not the first does: the same steps, and no file."""
+    made = prepare(run)
+    with Stop() as stop:
+        if made.step < run.config.trainer.steps:
+            for state in run_lift(made):
+                made.step = state.step + 1
+                stop.agree(run.ranks.any(stop.asked))
+                if stop.asked:
+                    return stop.code
+    return GOOD
 
 
 def command(run: Run) -> int:

@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from threestudio_rf.core.average import average
+
 PATIENCE = timedelta(days=2)
 """A process waits so long for another: a person may stop all of them for a while."""
 
@@ -77,14 +79,7 @@ def _join(crew: Crew) -> None:
 
 def average_gradients(module: nn.Module) -> None:
     """Replace every gradient by its mean over the processes; parameters without one have none in any process."""
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    start = 0
-    for gradient in gradients:
-        gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
-        start += gradient.numel()
+    average([p.grad for p in module.parameters() if p.grad is not None])
 
 
 def of_the_first(value: float) -> float:

@@ -1,0 +1,127 @@
+"""One run by several processes, as torchrun starts them: each takes its share of the views, gradients are averaged.
+
+The batch of the settings is that of all processes together, and every draw is that of the whole batch, so N processes
+take the steps of one, to rounding. Only the first one writes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Generator, Tensor, nn
+
+from threestudio_rf.core.average import average
+from threestudio_rf.core.random import Part
+from threestudio_rf.scenes.camera import Camera
+
+PATIENCE = timedelta(seconds=120)
+"""How long a process waits for another one within a step."""
+LOOKS = timedelta(hours=2)
+"""How long the others wait while the first one loads, looks and saves."""
+NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class LostRankError(RuntimeError):
+    """Another process of the run is gone or does not answer."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Process `rank` of `size`; alone there is nothing to agree about."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes."""
+        return self.rank == 0
+
+    def share(self, camera: Camera) -> Camera:
+        """This process's views. ValueError where they cannot be divided."""
+        return camera if self.size == 1 else camera.share(self.rank, self.size)
+
+    def rows(self, count: int, draws: int) -> Tensor:
+        """Where this process's `count` samples, each view once per draw, stand in the batch of all processes."""
+        views = count // draws
+        inside = torch.arange(self.rank * views, (self.rank + 1) * views)
+        return (torch.arange(draws)[:, None] * (views * self.size) + inside).flatten()
+
+    def part(self, generator: Generator, count: int, draws: int) -> Generator | Part:
+        """The draws of this process's samples."""
+        return generator if self.size == 1 else Part(generator, self.rows(count, draws), count * self.size)
+
+    def average(self, parameters: Sequence[nn.Parameter], figures: Mapping[str, float]) -> dict[str, float]:
+        """Take gradients to their means, and return those of the figures: the same numbers in every process. Where no
+        process has a gradient there is none. LostRankError when another process does not answer."""
+        if self.size == 1:
+            return dict(figures)
+        device = parameters[0].device
+        given = torch.tensor([float(p.grad is not None) for p in parameters], device=device)
+        values = torch.tensor(list(figures.values()), dtype=torch.float32, device=device)
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        with answered():
+            average([*gradients, given, values])
+        for parameter, gradient, share in zip(parameters, gradients, given.tolist(), strict=True):
+            parameter.grad = gradient if share > 0 else None
+        return dict(zip(figures, values.tolist(), strict=True))
+
+    def any(self, asked: bool) -> bool:
+        """Whether it is so in any process; waits for all, however long the first one loads, looks and saves."""
+        if self.size == 1:
+            return asked
+        held = torch.tensor(float(asked))
+        with answered():
+            dist.all_reduce(held, dist.ReduceOp.MAX, group=_SIDE[0])
+        return bool(held)
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        self.any(False)
+
+
+ALONE = Ranks()
+_SIDE: list[dist.ProcessGroup] = []
+"""The group that waits longer than a step takes."""
+
+
+def join(environment: Mapping[str, str], device: torch.device) -> Ranks:
+    """Meet the other processes that torchrun started; alone where there are none. ValueError for settings that are not
+    whole, LostRankError when the others do not come."""
+    if int(environment.get("WORLD_SIZE", "1")) == 1:
+        return ALONE
+    missing = [name for name in NAMES if not environment.get(name)]
+    if missing:
+        raise ValueError(f"WORLD_SIZE={environment['WORLD_SIZE']}: got no {', '.join(missing)}, expected torchrun's")
+    with answered():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        _SIDE[:] = [dist.new_group(backend="gloo", timeout=LOOKS)]
+    return Ranks(dist.get_rank(), dist.get_world_size())
+
+
+def leave(ranks: Ranks) -> None:
+    """The end of the run for this process."""
+    if ranks.size > 1 and dist.is_initialized():
+        dist.destroy_process_group()
+        _SIDE.clear()
+
+
+def local_rank() -> int:
+    """Which of its machine's processes this is."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+@contextmanager
+def answered() -> Iterator[None]:
+    """What torch.distributed says of a lost process becomes LostRankError."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        line = (str(error).strip().splitlines() or ["no reason given"])[0][:200]
+        raise LostRankError(f"another process of this run is gone or does not answer: {line}") from error
