@@ -156,6 +156,7 @@ def test_short_names_are_those_of_the_sampler_for_its_task_only() -> None:
     ("settings", "message"),
     [
         ("sampler=euler eta=0.5", "got eta with sampler euler"),
+        ("temperature=0.5", "got temperature with sampler euler"),
         ("limit=clamp", "expected one of none, clip"),
         ("sampler=ddim temperature=0.5", "draws no noise"),
         ("repeat_noise=true", "got repeat_noise"),
@@ -233,6 +234,18 @@ def test_spacings_follow_the_prior() -> None:
         grid_of(NOISY, SampleConfig(steps=6, offset=0)).times, sampling_times(6, law="leading", offset=0)
     )
     assert torch.equal(grid_of(NOISY, SampleConfig(steps=6, spacing="quad")).times, sampling_times(6, law="quad"))
+
+
+def test_without_a_named_sampler_it_is_the_priors_own_and_ddim_where_eta_is_given() -> None:
+    for settings, name in (({}, "euler"), ({"eta": 0.5}, "ddim"), ({"sampler": "heun"}, "heun")):
+        assert plan(NOISY, "a red ball", SampleConfig(steps=4, **settings)).rule.sampler == name
+    start = plan(NOISY, "a red ball", SampleConfig(steps=6, sampler="dpmpp_2m")).grid
+    assert start.heard is not None and start.times.shape == (7,)
+    with pytest.raises(UserError, match="walks on the entries of its table"):
+        grid_of(NOISY, SampleConfig(steps=6, sampler="ddpm", spacing="karras"))
+    assert grid_of(NOISY, SampleConfig(steps=3, spacing="linspace")).times.tolist() == pytest.approx(
+        [1, 0.501, 0.001, 0], abs=1e-3
+    )
 
 
 def test_a_negative_prompt_pushes_away_also_across() -> None:

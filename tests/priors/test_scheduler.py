@@ -172,6 +172,9 @@ def test_a_folder_that_is_loaded_says_how_it_is_sampled(
     flow = shutil.copytree(sd3_folder, tmp_path / "dynamic")
     change_json(flow / "scheduler/scheduler_config.json", use_dynamic_shifting=True, base_shift=0.5, max_shift=0.5)
     assert load_sd3(flow).time_shift == pytest.approx(1.6487, abs=1e-4)
+    assert load_sd(folder, kind="flow").time_shift == 1, "InstaFlow's config is that of the model it comes from"
+    change_json(file, _class_name="FlowMatchEulerDiscreteScheduler", shift=2.0)
+    assert load_sd(folder, kind="flow").time_shift == 2
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from threestudio_rf.priors.hub import Places, places
 from threestudio_rf.priors.layout import Shape, Table, is_whole, read_index, vae_factor
 from threestudio_rf.priors.parts import PLAIN, FolderParts, PartOptions, Parts
 from threestudio_rf.priors.sampling.pipeline import Formula, Pipeline
-from threestudio_rf.priors.sampling.scheduler import Scheduler
+from threestudio_rf.priors.sampling.scheduler import scheduler_of
 from threestudio_rf.priors.text import ENCODER, SDText, excess
 
 NETWORK = ("unet", "UNet2DConditionModel")
@@ -56,7 +56,6 @@ class SDPrior:
     that of SD's samplers. ValueError for a flow with a table, another kind without one, or mirrored.
     """
 
-    time_shift = 1.0
     whole_labels = True
 
     def __init__(
@@ -84,6 +83,7 @@ class SDPrior:
         self.schedule: Schedule = rectified_flow if table is None else table
         self.latent_shape = (shape.channels, shape.size, shape.size)
         self.pipeline: Pipeline = Formula(self.schedule) if pipeline is None else pipeline
+        self.time_shift = self.pipeline.time_shift
 
     def load(self) -> None:
         """Load network and VAE now, with their checks, instead of on first use."""
@@ -267,7 +267,7 @@ def load_sd(
         name=name,
         licence=licence or licence_of(at.folder, found),
         mirror_time=mirror_time,
-        pipeline=None if table is None else Scheduler(config, table),
+        pipeline=scheduler_of(config, table),
     )
 
 

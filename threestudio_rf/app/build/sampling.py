@@ -70,7 +70,7 @@ def rule_of(settings: SampleConfig, sampler: str) -> Rule:
 
 def check_sample(settings: SampleConfig, *, negative_prompt: bool, image: bool, mask: bool) -> None:
     """UserError for settings that do not go together; the flags say what else is given."""
-    rule_of(settings, "euler" if settings.sampler == "auto" else settings.sampler)
+    rule_of(settings, _named(settings) or "euler")
     if mask and not image:
         raise UserError("sample.mask needs sample.image, the picture whose black part is kept")
     if settings.strength is not None and not image:
@@ -82,8 +82,12 @@ def check_sample(settings: SampleConfig, *, negative_prompt: bool, image: bool, 
 
 
 def sampler_of(prior: Prior, settings: SampleConfig) -> str:
-    """The sampler that is meant: the folder's own where none is named."""
-    return prior.pipeline.sampler if settings.sampler == "auto" else settings.sampler
+    """The sampler that is meant: the folder's own where none is named, ddim where eta is."""
+    return _named(settings) or prior.pipeline.sampler
+
+
+def _named(settings: SampleConfig) -> str:
+    return settings.sampler if settings.sampler != "auto" else "ddim" if settings.eta > 0 else ""
 
 
 def grid_of(prior: Prior, settings: SampleConfig) -> Grid:
@@ -156,7 +160,7 @@ def plan(
             raise UserError(f"sample.strength={strength:g}: {error}") from None
     if rule.sampler == "ddpm" and len(grid.times) < 3:
         raise UserError("sample.sampler=ddpm: expected at least two steps")
-    if settings.sampler == settings.spacing == "auto":
+    if sampler_of(prior, settings) == prior.pipeline.sampler and settings.spacing == "auto":
         for note in prior.pipeline.notes(settings.steps):
             LOG.info("%s", note)
     asked = prior if grid.whole else prior.between()

@@ -17,6 +17,11 @@ class Pipeline(Protocol):
         """One of `core.solve.STEPS`."""
         ...
 
+    @property
+    def time_shift(self) -> float:
+        """The shift of its times, 1 for none."""
+        ...
+
     def times(
         self, steps: int, *, sampler: str, law: str = "auto", shift: float | None = None, offset: int | None = None
     ) -> Grid:
@@ -34,6 +39,7 @@ class Formula:
 
     schedule: Schedule
     sampler: str = "euler"
+    time_shift: float = 1.0
 
     def times(
         self, steps: int, *, sampler: str, law: str = "auto", shift: float | None = None, offset: int | None = None

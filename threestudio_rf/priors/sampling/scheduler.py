@@ -206,3 +206,9 @@ class Scheduler:
 
 def _shifted(shift: float | None) -> dict[str, Any]:
     return {} if shift is None else {"shift": shift, "flow_shift": shift, "use_dynamic_shifting": False}
+
+
+def scheduler_of(config: Table, table: DiscreteVP | None) -> Scheduler | None:
+    """The scheduler of a folder in the shape of SD; None for a flow whose config is that of a noise model, which a
+    folder of InstaFlow may have from the model it was trained from."""
+    return Scheduler(config, table) if table is not None or config.content.get("_class_name") in FLOWS else None
