@@ -23,12 +23,13 @@ from threestudio_rf.app.build.picture import fitted, spread
 from threestudio_rf.app.build.tuned import COMMON, NAMES, PAPER, TUNED, method_of
 from threestudio_rf.app.errors import UserError
 from threestudio_rf.app.settings import edit as settings_edit
+from threestudio_rf.app.settings import groups
 from threestudio_rf.app.settings.compose import compose, typed
 from threestudio_rf.app.settings.config import Config
 from threestudio_rf.app.settings.edit import EditConfig
 from threestudio_rf.app.settings.flags import translate
 from threestudio_rf.core.level import rectified_flow
-from threestudio_rf.core.solve import QUIET
+from threestudio_rf.core.solve import QUIET, STEPS
 from threestudio_rf.edit.method import METHODS, times_of
 from threestudio_rf.priors.tiny import EMBEDDED
 from threestudio_rf.tiny.world.views import COLOURS
@@ -197,6 +198,7 @@ def test_what_was_fitted_is_spread_back_where_it_came_from() -> None:
 
 def test_the_settings_that_the_schema_knows_are_those_of_the_methods() -> None:
     assert tuple(METHODS) == settings_edit.EDITORS and set(QUIET) == set(settings_edit.SOLVERS)
+    assert tuple(STEPS) == groups.SAMPLERS[1:]
     inner = {field.name for settings in METHODS.values() for field in fields(settings)}
     named = {NAMES.get(field.name, field.name) for field in fields(EditConfig)} - set(COMMON)
     assert inner == named

@@ -10,6 +10,7 @@ from threestudio_rf.app.settings.groups import PriorConfig
 from threestudio_rf.core.level import rectified_flow
 from threestudio_rf.priors.base import Condition, Prior
 from threestudio_rf.priors.facts import Facts
+from threestudio_rf.priors.sampling.pipeline import Formula
 
 FACTS = Facts("grey", "formula", "straight", multiple=4, reads=("std",))
 
@@ -17,7 +18,8 @@ FACTS = Facts("grey", "formula", "straight", multiple=4, reads=("std",))
 class Grey:
     """Prompts with "white" in them mean 1, others -1; `std` is the deviation of a picture from it."""
 
-    kind, schedule, latent_shape, time_shift = "x0", staticmethod(rectified_flow), (3, 4, 4), 1.0
+    kind, schedule, latent_shape, time_shift = "x0", rectified_flow, (3, 4, 4), 1.0
+    pipeline = Formula(rectified_flow)
     name, licence = "grey", "none"
 
     def __init__(self, std: float) -> None:
@@ -34,6 +36,9 @@ class Grey:
         mean = condition.tensors["mean"].to(x_t)[:, :, None, None]
         kept = alpha * self.std**2 / ((alpha * self.std) ** 2 + sigma**2).clamp_min(1e-12)
         return mean + kept * (x_t - alpha * mean)
+
+    def between(self) -> Grey:
+        return self
 
     def encode(self, image: Tensor, generator: Generator | None = None) -> Tensor:
         return 2 * torch.nn.functional.adaptive_avg_pool2d(image, 4) - 1
