@@ -109,6 +109,8 @@ def test_a_sweep_over_quoted_prompts_is_left_to_hydra():
     [
         (["--config", "configs/rfds-rev_sd3.yaml", "--train", "--gpu", "0"], ["experiment=rfds_rev_sd3", "mode=train"]),
         (["--config=configs/rfds_sd3.yaml", "--validate"], ["experiment=rfds_sd3", "mode=validate"]),
+        (["--config", "configs/loss/sds.yaml"], ["loss=sds"]),
+        (["--config", "configs/experiment/rfds.yaml"], ["experiment=rfds"]),
         (["--test", "--verbose"], ["mode=test", "log_level=debug"]),
         (["experiment=rfds-rev_sd3", "prior=tiny-sd3"], ["experiment=rfds_rev_sd3", "prior=tiny_sd3"]),
         (["trainer.max_steps=5"], ["trainer.steps=5"]),
@@ -172,6 +174,9 @@ def test_flags_without_effect_are_told():
         (["--config", "elsewhere/rfds_sd3.yaml"], "no such file.*experiments: .*rfds_sd3"),
         (["--config", "rfds_sd3", "--config", "rfds"], "--config rfds: expected one file"),
         (["--config"], "--config needs a value"),
+        (["--config="], "--config needs a file"),
+        (["--config", "a" * 5000], "--config a+: File name too long"),
+        (["--config", "tests"], "--config tests: a folder, expected a file"),
     ],
 )
 def test_what_is_not_known_is_one_line_with_a_suggestion(line, message):

@@ -398,6 +398,8 @@ def test_a_copy_of_our_own_preset_is_read_with_its_defaults(tmp_path):
         (b"[1, 2]", "expected keys with values"),
         (b"", "expected keys with values, got nothing"),
         (b"a: [", "is not YAML"),
+        (b"seed: 2020-13-45", "is not YAML"),
+        (b"seed: 2020-12-04", "seed"),
         (b"caf\xe9: x", "expected text in UTF-8 or UTF-16, got byte 0xe9 in line 1"),
         (b"version: 99\nprompt: x", "has version 99"),
         (b"promt: x", "unknown: promt, did you mean prompt"),
@@ -412,6 +414,14 @@ def test_a_file_that_cannot_be_followed_is_one_line(text, message, tmp_path):
     with pytest.raises(UserError, match=message) as caught:
         settings("--config", str(tmp_path / "mine.yaml"), "allow_empty_prompt=true")
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_merged_into_a_file_of_yaml_counts(tmp_path):
+    (tmp_path / "mine.yaml").write_text("loss: &a {scale: 3}\nprompt: hat\noptim: {clip: 1}\n")
+    assert settings("--config", str(tmp_path / "mine.yaml")).loss.scale == 3
+    (tmp_path / "mine.yaml").write_text("prior: &a {path: '1'}\nprompt: hat\n<<: {tag: 'x, y', seed: 4}\n")
+    found = settings("--config", str(tmp_path / "mine.yaml"))
+    assert (found.tag, found.seed) == ("x, y", 4)
 
 
 def test_an_endless_file_ends(tmp_path):

@@ -122,6 +122,8 @@ MODES = ("--train", "--validate", "--test", "--export")
 
 def _flag(flag: str, value: str, launch: Launch) -> None:
     if flag == "--config":
+        if not value:
+            raise UserError("--config needs a file")
         if launch.config:
             raise UserError(f"--config {launch.config}, --config {value}: expected one file")
         launch.config = value

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from threestudio_rf.app.errors import UserError, suggestion, user_text
+from threestudio_rf.app.errors import UserError, suggestion, user_path, user_text
 from threestudio_rf.app.settings.config import VERSION, leaves
 from threestudio_rf.app.settings.conversions import GUIDANCE, Changes, Meaning, Unfit, guidance_of
 from threestudio_rf.app.settings.grammar import CONFIGS, choices, groups, spelled, text_keys
@@ -98,21 +98,31 @@ def preset_of(path: str) -> str:
 
 def read(path: str) -> File:
     """The file; UserError for one that cannot be read, is not YAML, or is the record of another version."""
-    place = Path(path)
-    if not place.is_file():
+    place = user_path(path, "--config")
+    try:
+        folder, file = place.is_dir(), place.is_file()
+    except OSError as error:
+        raise UserError(f"--config {path[:80]}: {error.strerror}") from None
+    if folder:
+        stored = place / "configs" / "parsed.yaml"
+        hint = f"; the settings of this run are in {stored}" if stored.is_file() else ""
+        raise UserError(f"--config {path}: a folder, expected a file{hint}")
+    if not file:
         return File(path, base=preset_of(path))
-    if place.resolve().parent == (CONFIGS / "experiment").resolve():
-        return File(path, base=place.stem)
+    if place.resolve().parent.parent == CONFIGS.resolve():
+        group, name = place.resolve().parent.name, place.stem
+        return File(path, {} if group == "experiment" else {group: name}, base=name if group == "experiment" else "")
     try:
         text = user_text(place, "--config")
         data, written = yaml.safe_load(text), yaml.load(text, yaml.BaseLoader)
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date without such a day
         raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(data, dict) or not data:
         raise UserError(f"--config {path}: expected keys with values, got {'nothing' if not data else 'no keys'}")
     layers, values = _defaults(path, data), {}
     for key, value, text in _flat(data, written):
-        values[key] = value if value is None or RENAMED.get(key, key) not in text_keys() else text
+        literal = text is not None and value is not None and RENAMED.get(key, key) in text_keys()
+        values[key] = text if literal else value
         if len(values) > MOST_KEYS:
             raise UserError(f"--config {path}: more than {MOST_KEYS} keys")
     record = "version" in values
