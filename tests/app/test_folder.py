@@ -185,6 +185,8 @@ def test_what_is_written_at_the_start_holds_no_secret(tmp_path, monkeypatch):
         {"pid": 10**30, "host": socket.gethostname(), "started": 1.0},
         {"pid": 1.5, "host": socket.gethostname(), "started": 1.0},
         {"pid": 1, "host": [], "started": "x"},
+        {"pid": 1, "host": socket.gethostname(), "started": 10**400},
+        {"pid": 1, "host": socket.gethostname(), "started": float("nan")},
         [1],
         None,
     ],

@@ -27,18 +27,24 @@ class Typeface(NamedTuple):
         return ImageFont.load_default(size) if self.file is None else ImageFont.truetype(self.file, size)
 
 
-def typeface(lines: Sequence[str]) -> Typeface:
-    """A font that has all letters of `lines`, each made one line. Where no font of this machine has them, the lines are
-    numbers and a warning tells which number stands for which line."""
+def drawable(lines: Sequence[str]) -> Typeface | None:
+    """A font that has all letters of `lines`, each made one line; None where no font of this machine has them."""
     flat = [" ".join(line.encode("utf-8", "replace").decode().split()) for line in lines]
     letters = "".join(sorted(set("".join(flat)) - {" "}))
     if _own_has(letters):
         return Typeface(None, flat)
     file = _font_with(letters)
-    if file is not None:
-        return Typeface(file, flat)
-    numbers = [str(number) if line else "" for number, line in enumerate(flat, 1)]
-    meant = ", ".join(f"{number} = {line}" for number, line in zip(numbers, flat, strict=True) if line)
+    return None if file is None else Typeface(file, flat)
+
+
+def typeface(lines: Sequence[str]) -> Typeface:
+    """The same, but where no font has the letters the lines are numbers, and a warning tells which number stands for
+    which line."""
+    found = drawable(lines)
+    if found is not None:
+        return found
+    numbers = [str(number) if line else "" for number, line in enumerate(lines, 1)]
+    meant = ", ".join(f"{number} = {line}" for number, line in zip(numbers, lines, strict=True) if line)
     warnings.warn(f"no font here has all letters, so pictures are numbered: {meant}", stacklevel=3)
     return Typeface(None, numbers)
 

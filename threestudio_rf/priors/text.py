@@ -25,16 +25,19 @@ from torch import Tensor
 from threestudio_rf.core.collector import uncollected
 from threestudio_rf.priors.base import PriorError
 from threestudio_rf.priors.folder import in_one_line, load_part, quiet
-from threestudio_rf.priors.layout import Table
+from threestudio_rf.priors.layout import Table, is_number
 
 TOKENIZER, ENCODER = "tokenizer", "text_encoder"
+POSITIONS = 77
+"""Tokens that a CLIP reads whose config does not say so."""
 CLIPS = ((TOKENIZER, ENCODER), ("tokenizer_2", "text_encoder_2"))
 T5 = ("tokenizer_3", "text_encoder_3")
 
 
-def load_tokenizer(cls: Any, folder: Path, encoder: Path) -> Any:
-    """A tokenizer of transformers from its folder, which reads no more tokens than its `encoder` has positions and
-    gives none that it does not know. PriorError when its files are missing or broken."""
+def load_tokenizer(cls: Any, folder: Path, encoder: Path, positions: int | None = POSITIONS) -> Any:
+    """A tokenizer of transformers from its folder, which gives no token that its `encoder` does not know, and no more
+    of them than that has positions: `positions` where it does not say how many, None where it has none. PriorError
+    when its files are missing or broken."""
     config = Table(encoder / "config.json")
     try:
         with quiet():
@@ -45,9 +48,9 @@ def load_tokenizer(cls: Any, folder: Path, encoder: Path) -> Any:
     known = config.whole("vocab_size", words)
     if words > known:
         raise PriorError(f"{folder} has {words} tokens, its encoder {encoder.name} knows {known}")
-    positions = config.content.get("max_position_embeddings")
     if positions is not None:
-        tokenizer.model_max_length = min(tokenizer.model_max_length, config.whole("max_position_embeddings", low=3))
+        most, stated = config.whole("max_position_embeddings", positions, low=3), tokenizer.model_max_length
+        tokenizer.model_max_length = min(most, int(stated)) if is_number(stated) and stated >= 3 else most
     return tokenizer
 
 
@@ -150,8 +153,10 @@ class SD3Text:
         """Tokenizer of a part; PriorError when its files are broken."""
         from transformers import CLIPTokenizer, T5TokenizerFast
 
-        cls = T5TokenizerFast if name == T5[0] else CLIPTokenizer
-        return load_tokenizer(cls, self.folder / name, self.folder / dict([*CLIPS, T5])[name])
+        encoder = self.folder / dict([*CLIPS, T5])[name]
+        if name == T5[0]:
+            return load_tokenizer(T5TokenizerFast, self.folder / name, encoder, None)
+        return load_tokenizer(CLIPTokenizer, self.folder / name, encoder)
 
     @uncollected()
     @torch.no_grad()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from threestudio_rf.app.build.picture import read_picture
 from threestudio_rf.core.files import write_files
+from threestudio_rf.export.letters import drawable
 from threestudio_rf.export.media import contact_sheet
 from threestudio_rf.trainer.log import Metrics
 
@@ -71,10 +72,14 @@ def write_curves(folder: Path, title: str) -> Path | None:
         return None
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.font_manager import FontProperties
 
     figure = Figure(figsize=PAGE)
     canvas = FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=11, parse_math=False)
+    drawn = drawable([title])
+    if drawn is not None:  # else no font of this machine can write it
+        font = FontProperties(fname=drawn.file, size=11)
+        figure.suptitle(drawn.lines[0], fontproperties=font, parse_math=False)
     axes = figure.subplots(3, 2)
     figure.subplots_adjust(left=0.08, right=0.97, top=0.94, bottom=0.44, hspace=0.4, wspace=0.2)
     _line(axes[0, 0], series(rows, "step", "loss"), "loss", log=True)

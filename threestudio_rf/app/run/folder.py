@@ -108,22 +108,24 @@ class Lock:
         owner = read_object(self.path)
         pid, host, started = owner.get("pid"), owner.get("host"), owner.get("started")
         if not isinstance(pid, int) or not isinstance(host, str) or not isinstance(started, int | float):
-            try:
-                if time.time() - self.path.stat().st_mtime < 5:
-                    raise UserError(f"another run is starting in {self.path.parent}")
-                self.path.unlink()
-            except FileNotFoundError:
-                return
-            except OSError as error:
-                raise UserError(f"{self.path} is no lock of a run ({error.strerror or error}): remove it") from None
-            return
-        if host == socket.gethostname() and abs(_started(pid) - started) > 1:
+            self._remove_broken()
+        elif host == socket.gethostname() and not (abs(started) < 1e18 and abs(_started(pid) - started) <= 1):
             self.path.unlink(missing_ok=True)
+        else:
+            raise UserError(
+                f"{self.path.parent} is in use by process {pid} on {host}; wait for it or choose another folder "
+                f"(if that process is gone, remove {self.path})"
+            )
+
+    def _remove_broken(self) -> None:
+        try:
+            if time.time() - self.path.stat().st_mtime < 5:
+                raise UserError(f"another run is starting in {self.path.parent}")
+            self.path.unlink()
+        except FileNotFoundError:
             return
-        raise UserError(
-            f"{self.path.parent} is in use by process {pid} on {host}; wait for it or choose another folder "
-            f"(if that process is gone, remove {self.path})"
-        )
+        except OSError as error:
+            raise UserError(f"{self.path} is no lock of a run ({error.strerror or error}): remove it") from None
 
     def release(self) -> None:
         """Give the folder back."""
