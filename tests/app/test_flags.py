@@ -175,7 +175,7 @@ def test_flags_without_effect_are_told():
         (["--config", "rfds_sd3", "--config", "rfds"], "--config rfds: expected one file"),
         (["--config"], "--config needs a value"),
         (["--config="], "--config needs a file"),
-        (["--config", "a" * 5000], "--config a+: File name too long"),
+        (["--config", "a" * 5000], "--config=a+: "),
         (["--config", "tests"], "--config tests: a folder, expected a file"),
     ],
 )

@@ -99,15 +99,11 @@ def preset_of(path: str) -> str:
 def read(path: str) -> File:
     """The file; UserError for one that cannot be read, is not YAML, or is the record of another version."""
     place = user_path(path, "--config")
-    try:
-        folder, file = place.is_dir(), place.is_file()
-    except OSError as error:
-        raise UserError(f"--config {path[:80]}: {error.strerror}") from None
-    if folder:
+    if place.is_dir():
         stored = place / "configs" / "parsed.yaml"
         hint = f"; the settings of this run are in {stored}" if stored.is_file() else ""
         raise UserError(f"--config {path}: a folder, expected a file{hint}")
-    if not file:
+    if not place.is_file():
         return File(path, base=preset_of(path))
     if place.resolve().parent.parent == CONFIGS.resolve():
         group, name = place.resolve().parent.name, place.stem
