@@ -130,11 +130,23 @@ def test_a_grid_tells_the_network_its_labels_and_has_its_own_levels_at_its_stops
     level = Level(torch.tensor([0.5, 1.0]), torch.tensor([0.25, 0.0]))
     grid = Grid(torch.tensor([0.8, 0.0]), torch.tensor([0.79, 0.0], dtype=DOUBLE), level)
     field = grid.along(Field(ask, "eps", TABLE))
-    assert field.schedule.table is None and field.schedule(torch.tensor([0.8])) == (0.5, 0.25)
+    assert field.schedule.table is TABLE and field.schedule(torch.tensor([0.8])) == (0.5, 0.25)
     for t in (0.8, 0.4):
         field(gaussian(), torch.full((3,), t))
     assert asked == pytest.approx([0.79, 0.4])
     assert torch.equal(field.schedule(torch.tensor([0.4])).alpha, TABLE(torch.tensor([0.4])).alpha)
+
+
+def test_a_clean_picture_is_inverted_through_a_grid_also_by_a_prior_that_predicts_it(make_mixture: Make) -> None:
+    mixture = make_mixture([[-0.5], [1.0]], 0.3)
+    x0, grid = torch.tensor([[-0.7], [0.2], [1.1]], dtype=DOUBLE), grid_of(TABLE, 30, law="karras")
+    ends = []
+    for kind in ("x0", "v"):
+        field = grid.along(Field(mixture.field(kind, TABLE), kind, TABLE))  # type: ignore[arg-type]
+        up = end(solve(field, x0, grid.times.flip(0), rule=Rule("dpmpp_2m")))
+        ends.append(up)
+        assert (end(solve(field, up, grid.times, rule=Rule("dpmpp_2m"))) - x0).abs().max() < 0.1
+    assert (ends[0] - ends[1]).abs().max() < 0.1
 
 
 def test_laws_that_a_path_does_not_have_raise() -> None:

@@ -63,9 +63,9 @@ class Stops:
     level: Level
 
     @property
-    def table(self) -> None:
-        """None: the levels at the stops are no entries of a table."""
-        return None
+    def table(self) -> DiscreteVP | None:
+        """The path's own, of which the levels at the stops need not be entries."""
+        return self.of.table
 
     def find(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """The nearest stop (B,) of t (B,), and whether t is that stop."""

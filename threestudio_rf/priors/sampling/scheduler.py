@@ -50,6 +50,7 @@ ROWS: dict[str, Row] = {
     "FlowMatchHeunDiscreteScheduler": Row("heun", sigmas=True),
 }
 FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+"""Those of flows; Heun's has a static shift only."""
 LEFT_OUT: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("stochastic_sampling", (None, False), "its fresh noise is left out"),
     ("thresholding", (None, False), "left out; sample.limit=threshold has it"),
@@ -114,7 +115,7 @@ class Scheduler:
         """The resolution shift of a flow's times: static, dynamic at the native size, or flow_shift; 1 for a table."""
         if self.table is not None:
             return 1.0
-        if self._get("use_dynamic_shifting"):
+        if self._get("use_dynamic_shifting") and self.name != FLOWS[1]:
             return math.exp(self.mu)
         return self.config.real("flow_shift" if self._get("use_flow_sigmas") else "shift", 1.0, above=0)
 
@@ -161,12 +162,11 @@ class Scheduler:
         for key, known in REFUSED.items():
             if self._get(key) not in known:
                 raise self.config.refuse(key, " or ".join(str(value) for value in known if value is not None))
-        if self.name in FLOWS and (shift is not None or not any(self._get(key) for key in RESHAPED)):
+        plain = self.name == FLOWS[1] or not any(self._get(key) for key in RESHAPED)
+        if self.name in FLOWS and (shift is not None or plain):
             return Grid(flow_match_spacing(steps, shift=self.time_shift if shift is None else shift, n=self.trained))
         found = self._asked(steps, {"steps_offset": 1 if offset is None else offset} | _shifted(shift))
         sigmas, labels = found.sigmas.double(), found.timesteps.double()
-        if self.name == "FlowMatchHeunDiscreteScheduler":
-            sigmas, labels = torch.cat([sigmas[:1], sigmas[1:-1:2], sigmas[-1:]]), torch.cat([labels[:1], labels[1::2]])
         exploding = self.table is not None and "Euler" in self.name
         return self._between(sigmas, labels, float(found.init_noise_sigma) if exploding else None)
 
