@@ -98,3 +98,12 @@ def test_structural_changes_are_told_apart_from_the_others():
     assert differences(old, composed("prompt=a hat", "scene.renderer.ray_chunk=9", "prior=gaussian"))[0] == [
         "prior.name: tiny_sd3 -> gaussian"
     ]
+
+
+@pytest.mark.parametrize("item", ["seed=[1", "seed='", "seed=~", "seed=abc", "camera.sizes={a:1}", "seed=!!python/x"])
+def test_a_value_that_cannot_be_read_is_one_line_with_its_key_and_no_name_of_an_error(item: str) -> None:
+    with pytest.raises(UserError) as caught:
+        compose(["experiment=tiny", item])
+    text = str(caught.value)
+    assert item.partition("=")[0] in text and "\n" not in text
+    assert "Exception" not in text and "Error:" not in text.replace("Error merging", "")

@@ -62,7 +62,22 @@ def compose(overrides: list[str]) -> DictConfig:
         with hydra.initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
             return hydra.compose("config", overrides=overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(reason_of(error)) from None
+        raise UserError(_with_item(reason_of(error), overrides)) from None
+
+
+def _with_item(reason: str, overrides: list[str]) -> str:
+    """The reason with the item that it is about, where it names no key."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    if any(item.partition("=")[0] in reason for item in overrides):
+        return reason
+    for item in overrides:
+        try:
+            OverridesParser.create().parse_override(item)
+        except HydraException:
+            return f"{item}: {reason}"
+    return reason
 
 
 def _check_choices(overrides: list[str]) -> None:
@@ -81,7 +96,8 @@ def reason_of(error: BaseException) -> str:
     last = lines[-1][0] if len(lines) > 1 else ""
     keys = [line.strip() for line in lines[-1] if line.strip().startswith("full_key:")] if lines else []
     told = ": ".join(part for part in (first, last, *keys) if part)
-    return re.sub(r"\b\w*(Exception|Error): ", "cannot be read, put quotes around the value: ", told)
+    told = re.sub(r"\b\w*NoViable\w*: ", "cannot be read, put quotes around the value: ", told)
+    return re.sub(r"\b\w+(Exception|Error)\b:? ?", "", told)
 
 
 def typed(settings: DictConfig) -> Config:
