@@ -30,8 +30,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from threestudio_rf.app.build.scene import build_scene
 from threestudio_rf.app.run.run import Run, open_checkpoint
 from threestudio_rf.app.settings.compose import from_text
-from threestudio_rf.app.tasks.asset import atlas_of, write_asset
+from threestudio_rf.app.tasks.asset import atlas_of
 from threestudio_rf.app.tasks.look import mesh_of
+from threestudio_rf.export.files import write
 from threestudio_rf.export.mesh import Mesh, extract
 from threestudio_rf.scenes.base import Scene, Surface
 from threestudio_rf.scenes.camera import Camera, sphere_views
@@ -62,7 +63,7 @@ def stored(folder: Path) -> tuple[Run, Scene]:
     """A finished run with the settings of this benchmark, and its scene."""
     loaded = open_checkpoint(folder / "ckpts")
     config = from_text(loaded.state["config"], str(folder))
-    config.export.texture, config.export.formats, config.export.scale = 1024, ["glb"], "scene"
+    config.export.texture = 1024
     scene = build_scene(config.scene, config.seed, CPU)
     scene.load_state_dict(loaded.state["scene"])
     return Run(config, folder, CPU), scene
@@ -139,10 +140,10 @@ def measure(folder: Path) -> Row:
     mesh = mesh_of(run, scene)
     surface = time.process_time() - begun
     begun = time.process_time()
-    atlas_of(run, scene, mesh)
+    atlas = atlas_of(run, scene, mesh)
     texture = time.process_time() - begun
     with tempfile.TemporaryDirectory() as place:
-        (path,) = write_asset(run, scene, mesh, Path(place))
+        (path,) = write(mesh, place, formats=("glb",), atlas=atlas, scale="scene")
         size = path.stat().st_size
         brightness, channel = errors(of_file(path, camera), rgb, opacity)
     with torch.no_grad():

@@ -79,17 +79,17 @@ def sample_grid(
         raise ValueError(f"expected resolution >= 2, radius > 0, chunk >= 1, got {resolution}, {radius}, {chunk}")
     axis = torch.linspace(-radius, radius, resolution)
     slab = max(1, chunk // resolution**2)
-    parts = []
+    values = torch.empty(resolution, resolution**2)
     with torch.no_grad():
-        for x in axis.split(slab):
+        for rows, x in zip(values.split(slab), axis.split(slab), strict=True):
             points = torch.stack(torch.meshgrid(x, axis, axis, indexing="ij"), dim=-1).reshape(-1, 3)
-            parts.append(batches(density, points, chunk, device))
-    values = torch.cat(parts)
-    if values.shape != (resolution**3,):
-        raise ValueError(f"density of {resolution**3} points must be ({resolution**3},), got {tuple(values.shape)}")
+            found = batches(density, points, chunk, device)
+            if found.shape != (len(points),):
+                raise ValueError(f"density of {len(points)} points must be ({len(points)},), got {tuple(found.shape)}")
+            rows.copy_(found.view_as(rows))
     broken = int((~torch.isfinite(values)).sum())
     if broken:
-        raise EmptyGeometryError(f"the density is not finite at {broken} of {len(values)} grid points")
+        raise EmptyGeometryError(f"the density is not finite at {broken} of {values.numel()} grid points")
     return values.reshape((resolution,) * 3)
 
 
@@ -178,6 +178,7 @@ def extract(
         )
     margin = 1 + math.ceil(4 * smooth)
     volume = np.pad(grid.numpy(), margin, constant_values=low)
+    del grid
     _clean(volume, level, keep)
     volume, cut = smoothed(volume, level, smooth)
     corners, triangles, _, _ = marching_cubes(volume, cut, spacing=(step,) * 3, gradient_direction="ascent")

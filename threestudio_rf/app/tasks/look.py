@@ -26,6 +26,8 @@ from threestudio_rf.trainer.log import row_of_pictures
 TURN = 5.0
 """Seconds of one turn of a video."""
 PROGRESS_FPS = 12.0
+LARGE = 256
+"""Cells a side from which a surface is announced before it is looked for."""
 SHEET_VIEWS = 8
 
 
@@ -138,6 +140,8 @@ def mesh_of(run: Run, scene: Scene) -> Mesh:
         return own_mesh(scene, run)
     surface: Surface = scene
     faces = most_faces(settings)
+    if settings.resolution >= LARGE:
+        LOG.info("surface: %d^3 densities, which takes minutes on a CPU", settings.resolution)
 
     def at(threshold: float | str) -> Mesh:
         return extract(
