@@ -8,7 +8,7 @@ range, twin, roles and scale removed in turn; the later corners of t_max not loo
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 
 import pytest
 import torch
@@ -22,9 +22,10 @@ from threestudio_rf.app.settings.config import Config
 from threestudio_rf.app.settings.flags import CONFIGS
 from threestudio_rf.core.times import BUMP, LAWS
 from threestudio_rf.distill.combine import COMBINERS
-from threestudio_rf.distill.method import METHODS
+from threestudio_rf.distill.method import METHODS, Method
 from threestudio_rf.distill.noise import SOURCES
 from threestudio_rf.priors.base import Condition
+from threestudio_rf.trainer.settings import Times, Views
 
 WINDOWS = {
     "sdi": ("annealed", 0.25, 0.98),
@@ -63,6 +64,12 @@ def test_the_presets_for_objects_of_the_embedded_priors_guide_at_seven(name: str
 def test_the_schema_knows_the_names_of_the_tables() -> None:
     assert tuple(SOURCES) == settings_loss.NOISES and tuple(COMBINERS) == settings_loss.COMBINERS
     assert settings_loss.LAWS == LAWS and tuple(preset("sds").loss.t_bump) == BUMP
+
+
+def test_what_a_method_takes_when_nothing_is_said_is_stated_alike_in_both_places() -> None:
+    assert method_of(settings_loss.LossConfig()) == Method()
+    for place in (Views, Times):
+        assert all(field.default is field.default_factory is MISSING for field in fields(place))
 
 
 class Recorder:

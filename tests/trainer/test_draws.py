@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from looks import LIMITS, LOOKS, TIMES
 from torch import Tensor
 
 from threestudio_rf.distill.method import Method
@@ -18,7 +19,7 @@ from threestudio_rf.priors.base import Condition
 from threestudio_rf.priors.gaussian import GaussianPrior
 from threestudio_rf.priors.views import VIEWS
 from threestudio_rf.scenes.image import ImageScene
-from threestudio_rf.trainer.lift import LiftSettings, Times, Views, lift
+from threestudio_rf.trainer.lift import LiftSettings, lift
 from threestudio_rf.trainer.optim import make_optimiser
 from threestudio_rf.trainer.ramp import Constant
 
@@ -27,8 +28,9 @@ SETTINGS = LiftSettings(
     steps=1,
     method=Method(scale=1.0),
     rates={"image": Constant(0.1)},
-    views=Views(sizes=[8], counts=[VIEWED]),
-    times=Times(draws=4),
+    views=replace(LOOKS, counts=[VIEWED]),
+    times=replace(TIMES, draws=4),
+    **LIMITS,
     latent=True,
 )
 
@@ -94,7 +96,7 @@ def test_the_gradient_is_the_mean_over_the_draws_and_every_draw_has_its_noise_an
 def test_a_step_costs_its_draws_and_hands_out_one_estimate_per_picture(draws: int) -> None:
     twin = Pupil()
     method = Method(combiner="vsd", scale=5.0)
-    settings = replace(SETTINGS, method=method, times=Times(draws=draws))
+    settings = replace(SETTINGS, method=method, times=replace(TIMES, draws=draws))
     _, _, state = stepped(settings, twin=twin)
     assert state.metrics["network_calls"] == 5 * draws and state.metrics["twin_loss"] == 0.5
     assert len(state.x0_hat) == len(state.rendering.rgb) == 3
@@ -104,4 +106,4 @@ def test_a_step_costs_its_draws_and_hands_out_one_estimate_per_picture(draws: in
 
 def test_there_is_at_least_one_draw() -> None:
     with pytest.raises(ValueError, match="draws: got 0"):
-        Times(draws=0)
+        replace(TIMES, draws=0)

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import torch
+from looks import LIMITS, LOOKS, TIMES
 from torch import Generator, Tensor, nn
 
 from threestudio_rf.distill.method import Method
@@ -29,7 +30,7 @@ from threestudio_rf.priors.views import BACK, FRONT, SIDE, Curves
 from threestudio_rf.scenes import regularize
 from threestudio_rf.scenes.base import Rendering, Scene
 from threestudio_rf.scenes.camera import Camera
-from threestudio_rf.trainer.lift import DivergedError, LiftSettings, LiftState, Times, Views, encoded, lift, seen_from
+from threestudio_rf.trainer.lift import DivergedError, LiftSettings, LiftState, encoded, lift, seen_from
 from threestudio_rf.trainer.optim import make_optimiser, set_rates
 from threestudio_rf.trainer.ramp import Constant, Ramp
 
@@ -73,7 +74,9 @@ SETTINGS = LiftSettings(
     steps=150,
     method=Method(scale=1.0),
     rates={name: Constant(0.1) for name in ("encoding", "networks", "background")},
-    views=Views(sizes=[8], counts=[3]),
+    views=LOOKS,
+    times=TIMES,
+    **LIMITS,
 )
 
 
@@ -225,7 +228,7 @@ def test_normals_are_rendered_only_while_the_orientation_loss_needs_them() -> No
 
 
 def test_milestones_change_size_and_number_of_views() -> None:
-    views = Views(sizes=[8, 16, 16], milestones=[2, 4], counts=[3, 2, 1])
+    views = replace(LOOKS, sizes=[8, 16, 16], milestones=[2, 4], counts=[3, 2, 1])
     result = states(Flat(), replace(SETTINGS, steps=5, views=views))
     assert [tuple(state.rendering.rgb.shape) for state in result] == [(3, 3, 8, 8)] * 2 + [(2, 3, 16, 16)] * 2 + [
         (1, 3, 16, 16)
@@ -235,7 +238,7 @@ def test_milestones_change_size_and_number_of_views() -> None:
 
 
 def test_times_stay_in_their_moving_window() -> None:
-    times = Times(t_min=Constant(0.1), t_max=Ramp(0.9, 0.3, 0, 10))
+    times = replace(TIMES, t_min=Constant(0.1), t_max=Ramp(0.9, 0.3, 0, 10))
     assert max(float(times.draw(50, 10, 20, seed).max()) for seed in range(5)) <= 0.3
     assert max(float(times.draw(50, 0, 20, seed).max()) for seed in range(5)) > 0.8
 
@@ -440,7 +443,7 @@ class Sgd:
 
 
 def test_the_optimiser_steps_at_every_second_step_by_the_mean_of_both_gradients() -> None:
-    settings = replace(IMAGE, steps=5, rates={"networks": Constant(0.1)}, times=Times(t_max=Constant(0.3)))
+    settings = replace(IMAGE, steps=5, rates={"networks": Constant(0.1)}, times=replace(TIMES, t_max=Constant(0.3)))
     held = replace(settings, rates={"networks": Constant(0.0)})
     moves = Sgd(replace(settings, accumulate=2)).moves
     assert [bool(move.any()) for move in moves] == [False, True, False, True, True]

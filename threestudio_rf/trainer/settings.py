@@ -1,4 +1,7 @@
-"""What a lift is told: which cameras, which times, which method, which factors and rates over steps."""
+"""What a lift is told: which cameras, which times, which method, which factors and rates over steps.
+
+What the application's settings state has no second default here; what is left out is switched off.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,11 @@ from torch import Tensor
 
 from threestudio_rf.core.level import Schedule, rectified_flow
 from threestudio_rf.core.random import generator
-from threestudio_rf.core.times import BUMP, Bump, Law, draw
+from threestudio_rf.core.times import Bump, Law, draw
 from threestudio_rf.distill.method import Method
 from threestudio_rf.priors.views import Curves, octant_index, view_index
 from threestudio_rf.scenes.camera import Camera, random_views
-from threestudio_rf.trainer.ramp import Constant, Value
+from threestudio_rf.trainer.ramp import Value
 
 Wording = Literal["four", "octants", "camera"]
 
@@ -30,19 +33,19 @@ class Views:
     from where a view word holds, and how the prior is asked for a view: by SD's four words, by octant and height, or by
     the camera itself."""
 
-    sizes: Sequence[int] = (64,)
-    milestones: Sequence[int] = ()
-    counts: Sequence[int] = (2,)
-    elevation: tuple[float, float] = (-10.0, 70.0)
-    azimuth: tuple[float, float] = (-180.0, 180.0)
-    distance: tuple[float, float] = (1.6, 2.0)
-    fovy: tuple[float, float] = (40.0, 52.0)
-    sphere: float = 0.5
-    stratified: bool = True
-    front: float = 45.0
-    back: float = 45.0
-    overhead: float = 60.0
-    wording: Wording = "four"
+    sizes: Sequence[int]
+    milestones: Sequence[int]
+    counts: Sequence[int]
+    elevation: tuple[float, float]
+    azimuth: tuple[float, float]
+    distance: tuple[float, float]
+    fovy: tuple[float, float]
+    sphere: float
+    stratified: bool
+    front: float
+    back: float
+    overhead: float
+    wording: Wording
 
     def camera(self, step: int, seed: int) -> Camera:
         """The cameras of a step."""
@@ -76,13 +79,13 @@ class Times:
     law (stratified), so their mean varies less than that of independent ones. ValueError for less than one.
     """
 
-    t_min: Value = field(default=Constant(0.02))
-    t_max: Value = field(default=Constant(0.98))
-    law: Law = "uniform"
-    shift: float = 1.0
-    width: float = 0.0
-    bump: Bump = BUMP
-    draws: int = 1
+    t_min: Value
+    t_max: Value
+    law: Law
+    shift: float
+    width: float
+    bump: Bump
+    draws: int
 
     def __post_init__(self) -> None:
         if self.draws < 1:
@@ -117,16 +120,16 @@ class LiftSettings:
     steps: int
     method: Method
     rates: Mapping[str, Value]
+    views: Views
+    times: Times
+    skip_limit: int
+    empty_limit: int
     lambdas: Mapping[str, Value] = field(default_factory=dict)
-    views: Views = Views()
-    times: Times = Times()
     encode_size: int = 0
     latent: bool = False
     clip: float = 0.0
     accumulate: int = 1
     perp_neg: Curves | None = None
-    skip_limit: int = 20
-    empty_limit: int = 100
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -29,7 +29,7 @@ class LossConfig:
     invert_eta: float = opt(0.0, "share of fresh noise in that inversion", low=0, high=1)
     ism_delta: float = opt(0.05, "noise=ism: from the time before to t", above=0, high=1)
     combiner: str = opt("cfg", "how the predictions combine", choices=COMBINERS)
-    scale: float = opt(7.0, "guidance: uncond + scale (cond - uncond)", low=0, high=1000)
+    scale: float = opt(100.0, "guidance: uncond + scale (cond - uncond)", low=0, high=1000)
     stage_two: float | None = opt(None, "share of the run after which the second stage begins", above=0, high=1)
     stage_two_noise: str = opt("", "noise of the second stage; empty: the same", choices=("", *NOISES))
     stage_two_combiner: str = opt("", "combiner of the second stage; empty: the same", choices=("", *COMBINERS))
