@@ -18,7 +18,9 @@ from threestudio_rf import __version__
 from threestudio_rf.app.cli import help as help_module
 from threestudio_rf.app.cli.start import prepare, start
 from threestudio_rf.app.console import Progress, encodes, safe_streams
+from threestudio_rf.app.settings.compose import compose, flat, typed
 from threestudio_rf.app.settings.config import leaves
+from threestudio_rf.app.settings.files import defaults
 from threestudio_rf.app.settings.flags import Launch, translate
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch.py"
@@ -39,7 +41,14 @@ def test_help_is_complete_and_imports_neither_torch_nor_hydra():
         if key not in ("version", "experiment", "preset"):
             assert f"  {key}=" in done.stdout
     assert done.stdout.count("python launch.py") >= len(help_module.EXAMPLES) == 5
-    assert "rfds_rev_sd3" in done.stdout and "low_vram" in done.stdout
+    assert "rfds_rev_sd3" in done.stdout and "low_vram" in done.stdout and "init=PATH" in done.stdout
+
+
+def test_help_shows_the_values_that_the_default_command_uses():
+    used = flat(typed(compose(["prompt=''"])))
+    assert {key: value for key, value in defaults().items() if used[key] != value} == {}
+    lines = help_module.text()
+    assert "  scene.radius=0.6 " in lines and "  export.resolution=96 " in lines and "  trainer.steps=800 " in lines
 
 
 def test_the_examples_of_the_help_are_understood():

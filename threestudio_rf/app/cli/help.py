@@ -1,8 +1,11 @@
-"""The text of `--help`: made from the schema and the config folder, without torch."""
+"""The text of `--help`: made from the schema and the config folder, without torch and without Hydra."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from threestudio_rf.app.settings.config import Leaf, leaves
+from threestudio_rf.app.settings.files import defaults
 from threestudio_rf.app.settings.flags import choices, groups
 
 EXAMPLES = (
@@ -18,14 +21,14 @@ FLAGS = (
     ("--gpu N", "CUDA device, unless CUDA_VISIBLE_DEVICES is set"),
     ("--verbose", "log_level=debug"),
     ("strict=false", "leave out what such a file asks for and is not here, instead of refusing it"),
+    ("init=PATH", "weights= by the reference's name: begin with the scene of that run, or with a mesh"),
     ("--cfg", "print the settings and stop"),
     ("-m, --multirun", "one run for each combination of comma-separated values"),
     ("--version", "print the version"),
 )
 
 
-def _value(leaf: Leaf) -> str:
-    value = leaf.default
+def _value(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, list):
@@ -33,13 +36,13 @@ def _value(leaf: Leaf) -> str:
     return str(value) if value != "" else "''"
 
 
-def _line(key: str, leaf: Leaf) -> str:
+def _line(key: str, leaf: Leaf, value: Any) -> str:
     rule, extra = leaf.rule, ""
     if "choices" in rule:
         extra = f" ({', '.join(choice or repr(choice) for choice in rule['choices'])})"
     elif rule.get("ramp"):
         extra = " (a number, or a list over steps)"
-    return f"  {key}={_value(leaf)}".ljust(46) + f" {rule['help']}{extra}"
+    return f"  {key}={_value(value)}".ljust(46) + f" {rule['help']}{extra}"
 
 
 def text() -> str:
@@ -51,7 +54,8 @@ def text() -> str:
     lines += ["", "flags:"] + [f"  {flag:<40} {what}" for flag, what in FLAGS]
     lines += ["", "presets and groups (group=name):"]
     lines += [f"  {group:<12} {', '.join(choices(group))}" for group in groups()]
-    lines += ["", "settings (defaults of the schema; experiments and presets change some of them):"]
-    lines += [_line(key, leaf) for key, leaf in leaves().items() if key not in ("version", "experiment", "preset")]
+    lines += ["", "settings, as a command without others uses them (presets and groups change some of them):"]
+    known, used = leaves(), defaults()
+    lines += [_line(key, known[key], used[key]) for key in known if key not in ("version", "experiment", "preset")]
     lines += ["", "lists over steps: [v0,v1,end]  [start,v0,v1,end]  [s0,v0,v1,s1,v2,s2,...]"]
     return "\n".join(lines)
