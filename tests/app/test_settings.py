@@ -31,6 +31,7 @@ from threestudio_rf.app.settings.layers import settings
 from threestudio_rf.app.tasks import asset, lift, look, sample
 from threestudio_rf.core.level import DiscreteVP, betas
 from threestudio_rf.edit.method import METHODS
+from threestudio_rf.export.files import write
 from threestudio_rf.export.media import png
 from threestudio_rf.priors.gaussian import GaussianPrior
 from threestudio_rf.trainer.log import Metrics
@@ -43,6 +44,7 @@ SIGHTS: list[tuple[Any, ...]] = [
     (sights.lifted, "prior=gaussian"),
     (sights.lifted, "prior=gaussian", "scene.background.name=environment", "loss=rfds_rev"),
     (sights.lifted, "prior=gaussian", "scene=image", "scene.image.per_step=2", "loss=sdi", "scene.image.view=side"),
+    (sights.lifted, "prior=gaussian", "scene=mesh", "scene.mesh.resolution=8"),
     (sights.lifted, "prior=gaussian", "loss=ism"),
     (sights.lifted, "prior=gaussian", "loss=nfsd"),
     (sights.lifted, "prior=gaussian", "loss.combiner=bridge", "loss.t_law=dreamtime", "loss.t_width=0.1"),
@@ -57,8 +59,11 @@ SIGHTS: list[tuple[Any, ...]] = [
         "trainer.log_every=2",
         "checkpoint.every=5",
         "trainer.validate_every=4",
+        "trainer.progress=3",
     ),
     (sights.judged, "prior=tiny_sd3"),
+    (sights.begun, "scene=mesh", "weights=TMP/model.ply"),
+    (sights.turned, "prior=gaussian", "camera.eval_size=16", "camera.test_views=2"),
     (sights.exported, "prior=gaussian"),
     (sights.plotted, "prior=gaussian", *SAMPLE, "negative_prompt=blue"),
     (sights.plotted, "prior=gaussian", *SAMPLE, "sample.sampler=ddim", "sample.eta=0.5"),
@@ -76,6 +81,8 @@ REACHED = {
     sights.lifted: ("prior.", "scene.", "camera.", "loss.", "optim.", "trainer.", "prompt", "negative_prompt", "seed"),
     sights.looped: ("trainer.", "checkpoint.", "wandb"),
     sights.judged: ("evaluate.",),
+    sights.begun: ("scene.mesh.up",),
+    sights.turned: ("camera.video_",),
     sights.exported: ("export.",),
     sights.plotted: ("sample.",),
     sights.sampled: ("sample.",),
@@ -100,6 +107,10 @@ ELSEWHERE = {
     "resume": "test_run.py",
     "weights": "test_run.py",
     "log_level": "test_flags.py",
+    "refine": "test_mesh_lift.py",
+    "refine_with": "test_mesh_lift.py",
+    "refine_steps": "test_mesh_lift.py",
+    "scene.mesh.paint_steps": "test_mesh_lift.py",
     "loss.name": "test_method.py",
     "prior.cache": "../priors/test_rows.py",
     "grid.docs": "test_grid.py",
@@ -123,6 +134,7 @@ HIDDEN = {
     "scene.image.init": "values",
     "scene.image.std": "values",
     "scene.image.view": "words",
+    "scene.mesh.ball": "distance",
     "camera.views": "views.counts",
     "camera.test_views": "turntable",
     "camera.validation_views": "validation",
@@ -189,6 +201,8 @@ def asked(monkeypatch, tmp_path):
     steps = [SimpleNamespace(step=i, metrics={"loss": 1.0, "t": 0.5, "network_calls": 1.0}) for i in range(12)]
     monkeypatch.setattr(lift, "run_lift", lambda made: iter(steps))
     monkeypatch.setattr(lift, "watch", lambda made, judge: sights.calls.append(("watched", made.step)))
+    frames = lambda made, frame: sights.calls.append(("frame", made.step))  # noqa: E731
+    monkeypatch.setattr(lift.look, "progress_frame", frames)
     monkeypatch.setattr(lift, "open_wandb", sights.noted("wandb", lambda run: sights.noted("published")))
     monkeypatch.setattr(lift.checkpoint, "save", lambda at, state, keep: sights.calls.append((state["step"], keep)))
     add = Metrics.add
@@ -196,6 +210,7 @@ def asked(monkeypatch, tmp_path):
         Metrics, "add", lambda self, step, row: (sights.calls.append(("row", step)), add(self, step, row))
     )
     png(tmp_path / "given.png", torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0)))
+    write(sights.TETRA, tmp_path, formats=["ply"])
     png(tmp_path / "mask.png", (torch.arange(64).view(1, 8, 8) % 8 < 4).float())
     return tmp_path
 

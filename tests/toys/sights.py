@@ -6,7 +6,6 @@ import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,10 +16,12 @@ from threestudio_rf.app.build.method import build_twin, embed_roles, lift_settin
 from threestudio_rf.app.build.picture import read_mask, read_picture
 from threestudio_rf.app.build.prior import build_prior
 from threestudio_rf.app.build.sampling import plan
+from threestudio_rf.app.build.start import mesh_file
 from threestudio_rf.app.build.tuned import method_of
 from threestudio_rf.app.build.views import embed_views, turntable
 from threestudio_rf.app.report import score
 from threestudio_rf.app.run.run import Run
+from threestudio_rf.app.run.signals import Stop
 from threestudio_rf.app.settings.config import Config
 from threestudio_rf.app.tasks import edit, grid, lift, look, sample, table
 from threestudio_rf.export.mesh import Mesh
@@ -107,6 +108,16 @@ def exported(config: Config, folder: Path) -> dict[str, Any]:
     return found | portrait([(name, given[2:], options) for name, given, options in calls])
 
 
+def turned(config: Config, folder: Path) -> dict[str, Any]:
+    """The turntable's files."""
+    return files(lambda run: look.test(lift.Lift(run)), config, folder)
+
+
+def begun(config: Config, folder: Path) -> dict[str, Any]:
+    """The file that a mesh begins with."""
+    return portrait(mesh_file(config))
+
+
 def planned(config: Config, folder: Path) -> dict[str, Any]:
     """The cells of a grid."""
     return portrait([grid.folder_of(config), grid.cells_of(config.grid, folder)])
@@ -130,5 +141,5 @@ def looped(config: Config, folder: Path) -> dict[str, Any]:
     """What a lift of twelve steps writes down, and when."""
     calls.clear()
     made = lift.Lift(Run(config, folder, CPU))
-    lift.train(made, SimpleNamespace(asked=False))  # type: ignore[arg-type]
+    lift.train(made, Stop())
     return portrait({"calls": list(calls)})

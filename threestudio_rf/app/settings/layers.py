@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from threestudio_rf.app.errors import UserError, suggestion
 from threestudio_rf.app.settings.compose import escaped, typed
 from threestudio_rf.app.settings.config import Config, leaves
-from threestudio_rf.app.settings.files import layered
+from threestudio_rf.app.settings.files import file_of, layered
 
 LOCK = threading.Lock()
 
@@ -30,7 +30,7 @@ def settings(choice: Mapping[str, str] | None = None, changes: Mapping[str, Any]
 
 def on_preset(config: Config, name: str) -> Config:
     """Settings with those of a preset's own file on top."""
-    return typed(OmegaConf.merge(OmegaConf.structured(config), _file(f"preset/{name}")[1]))  # type: ignore[arg-type]
+    return typed(OmegaConf.merge(OmegaConf.structured(config), file_of(f"preset/{name}")[1]))  # type: ignore[arg-type]
 
 
 def _changed(made: DictConfig, changes: Mapping[str, Any]) -> DictConfig:
