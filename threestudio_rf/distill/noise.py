@@ -90,22 +90,28 @@ class Numbers(Protocol):
     """The numbers of a `Method` that noise sources read."""
 
     @property
-    def invert_eta(self) -> float: ...
+    def invert_eta(self) -> float:
+        """Share of fresh noise in the inversion."""
 
     @property
-    def invert_scale(self) -> float: ...
+    def invert_scale(self) -> float:
+        """Guidance scale of the inversion."""
 
     @property
-    def invert_steps(self) -> int: ...
+    def invert_steps(self) -> int:
+        """Steps of the inversion from t = 0 to 1."""
 
     @property
-    def ism_delta(self) -> float: ...
+    def ism_delta(self) -> float:
+        """From the time before to t, of interval score matching."""
 
     @property
-    def rev_step(self) -> float | None: ...
+    def rev_step(self) -> float | None:
+        """Step k of reversed noise; None: 1 - t."""
 
     @property
-    def rev_steps(self) -> int: ...
+    def rev_steps(self) -> int:
+        """How many of these steps are taken."""
 
 
 class Source(Protocol):

@@ -186,6 +186,7 @@ class ExactPrior:
 
     @torch.no_grad()
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """The posterior mean as a prediction of `kind`, (B, 3, H, H) like x_t."""
         level = self.schedule(t)
         out = torch.empty_like(x_t)
         told = torch.cat((condition.tensors["solid"][:, None], condition.tensors["colours"]), dim=1)
@@ -201,6 +202,7 @@ class ExactPrior:
         return 2 * image - 1
 
     def decode(self, latents: Tensor) -> Tensor:
+        """The picture in [0, 1], clamped."""
         return ((latents + 1) / 2).clamp(0, 1)
 
     def _read(self, prompt: str) -> Reading:

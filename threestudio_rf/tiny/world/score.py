@@ -29,10 +29,12 @@ class Triangles(Protocol):
     """Anything with vertices (V, 3) and faces (F, 3)."""
 
     @property
-    def vertices(self) -> Tensor: ...
+    def vertices(self) -> Tensor:
+        """Corners (V, 3)."""
 
     @property
-    def faces(self) -> Tensor: ...
+    def faces(self) -> Tensor:
+        """Indices (F, 3) of the corners of each triangle."""
 
 
 def held_out(size: int = IMAGE_SIZE) -> Camera:
