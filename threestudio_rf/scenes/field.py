@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 
 import torch
@@ -61,12 +62,23 @@ class HashGridField(nn.Module):
         return self.activate(raw_density[:, 0], points), torch.sigmoid(raw_rgb)
 
 
-def normals_by_differences(density: Callable[[Tensor], Tensor], points: Tensor, step: float) -> Tensor:
-    """Unit normals (N, 3), minus the normalised density gradient, from four values at the corners of a tetrahedron of
-    radius sqrt(3) `step` (exact for linear densities). Where the density is constant the normal is 0."""
-    corners = torch.tensor([[1, -1, -1], [-1, -1, 1], [-1, 1, -1], [1, 1, 1]], dtype=points.dtype, device=points.device)
-    values = [density(points + step * corner)[:, None] * corner for corner in corners]
-    return functional.normalize(-(values[0] + values[1] + values[2] + values[3]), dim=-1, eps=1e-8)
+def normals_by_differences(
+    density: Callable[[Tensor], Tensor], points: Tensor, step: float, radius: float = math.inf
+) -> Tensor:
+    """Unit normals (N, 3), minus the normalised density gradient, by central differences of six values, exact for
+    quadratic densities. Neighbours are held within [-radius, radius], so that a field that ends there has no false
+    normals at its border. Where the density is constant the normal is 0."""
+    slopes = []
+    for axis in range(3):
+        shift = torch.zeros(3, dtype=points.dtype, device=points.device).index_fill(0, _axis(axis, points), step)
+        ahead, behind = (points + shift).clamp(-radius, radius), (points - shift).clamp(-radius, radius)
+        apart = (ahead - behind)[:, axis].clamp(min=1e-3 * step)
+        slopes.append((density(behind) - density(ahead)) / apart)
+    return functional.normalize(torch.stack(slopes, dim=-1), dim=-1, eps=1e-8)
+
+
+def _axis(axis: int, points: Tensor) -> Tensor:
+    return torch.tensor(axis, device=points.device)
 
 
 def mlp(inputs: int, hidden: int, layers: int, outputs: int, generator: torch.Generator | None) -> nn.Sequential:

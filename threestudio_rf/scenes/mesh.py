@@ -26,6 +26,7 @@ from threestudio_rf.scenes.raster import (
     spread,
 )
 from threestudio_rf.scenes.raster_edges import Edges, antialias, crossings, edges_of
+from threestudio_rf.scenes.shade import Light, Shading, shade
 from threestudio_rf.scenes.tetra import Triangles, grid_points, march_tetrahedra
 
 RAMP = 0.1
@@ -39,8 +40,9 @@ class MeshScene(Scene):
 
     `distance` ((R + 1)^3,) is in cells, a cell being 2 radius / resolution; a grid vertex may move from its place by
     `reach` tanh(`offset`) cells along each axis. The colour of a surface point is that of `field`, of which the density
-    is not used; its gradient goes to the field, that of outlines, depth and normals to the surface. Behind is
-    `background`, as in `HashGridNeRF`. It begins as a ball of `ball` times the radius. ValueError for impossible sizes.
+    is not used; its gradient goes to the field, that of outlines, depth and normals to the surface.
+    `background` and `shading` are as in `HashGridNeRF`. It begins as a ball of `ball` times the radius. ValueError for
+    impossible sizes.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class MeshScene(Scene):
         reach: float = 0.45,
         ball: float = 0.5,
         random_background: float = 0.5,
+        shading: Shading | None = None,
     ) -> None:
         super().__init__()
         if resolution < 4 or radius <= 0 or not 0 <= reach < 1 or not 0 < ball < 1 or not 0 <= random_background <= 1:
@@ -63,6 +66,7 @@ class MeshScene(Scene):
         self.field, self.background = field, background
         self.radius, self.resolution, self.reach = radius, resolution, reach
         self.random_background = random_background
+        self.shading, self._step = shading, 0
         self.cell = 2 * radius / resolution
         self.register_buffer("grid", grid_points(resolution, radius), persistent=False)
         self.grid: Tensor
@@ -92,6 +96,10 @@ class MeshScene(Scene):
             error.backward()
             optimiser.step()
         return error.item() ** 0.5
+
+    def update(self, step: int, generator: Generator) -> None:
+        """Remembers the step, for `shading`."""
+        self._step = step
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """The shape, the hash grid, the network behind it, and the background."""
@@ -149,7 +157,8 @@ class MeshScene(Scene):
         screen = project(mesh.vertices, camera)
         found = rasterize(screen, mesh.faces, cull=True)
         weights = barycentric(screen, mesh.faces, found)
-        values = self._fragments(mesh, found, weights, camera, normals)
+        light = None if self.shading is None else self.shading.draw(camera, self._step, generator)
+        values = self._fragments(mesh, found, weights, camera, normals, light)
         maps = antialias(
             spread(values, found, screen), crossings(screen, edges, _depth(screen, mesh.faces, found, weights))
         )
@@ -169,17 +178,28 @@ class MeshScene(Scene):
             orientation=maps[:, 9:] if normals else None,
         )
 
-    def _fragments(self, mesh: Triangles, found: Fragments, weights: Tensor, camera: Camera, normals: bool) -> Tensor:
+    def _fragments(
+        self,
+        mesh: Triangles,
+        found: Fragments,
+        weights: Tensor,
+        camera: Camera,
+        normals: bool,
+        light: Light | None,
+    ) -> Tensor:
         """rgb, cover, distance, border (6, N) at the fragments, with `normals` also normal and orientation (4, N)."""
         points = interpolate(mesh.vertices.t(), mesh.faces, found, weights)
-        rgb = self.colour(points.detach().t()).t()
+        rgb = self.colour(points.detach().t())
+        if normals or light is not None:
+            n = interpolate(vertex_normals(mesh).t(), mesh.faces, found, weights)
+            n = functional.normalize(n, dim=0, eps=1e-8)
+        if light is not None:
+            rgb = shade(rgb, points.t(), n.t(), light.at(found.view))
         ray = points - camera.position.t().index_select(1, found.view)
         distance = ray.norm(dim=0)
         outside = (points.abs().amax(dim=0) / self.radius - 1) / MARGIN + 1
-        values = [rgb, torch.stack((torch.ones_like(distance), distance, outside.clamp(0, 1).square()))]
+        values = [rgb.t(), torch.stack((torch.ones_like(distance), distance, outside.clamp(0, 1).square()))]
         if normals:
-            n = interpolate(vertex_normals(mesh).t(), mesh.faces, found, weights)
-            n = functional.normalize(n, dim=0, eps=1e-8)
             away = (n * ray / distance).sum(dim=0).clamp(min=0).square()
             values += [n, away[None]]
         return torch.cat(values)

@@ -13,6 +13,7 @@ from threestudio_rf.scenes.base import Rendering, Scene
 from threestudio_rf.scenes.camera import Camera, drawn
 from threestudio_rf.scenes.field import HashGridField, normals_by_differences
 from threestudio_rf.scenes.occupancy import MARCHES, OccupancyGrid, march, marching_backend
+from threestudio_rf.scenes.shade import Light, Shading, shade
 from threestudio_rf.scenes.volume import Samples, accumulate, composite, packed_weights, part_by_part
 
 MARGIN = 0.1
@@ -20,14 +21,15 @@ MARGIN = 0.1
 CHUNK = 65536
 """Rays at once where memory is the machine's own."""
 SAMPLE_BYTES = 4096
-"""About what a sample needs on a GPU, gradient included, with a network 64 wide; normals take five densities."""
+"""About what a sample needs on a GPU, gradient included, with a network 64 wide; normals take six densities more."""
 
 
 class HashGridNeRF(Scene):
     """Volume rendering of `field` over `background`, a module of ray directions (N, 3) -> rgb (N, 3).
 
     `random_background` is the probability that a view, rendered with a generator, stands before one flat random colour.
-    `marching` is a choice of `marching_backend`; `marching_reason` says after the first render what is used and why.
+    `shading` lights views that are rendered with a generator, from the step of the last `update` on. `marching` is a
+    choice of `marching_backend`; `marching_reason` says after the first render what is used and why.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class HashGridNeRF(Scene):
         random_background: float = 0.5,
         ray_chunk: int = 0,
         marching: str = "auto",
+        shading: Shading | None = None,
     ) -> None:
         super().__init__()
         if min(samples_per_ray, update_every, ray_chunk + 1) < 1 or not 0 <= random_background <= 1:
@@ -56,6 +59,7 @@ class HashGridNeRF(Scene):
         self._per_ray = float(samples_per_ray)
         self.radius, self.normal_step = radius, 0.01 * radius
         self.marching, self.marching_reason = marching, ""
+        self.shading, self._step = shading, 0
         self._march: Callable[..., Samples] = march
         self.occupancy = OccupancyGrid(
             resolution=occupancy_resolution,
@@ -86,11 +90,12 @@ class HashGridNeRF(Scene):
 
     def update(self, step: int, generator: Generator) -> None:
         """Refreshes the occupancy grid every `update_every` steps."""
+        self._step = step
         if step % self.update_every == 0:
             self.occupancy.update(self.field.density, generator)
 
     def render(self, camera: Camera, generator: Generator | None = None, *, normals: bool = False) -> Rendering:
-        """The views of `camera`. `normals` adds the maps normal and orientation (four more density evaluations).
+        """The views of `camera`. `normals` adds the maps normal and orientation (six more density evaluations).
 
         The rays go in chunks of `ray_chunk`, which is halved for this call when memory runs out; more of them than a
         chunk are rendered once more, chunk by chunk, for their gradient (`volume.part_by_part`).
@@ -104,10 +109,12 @@ class HashGridNeRF(Scene):
         if not self.marching_reason:
             name, self.marching_reason = marching_backend(self.marching, flat[0].device)
             self._march = MARCHES[name]
-        chunk = self._chunk(normals)
+        light = None if self.shading is None else self.shading.draw(camera, self._step, generator)
+        chunk, view = self._chunk(normals or light is not None), camera.height * camera.width
 
         def rays(part: slice) -> Tensor:
-            return self._rays(flat[0][part], flat[1][part], None if jitter is None else jitter[part], normals)
+            lit = None if light is None else light.at(torch.arange(len(flat[0]), device=flat[0].device)[part] // view)
+            return self._rays(flat[0][part], flat[1][part], None if jitter is None else jitter[part], normals, lit)
 
         maps = part_by_part(rays, len(flat[0]), chunk, list(self.field.parameters()))
         maps = maps.view(-1, *directions.shape[:3]).movedim(0, 1)
@@ -122,17 +129,22 @@ class HashGridNeRF(Scene):
             orientation=maps[:, 10:] if normals else None,
         )
 
-    def _rays(self, origins: Tensor, directions: Tensor, jitter: Tensor | None, normals: bool) -> Tensor:
+    def _rays(
+        self, origins: Tensor, directions: Tensor, jitter: Tensor | None, normals: bool, light: Light | None
+    ) -> Tensor:
         """Maps (7 or 11, R): rgb without background, opacity, depth, its variance, border, normal, orientation."""
         samples = self._march(origins, directions, self.occupancy, slots=self.samples_per_ray, jitter=jitter)
         self._per_ray = max(len(samples.distance) / len(origins), 1.0)
         density, rgb = self.field(samples.points)
+        if normals or light is not None:
+            n = normals_by_differences(self.field.density, samples.points, self.normal_step, self.radius)
+        if light is not None:
+            rgb = shade(rgb, samples.points, n, light.at(samples.ray))
         w = packed_weights(density, samples)
         colour, *single = composite(w, rgb, samples)
         outside = (samples.points.abs().amax(dim=-1) / self.occupancy.radius - 1) / MARGIN + 1
         maps = [colour, torch.stack(single), accumulate((w * outside.clamp(0, 1).square())[None], samples)]
         if normals:
-            n = normals_by_differences(self.field.density, samples.points, self.normal_step)
             away = (n * directions[samples.ray]).sum(dim=-1).clamp(min=0).square()
             maps += [accumulate(w * n.t(), samples), accumulate((w.detach() * away)[None], samples)]
         return torch.cat(maps)
@@ -144,7 +156,7 @@ class HashGridNeRF(Scene):
             return self.ray_chunk or CHUNK
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         free = torch.cuda.mem_get_info(device)[0] + unused
-        return max(int(free / 2 / (self._per_ray * SAMPLE_BYTES * (5 if normals else 1))), 1024)
+        return max(int(free / 2 / (self._per_ray * SAMPLE_BYTES * (7 if normals else 1))), 1024)
 
     def _behind(self, camera: Camera, directions: Tensor, generator: Generator | None, chunk: int) -> Tensor:
         """Colours (B, H, W, 3) behind the object."""

@@ -18,7 +18,7 @@ from threestudio_rf.app.build.start import start_mesh
 from threestudio_rf.app.console import LOG
 from threestudio_rf.app.errors import UserError
 from threestudio_rf.app.settings.config import Config
-from threestudio_rf.app.settings.groups import BackgroundConfig, ImageConfig, SceneConfig
+from threestudio_rf.app.settings.groups import BackgroundConfig, ImageConfig, SceneConfig, ShadingConfig
 from threestudio_rf.core.random import generator
 from threestudio_rf.export.mesh import Mesh
 from threestudio_rf.priors.base import Prior
@@ -30,6 +30,7 @@ from threestudio_rf.scenes.image import ImageScene
 from threestudio_rf.scenes.mesh import MeshScene
 from threestudio_rf.scenes.nerf import HashGridNeRF
 from threestudio_rf.trainer.ranks import local_rank
+from threestudio_rf.scenes.shade import Shading
 
 
 def pick_device(name: str) -> torch.device:
@@ -87,6 +88,20 @@ def _field(config: SceneConfig, seed: int, device: torch.device) -> HashGridFiel
     )
 
 
+def _shading(config: ShadingConfig) -> Shading | None:
+    low, high = config.distance
+    if config.start is None:
+        return None
+    return Shading(
+        config.start,
+        diffuse=config.diffuse,
+        textureless=config.textureless,
+        ambient=config.ambient,
+        spread=config.spread,
+        distance=(low, high),
+    )
+
+
 def build_scene(config: SceneConfig, seed: int, device: torch.device) -> HashGridNeRF:
     """A fresh object on `device`; the same seed gives the same one."""
     renderer = config.renderer
@@ -100,6 +115,7 @@ def build_scene(config: SceneConfig, seed: int, device: torch.device) -> HashGri
         random_background=config.background.random,
         ray_chunk=renderer.ray_chunk,
         marching=renderer.marching,
+        shading=_shading(config.shading),
     )
     return scene.to(device)
 
@@ -114,6 +130,7 @@ def build_mesh(config: SceneConfig, seed: int, device: torch.device) -> MeshScen
         reach=config.mesh.reach,
         ball=config.mesh.ball,
         random_background=config.background.random,
+        shading=_shading(config.shading),
     )
     return scene.to(device)
 
@@ -175,11 +192,11 @@ class SceneRow:
     reads: tuple[str, ...] = ("scene.", "camera.", "optim.lr_", "export.", "evaluate.")
 
 
-NERF: tuple[str, ...] = ("scene.radius", "scene.encoding.", "scene.field.", "scene.background.", "scene.renderer.")
-NERF += ("camera.", "export.", "optim.lr_encoding", "optim.lr_networks", "optim.lr_background", "evaluate.size")
-MESH: tuple[str, ...] = ("scene.radius", "scene.encoding.", "scene.field.hidden", "scene.field.layers", "scene.mesh.")
-MESH += ("scene.background.", "camera.", "export.resolution", "export.formats", "export.faces", "export.texture")
-MESH += ("export.material", "export.up", "export.scale", "evaluate.size", "optim.lr_geometry", *NERF[-4:-1])
+SHOWN: tuple[str, ...] = ("scene.radius", "scene.background.", "scene.shading.", "camera.", "evaluate.size")
+SHOWN += ("optim.lr_encoding", "optim.lr_networks", "optim.lr_background", "scene.encoding.")
+NERF: tuple[str, ...] = (*SHOWN, "scene.field.", "scene.renderer.", "export.")
+MESH: tuple[str, ...] = (*SHOWN, "scene.field.hidden", "scene.field.layers", "scene.mesh.", "optim.lr_geometry")
+MESH += tuple(f"export.{name}" for name in ("resolution", "formats", "faces", "texture", "material", "up", "scale"))
 SCENES: dict[str, SceneRow] = {
     "nerf": SceneRow(_nerf, maps=("orientation", "z_variance", "border"), reads=NERF),
     "image": SceneRow(

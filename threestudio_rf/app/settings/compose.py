@@ -41,6 +41,8 @@ RUN_GROUPS = ("export.", "sample.", "edit.", "evaluate.", "train_tiny.", "grid."
 FREE: tuple[str, ...] = ("scene.encoding.backend", "scene.encoding.half", "scene.background.random")
 FREE += ("scene.renderer.samples_per_ray", "scene.renderer.ray_chunk", "scene.renderer.marching")
 
+FREE += tuple(f"scene.shading.{name}" for name in ("start", "diffuse", "textureless", "ambient", "spread", "distance"))
+
 
 def register() -> None:
     """Tell Hydra the schema."""

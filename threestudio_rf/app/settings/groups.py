@@ -143,6 +143,18 @@ class MeshConfig:
 
 
 @dataclass
+class ShadingConfig:
+    """Light in training (DreamFusion): a view is lit by a point light or shows its colours."""
+
+    start: int | None = opt(None, "step from which views are lit; null: never", low=0)
+    diffuse: float = opt(0.75, "share of lit views", low=0, high=1)
+    textureless: float = opt(0.5, "share of lit views that are white", low=0, high=1)
+    ambient: float = opt(0.1, "share of the light that comes from all sides", low=0, high=1)
+    spread: float = opt(1.0, "how far the light's direction strays from the camera's", low=0, high=100)
+    distance: list[float] = opt([0.8, 1.5], "range of the light's distance", above=0, high=1000, span=True)
+
+
+@dataclass
 class SceneConfig:
     """What is optimised."""
 
@@ -153,6 +165,7 @@ class SceneConfig:
     encoding: EncodingConfig = group(EncodingConfig)
     field: FieldConfig = group(FieldConfig)
     background: BackgroundConfig = group(BackgroundConfig)
+    shading: ShadingConfig = group(ShadingConfig)
     renderer: RendererConfig = group(RendererConfig)
 
 

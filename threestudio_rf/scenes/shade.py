@@ -1,0 +1,77 @@
+"""Diffuse shading by a point light, drawn anew for every view (DreamFusion, Poole et al. 2023; threestudio's numbers).
+
+A view without light shows the albedo, which is what the scene stores and what is exported; a lit one shows shape by its
+shadows, and a textureless one nothing else, so that form cannot be painted on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional
+
+from threestudio_rf.scenes.camera import Camera
+
+
+class Light(NamedTuple):
+    """Per view: where the light stands (B, 3), the share of light from all sides (B,), 1 shows the albedo, and whether
+    the albedo is left out for white (B,), 0 or 1."""
+
+    position: Tensor
+    ambient: Tensor
+    white: Tensor
+
+    def at(self, view: Tensor) -> Light:
+        """Of the views (N,) of samples."""
+        return Light(*(value.index_select(0, view) for value in self))
+
+
+@dataclass(frozen=True)
+class Shading:
+    """From step `start` on a view is lit with probability `diffuse`, a lit one textureless with `textureless`.
+
+    The light stands in the direction of the camera's position plus N(0, spread^2), at a distance of the range.
+    ValueError for shares outside of [0, 1] and an empty range.
+    """
+
+    start: int
+    diffuse: float = 0.75
+    textureless: float = 0.5
+    ambient: float = 0.1
+    spread: float = 1.0
+    distance: tuple[float, float] = (0.8, 1.5)
+
+    def __post_init__(self) -> None:
+        shares = (self.diffuse, self.textureless, self.ambient)
+        if not all(0 <= share <= 1 for share in shares) or not 0 < self.distance[0] <= self.distance[1]:
+            raise ValueError(
+                f"shading: got {shares} and {self.distance}, expected shares in [0, 1] and 0 < low <= high"
+            )
+
+    def draw(self, camera: Camera, step: int, generator: Generator | None) -> Light | None:
+        """The lights of B views; None where all show their albedo: before `start`, and without a generator. Always the
+        same number of draws from `start` on."""
+        if generator is None or step < self.start:
+            return None
+        toward = torch.randn(len(camera), 3, generator=generator)
+        chance = torch.rand(3, len(camera), generator=generator)
+        lit = chance[0] < self.diffuse
+        low, high = self.distance
+        position = functional.normalize(camera.position.cpu() + self.spread * toward, dim=-1)
+        position = position * (low + (high - low) * chance[1])[:, None]
+        white = (lit & (chance[2] < self.textureless)).float()
+        ambient = torch.where(lit, self.ambient, 1.0)
+        light = Light(position, ambient, white)
+        return Light(*(value.to(camera.position.device) for value in light)) if bool(lit.any()) else None
+
+
+def shade(albedo: Tensor, points: Tensor, normals: Tensor, light: Light) -> Tensor:
+    """Colours (N, 3): albedo (ambient + (1 - ambient) max(0, n . l)), l from the point to the light; with `white` the
+    albedo is 1. `light` holds N rows."""
+    toward = functional.normalize(light.position - points, dim=-1)
+    cosine = (normals * toward).sum(dim=-1).clamp(min=0)
+    share = light.ambient + (1 - light.ambient) * cosine
+    return torch.lerp(albedo, torch.ones_like(albedo), light.white[:, None]) * share[:, None]
