@@ -29,8 +29,8 @@ from threestudio_rf.scenes.hashgrid import make_encoding
 from threestudio_rf.scenes.image import ImageScene
 from threestudio_rf.scenes.mesh import MeshScene
 from threestudio_rf.scenes.nerf import HashGridNeRF
-from threestudio_rf.trainer.ranks import local_rank
 from threestudio_rf.scenes.shade import Shading
+from threestudio_rf.trainer.ranks import local_rank
 
 
 def pick_device(name: str) -> torch.device:
