@@ -37,7 +37,7 @@ from threestudio_rf.export.mesh import Mesh, extract
 from threestudio_rf.scenes.base import Scene, Surface
 from threestudio_rf.scenes.camera import Camera, sphere_views
 from threestudio_rf.scenes.nerf import HashGridNeRF
-from threestudio_rf.scenes.raster import barycentric, interpolate, project, rasterize
+from threestudio_rf.scenes.surface.raster import barycentric, interpolate, project, rasterize
 from threestudio_rf.tiny.world.truth import subject
 
 SIZE, VIEWS = 96, 8

@@ -21,8 +21,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from threestudio_rf.scenes.camera import Camera
-from threestudio_rf.scenes.raster import barycentric, corners_of, interpolate, project, rasterize, spread
-from threestudio_rf.scenes.raster_edges import antialias, crossings, edges_of
+from threestudio_rf.scenes.surface.edges import antialias, crossings, edges_of
+from threestudio_rf.scenes.surface.raster import barycentric, corners_of, interpolate, project, rasterize, spread
 
 
 def picture(vertices: Tensor, faces: Tensor, colours: Tensor, camera: Camera) -> Tensor:

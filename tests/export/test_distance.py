@@ -12,7 +12,7 @@ import trimesh
 from torch import Tensor
 
 from threestudio_rf.export.distance import FAR, inside, signed_distance, winding
-from threestudio_rf.scenes.tetra import grid_points, march_tetrahedra
+from threestudio_rf.scenes.surface.tetra import grid_points, march_tetrahedra
 
 R, RADIUS = 20, 0.6
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from threestudio_rf.scenes.mesh_regularize import convex, laplacian, normal_consistency, vertex_normals
-from threestudio_rf.scenes.raster_edges import edges_of
-from threestudio_rf.scenes.tetra import Triangles, grid_points, march_tetrahedra
+from threestudio_rf.scenes.surface.edges import edges_of
+from threestudio_rf.scenes.surface.regularize import convex, laplacian, normal_consistency, vertex_normals
+from threestudio_rf.scenes.surface.tetra import Triangles, grid_points, march_tetrahedra
 
 TERMS = (laplacian, normal_consistency, convex)
 

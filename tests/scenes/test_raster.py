@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from threestudio_rf.scenes import raster
 from threestudio_rf.scenes.camera import Camera
-from threestudio_rf.scenes.raster import barycentric, interpolate, project, rasterize, spread
+from threestudio_rf.scenes.surface import raster
+from threestudio_rf.scenes.surface.raster import barycentric, interpolate, project, rasterize, spread
 
 
 def camera(height: int = 24, width: int = 32) -> Camera:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from threestudio_rf.scenes.camera import Camera
-from threestudio_rf.scenes.raster import Screen, barycentric, interpolate, project, rasterize, spread
-from threestudio_rf.scenes.raster_edges import antialias, crossings, edges_of
+from threestudio_rf.scenes.surface.edges import antialias, crossings, edges_of
+from threestudio_rf.scenes.surface.raster import Screen, barycentric, interpolate, project, rasterize, spread
 
 
 def sphere(subdivisions: int) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from threestudio_rf.scenes.tetra import Triangles, grid_points, march_tetrahedra
+from threestudio_rf.scenes.surface.tetra import Triangles, grid_points, march_tetrahedra
 
 
 def ball(p: Tensor, radius: float = 0.7) -> Tensor:

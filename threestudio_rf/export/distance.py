@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from threestudio_rf.scenes.raster import boxes, covered
-from threestudio_rf.scenes.tetra import grid_points
+from threestudio_rf.scenes.surface.raster import boxes, covered
+from threestudio_rf.scenes.surface.tetra import grid_points
 
 SAMPLES = 200_000
 """Points on the surface among which the nearest face is looked for."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from threestudio_rf.export.mesh import Mesh
 from threestudio_rf.export.shell import batches, shell_colours, shell_depth
 from threestudio_rf.scenes.base import Meshed, Surface
-from threestudio_rf.scenes.raster import Screen, barycentric, interpolate, rasterize
+from threestudio_rf.scenes.surface.raster import Screen, barycentric, interpolate, rasterize
 
 SMALLEST, LARGEST = 16, 4096
 GUTTER = 4

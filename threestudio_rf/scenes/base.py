@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
 from threestudio_rf.scenes.camera import Camera
-from threestudio_rf.scenes.tetra import Triangles
+from threestudio_rf.scenes.surface.tetra import Triangles
 
 
 class Rendering(NamedTuple):

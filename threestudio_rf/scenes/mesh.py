@@ -13,9 +13,10 @@ from threestudio_rf.scenes.background import behind
 from threestudio_rf.scenes.base import Rendering, Scene
 from threestudio_rf.scenes.camera import Camera
 from threestudio_rf.scenes.field import HashGridField
-from threestudio_rf.scenes.mesh_regularize import convex, laplacian, normal_consistency, vertex_normals
 from threestudio_rf.scenes.nerf import MARGIN
-from threestudio_rf.scenes.raster import (
+from threestudio_rf.scenes.shade import Light, Shading, shade
+from threestudio_rf.scenes.surface.edges import Edges, antialias, crossings, edges_of
+from threestudio_rf.scenes.surface.raster import (
     Fragments,
     Screen,
     barycentric,
@@ -25,9 +26,8 @@ from threestudio_rf.scenes.raster import (
     rasterize,
     spread,
 )
-from threestudio_rf.scenes.raster_edges import Edges, antialias, crossings, edges_of
-from threestudio_rf.scenes.shade import Light, Shading, shade
-from threestudio_rf.scenes.tetra import Triangles, grid_points, march_tetrahedra
+from threestudio_rf.scenes.surface.regularize import convex, laplacian, normal_consistency, vertex_normals
+from threestudio_rf.scenes.surface.tetra import Triangles, grid_points, march_tetrahedra
 
 RAMP = 0.1
 """Half of the width, in cells, in which `density` falls from solid to nothing around the surface."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from threestudio_rf.scenes.raster import NEAR, Screen, corners_of
+from threestudio_rf.scenes.surface.raster import NEAR, Screen, corners_of
 
 
 class Edges(NamedTuple):

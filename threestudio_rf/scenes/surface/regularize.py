@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from threestudio_rf.scenes.raster_edges import Edges
-from threestudio_rf.scenes.tetra import Triangles
+from threestudio_rf.scenes.surface.edges import Edges
+from threestudio_rf.scenes.surface.tetra import Triangles
 
 
 def face_normals(mesh: Triangles) -> Tensor:

@@ -1,7 +1,7 @@
 """A z-buffer rasteriser in plain torch: which triangle every pixel sees, and what is interpolated over it.
 
 Which face a pixel sees is found without gradient; barycentric weights are then computed again, with gradient, for the
-faces that are seen. Outlines get their gradient in `raster_edges.py`. B views, V vertices, F faces, N fragments (pixels
+faces that are seen. Outlines get their gradient in `edges.py`. B views, V vertices, F faces, N fragments (pixels
 that see a face); values are channel-first, (C, N), which on a CPU makes gathers and scatters flat and fast.
 """
 
