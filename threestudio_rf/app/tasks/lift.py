@@ -181,6 +181,7 @@ def train(made: Lift, stop: Stop) -> None:
             if stop.asked or made.step == total or _due(made.step, config.checkpoint.every, total):
                 made.save()
             if stop.asked:
+                made.run.ranks.wait()  # a process that ends first would have the others ended before all is saved
                 return
             begun = time.perf_counter()
     finally:
@@ -226,6 +227,7 @@ def follow(run: Run) -> int:
                 made.step = state.step + 1
                 stop.agree(run.ranks.any(stop.asked))
                 if stop.asked:
+                    run.ranks.wait()
                     return stop.code
     return GOOD
 
