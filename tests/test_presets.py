@@ -14,6 +14,7 @@ prior.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import pytest
 import torch
@@ -39,6 +40,7 @@ SMALL = ["scene.encoding.log2_table=8", "scene.encoding.levels=2", "prior=gaussi
 LATE = 6000
 
 
+@cache
 def composed(experiment: str, *more: str):
     config = typed(compose([f"experiment={experiment}", "prompt='a hamburger'", *more]))
     check(config)
