@@ -148,6 +148,19 @@ FILES: dict[str, dict[str, Any]] = {
         | {"material=": {"ambient_only_steps": 2001, "soft_shading": True}}
         | {"guidance": SHARES | {"weighting_strategy": "uniform"}, "loss": SDS_LOSS, "optimizer": TWO},
     ),
+    "magic3d-refine-sd": studio(
+        "magic3d-refine-sd",
+        "magic3d-system",
+        data=FAR | {"width": 512, "height": 512, "fovy_range": [30, 45], "light_sample_strategy": "magic3d"},
+        system=LIGHT
+        | {"refinement": True, "geometry_convert_from": "???", "geometry_convert_inherit_texture": True}
+        | {"geometry_type": "tetrahedra-sdf-grid", "renderer_type": "nvdiff-rasterizer"}
+        | {"geometry=": {"radius": 2.0, "isosurface_resolution": 128, "isosurface_deformable_grid": True}}
+        | {"material=": {"ambient_only_steps": 0, "soft_shading": True}, "renderer=": {"context_type": "gl"}}
+        | {"guidance": {"weighting_strategy": "sds", "min_step_percent": 0.02, "max_step_percent": 0.5}}
+        | {"loss": {"lambda_sds": 1.0, "lambda_normal_consistency": 10000.0}},
+        trainer={"max_steps": 5000, "val_check_interval": 100},
+    ),
     "prolificdreamer": studio(
         "prolificdreamer",
         "prolificdreamer-system",
@@ -345,6 +358,10 @@ SDS, FLOW, FALL = "experiment=dreamfusion_sd", "experiment=rfds", "experiment=rf
         (["-m", SDS, "system.guidance.guidance_scale=7,100"], ["loss.scale=8,101"]),
         (["system.loggers.wandb.project=x", "trainer.precision=16-mixed", "use_timestamp=true"], []),
         (["system.geometry.density_bias=blob_magic3d", "data.camera_perturb=0."], []),
+        (
+            ["system.geometry_convert_from=a, b.ckpt", "system.geometry_convert_override.isosurface_threshold=5."],
+            ["weights='a, b.ckpt'"],
+        ),
     ],
 )
 def test_a_key_on_the_command_line_goes_through_the_same_table(line, expected):
@@ -456,7 +473,12 @@ def test_every_key_of_the_tables_reaches_the_settings_that_they_name():
         assert translate([f"{key}=1"]).overrides[0].partition("=")[0] == ours in leaves(), key
     samples = {"background_type": "solid-color-background", "color": "[0,0.5,1]", "name": "Adam", "fmt": "obj"}
     samples |= {"weighting_strategy": "uniform", "resolution_milestones": "[5]", "save_texture": "false"}
-    samples |= {"view_dependent_prompting": "false", "half_precision_weights": "false", "every_n_train_steps": "7"}
+    samples |= {
+        "view_dependent_prompting": "false",
+        "geometry_type": "implicit-volume",
+        "half_precision_weights": "false",
+        "every_n_train_steps": "7",
+    }
     for key, row in CONVERTED.items():
         last = key.rpartition(".")[2]
         truth = last.startswith(("use_", "enable_", "t_anneal", "view_dependent_prompt_", "random_aug"))

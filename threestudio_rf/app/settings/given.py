@@ -22,7 +22,7 @@ from threestudio_rf.app.settings.peers import CONVERTED, DEFAULTS, RENAMED
 from threestudio_rf.app.settings.unneeded import fixed
 
 TYPE, PERP_NEG, SJC = "system.guidance_type", "system.prompt_processor.use_perp_neg", "system.guidance.use_sjc"
-OTHERS = dict.fromkeys(("magic3d_coarse_sd", "sjc"), "stable-diffusion-guidance")
+OTHERS = dict.fromkeys(("magic3d_coarse_sd", "magic3d_refine_sd", "sjc"), "stable-diffusion-guidance")
 OTHERS |= {"rfds_rev_sd3_low_memory": "RFDS-Rev-sd3", "2d_rfds": "RFDS", "2d_rfds_rev": "RFDS-Rev"}
 OTHERS |= {"2d_rfds_sd3": "RFDS-sd3", "2d_rfds_rev_sd3": "RFDS-Rev-sd3"}
 OF_PRESET = {row.preset: name for name, row in GUIDANCE.items()} | OTHERS
@@ -34,7 +34,6 @@ REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 MOST_KEYS = 2000
 NEAREST = {
     "latentnerf": "dreamfusion-sd",
-    "magic3d_refine_sd": "magic3d-coarse-sd",
     "magic3d_coarse_if": "magic3d-coarse-sd",
     "dreamfusion_if": "dreamfusion-sd",
     "dreamfusion_sd_eff": "dreamfusion-sd",

@@ -20,6 +20,7 @@ RENAMED = {
     f"{GUIDE}inversion_eta": "loss.invert_eta",
     "system.weights": "weights",
     "init": "weights",
+    "system.geometry_convert_from": "weights",
     "system.renderer.num_samples_per_ray": "scene.renderer.samples_per_ray",
     "system.renderer.base_renderer.num_samples_per_ray": "scene.renderer.samples_per_ray",
     f"{FIELD}radius": "scene.radius",
@@ -72,6 +73,7 @@ class Converted(NamedTuple):
 
 WEIGHTING = {"sds": "sigma2", "dreamfusion": "sigma2", "uniform": "uniform", "fantasia3d": "alpha_sigma2"}
 PATTERN = "prior.view_pattern"
+KINDS = {"implicit-volume": "nerf", "tetrahedra-sdf-grid": "mesh"}
 CONVERTED = {
     "data.resolution_milestones": Converted("camera.milestones", "none where the size is one number", to.milestones),
     "data.width": Converted("camera.sizes", "a number or a list; square", to.sizes),
@@ -119,6 +121,11 @@ CONVERTED = {
         to.one_of(PATTERN, {True: "{view} view of {prompt}", False: None}, ""),
     ),
     f"{GUIDE}pretrained_model_name_or_path": Converted("prior.path", "where the weights are today", to.weights),
+    "system.geometry_type": Converted(
+        "scene.name",
+        "implicit-volume: nerf, tetrahedra-sdf-grid: mesh",
+        to.one_of("scene.name", KINDS, "the hash grid: scene.encoding.*, scene.field.*"),
+    ),
     "system.background_type": Converted(
         "scene.background.name",
         "neural-environment-map: environment, solid-color: solid",

@@ -35,6 +35,7 @@ OFF = (None, False, 0, 0.0, "", "None", ())
 LEVELS = "all levels of the hash grid from the first step"
 RAYS, BOX = "every ray of a view is rendered", "rays begin and end at the box of scene.radius"
 MARCH = "rays are marched through an occupancy grid"
+MEAN = "prices of a mesh are means here: loss.lambda_normal_consistency, loss.lambda_laplacian of the preset"
 LORA = "the twin is a LoRA on the prior itself"
 ADAM = "the twin's AdamW does not see the scale of its loss"
 LIGHT = "colours are as the network gives them, without a light"
@@ -64,12 +65,12 @@ FIXED = {
         nearest="text to 3D in one stage: --config configs/dreamfusion-sd.yaml",
     ),
     "system.stage": Fixed(("coarse",), nearest="the first stage alone"),
-    "system.refinement": Fixed(OFF, nearest="the first stage alone"),
+    "system.refinement": Fixed((*OFF, True), nearest="the first stage alone"),
     "system.texture": Fixed(OFF, nearest="the first stage alone"),
-    "system.geometry_convert_*": Fixed(None, nearest="the first stage alone; weights= for the scene of another run"),
+    "system.geometry_convert_inherit_texture": Fixed((*OFF, True)),
+    "system.geometry_convert_override.*": Fixed(None, "the level of the surface is found"),
     "system.weights_ignore_modules": Fixed(OFF, nearest="weights="),
     "system.cleanup_after_*": Fixed(None),
-    "system.geometry_type": Fixed(("implicit-volume",), nearest="the hash grid: scene.encoding.*, scene.field.*"),
     f"{FIELD}n_input_dims": Fixed((3,)),
     f"{FIELD}n_feature_dims": Fixed((3,), nearest="colours, not latents"),
     f"{FIELD}normal_type": Fixed(OFF, "normals are differences of the density"),
@@ -102,7 +103,9 @@ FIXED = {
     "system.background.learned": Fixed(OFF, nearest="scene.background.name=environment"),
     "system.background.height": Fixed(None, nearest="scene.background.name=environment"),
     "system.background.width": Fixed(None, nearest="scene.background.name=environment"),
-    "system.renderer_type": Fixed(("nerf-volume-renderer", "patch-renderer"), nearest="the NeRF: scene=nerf"),
+    "system.renderer_type": Fixed(
+        ("nerf-volume-renderer", "patch-renderer", "nvdiff-rasterizer"), nearest="the NeRF: scene=nerf"
+    ),
     "system.renderer.radius": Fixed(None),
     "system.renderer.context_type": Fixed(None),
     "system.renderer.estimator": Fixed(("occgrid",), MARCH),
@@ -150,6 +153,8 @@ FIXED = {
     f"{LOSS}lambda_lora": Fixed((1,), ADAM),
     f"{LOSS}lambda_train_phi": Fixed((1,), ADAM),
     f"{LOSS}lambda_convex": Fixed(OFF, "left out"),
+    f"{LOSS}lambda_normal_consistency": Fixed(OFF, MEAN),
+    f"{LOSS}lambda_laplacian_smoothness": Fixed(OFF, MEAN),
     f"{LOSS}lambda_emptiness": Fixed(OFF, nearest="loss.lambda_sparsity"),
     f"{LOSS}lambda_*": Fixed(OFF, nearest="loss.lambda_*"),
     f"{LOSS}emptiness_scale": Fixed(None),
