@@ -259,16 +259,14 @@ def finished_run(place: Path) -> Path:
 
 def cases(kind: str, count: int, seed: int, place: Path) -> Iterator[tuple[list[str], Answer]]:
     """`count` command lines of a kind ("settings", "runs", "priors") with what the program answers."""
-    prepared(place)
-    base = {
-        "settings": lambda: None,
-        "runs": lambda: finished_run(place),
-        "priors": lambda: small_prior(place / "base"),
-    }
-    thing = base[kind]()
+    prepare, draw = {
+        "settings": (prepared, settings_case),
+        "runs": (finished_run, runs_case),
+        "priors": (small_prior, priors_case),
+    }[kind]
+    thing = prepare(place)
     for number in range(count):
-        rng = random.Random(f"{seed} {kind} {number}")
-        line = {"settings": settings_case, "runs": runs_case, "priors": priors_case}[kind](rng, place, thing)
+        line = draw(random.Random(f"{seed} {kind} {number}"), place, thing)
         yield line, answer(line, place)
         shutil.rmtree(place / "out", ignore_errors=True)
 
@@ -285,7 +283,8 @@ def main() -> int:
         codes: dict[int, int] = {}
         faults = []
         with tempfile.TemporaryDirectory() as folder:
-            for line, found in cases(kind, getattr(options, kind), options.seed, Path(folder) / "place"):
+            count = getattr(options, kind)
+            for line, found in cases(kind, count, options.seed, Path(folder) / "place") if count else ():
                 codes[found.code] = codes.get(found.code, 0) + 1
                 faults += [(found.fault, line, found.err[-300:])] if found.fault else []
         total = sum(codes.values())
