@@ -111,6 +111,7 @@ EULER, DPM = "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"
         (EULER, 6, {**V, "timestep_spacing": "leading"}),
         (EULER, 6, {"timestep_spacing": "trailing", "final_sigmas_type": "sigma_min"}),
         (EULER, 6, {"use_karras_sigmas": True}),
+        (EULER, 5, {"timestep_spacing": "linspace", "final_sigmas_type": "sigma_min"}),
         (EULER, 6, {**V, "use_exponential_sigmas": True}),
         (EULER, 6, {**SNR, "timestep_spacing": "trailing"}),
         (DPM, 6, {}),
@@ -218,6 +219,46 @@ def test_a_config_whose_times_mean_something_else_is_refused_by_its_key(sd: SDPr
     prior = stable(sd, tmp_path, EULER, BETAS | {"timestep_spacing": "sideways"})
     with pytest.raises(UserError, match="sideways is not supported"):
         grid_of(prior, SampleConfig(steps=4))
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        (EULER, {"use_karras_sigmas": True, "use_exponential_sigmas": True}),
+        (EULER, {"use_karras_sigmas": True, "sigma_min": "x"}),
+        (EULER, {"interpolation_type": "cubic"}),
+        (EULER, {"timestep_spacing": 5}),
+        (DPM, {"final_sigmas_type": "none"}),
+        (DPM, {"lambda_min_clipped": "x"}),
+        (DPM, {"use_karras_sigmas": True, "beta_end": 0.00085}),
+        ("DDIMScheduler", {"timestep_spacing": ["leading"]}),
+    ],
+)
+def test_a_broken_config_is_refused_with_its_file(
+    name: str, config: dict[str, Any], sd: SDPrior, tmp_path: Path
+) -> None:
+    prior = stable(sd, tmp_path, name, BETAS | config)
+    try:
+        made = grid_of(prior, SampleConfig(steps=5))
+    except UserError as error:
+        assert "scheduler_config.json" in str(error)
+    else:
+        assert bool((made.times.diff() < 0).all())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"use_dynamic_shifting": True, "base_image_seq_len": 4096},
+        {"shift_terminal": 1.0},
+        {"shift_terminal": 2.0},
+        {"use_beta_sigmas": True, "use_karras_sigmas": True},
+    ],
+)
+def test_a_broken_config_of_a_flow_is_refused_with_its_file(config: dict[str, Any], tmp_path: Path) -> None:
+    file = written(tmp_path, "FlowMatchEulerDiscreteScheduler", config)
+    with pytest.raises(PriorError, match=r"scheduler_config\.json"):
+        Scheduler(Table(file), None, tokens=16).times(5, sampler="euler")
 
 
 def test_every_scheduler_that_is_known_is_one_of_diffusers_with_a_sampler_of_ours() -> None:

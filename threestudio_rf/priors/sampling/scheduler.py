@@ -74,6 +74,19 @@ REFUSED: dict[str, tuple[Any, ...]] = {
 RESHAPED = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_dynamic_shifting", "shift_terminal")
 
 
+REFUSALS = (
+    ValueError,
+    TypeError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    RuntimeError,
+    ImportError,
+    AssertionError,
+)
+"""What diffusers may raise for a config that it does not understand."""
+
+
 @dataclass(frozen=True)
 class Scheduler:
     """scheduler_config.json of a prior whose levels are those of `table`, of a flow if it is None.
@@ -124,6 +137,8 @@ class Scheduler:
         """The exponent of a dynamic shift: linear in the number of tokens, as in diffusers' SD3 pipeline."""
         low, high = self.config.whole("base_image_seq_len", 256), self.config.whole("max_image_seq_len", 4096)
         base, most = self.config.real("base_shift", 0.5), self.config.real("max_shift", 1.16)
+        if low == high:
+            raise self.config.refuse("max_image_seq_len", f"another number than base_image_seq_len, {low}")
         return base + (most - base) * (self.tokens - low) / (high - low)
 
     def notes(self, steps: int) -> tuple[str, ...]:
@@ -168,6 +183,9 @@ class Scheduler:
         found = self._asked(steps, {"steps_offset": 1 if offset is None else offset} | _shifted(shift))
         sigmas, labels = found.sigmas.double(), found.timesteps.double()
         exploding = self.table is not None and "Euler" in self.name
+        falls = bool((sigmas[:-1].diff() < 0).all()) and sigmas[-1] <= sigmas[-2]
+        if not falls or not bool((sigmas.isfinite() & (sigmas >= 0)).all()):
+            raise PriorError(f"{self.config.file}: its noise levels of {steps} steps do not fall: {sigmas.tolist()}")
         return self._between(sigmas, labels, float(found.init_noise_sigma) if exploding else None)
 
     def _asked(self, steps: int, changes: dict[str, Any]) -> Any:
@@ -180,7 +198,7 @@ class Scheduler:
         try:
             scheduler = made(**config)
             scheduler.set_timesteps(steps, **({"mu": self.mu} if self._get("use_dynamic_shifting") else {}))
-        except (ValueError, TypeError, NotImplementedError, ImportError, AssertionError) as error:
+        except REFUSALS as error:
             raise PriorError(f"{self.config.file}: {error}") from None
         return scheduler
 
@@ -201,6 +219,8 @@ class Scheduler:
         if initial is None:
             return Grid(times, heard, Level(1 / norm, sigmas / norm), whole=whole)
         last = torch.cat([norm[:-1], norm.new_ones(1)])
+        if times[-1] == times[-2]:  # the last step only leaves the table's x behind
+            times[-1] /= 2
         return Grid(times, heard, Level(1 / last, sigmas / last), start=initial / float(norm[0]), whole=whole)
 
 
