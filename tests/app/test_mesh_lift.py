@@ -62,7 +62,7 @@ def test_a_mesh_begins_with_a_file_and_says_what_it_took(rest, launcher, tmp_pat
 @pytest.mark.parametrize(
     ("lines", "told"),
     [
-        (["scene.name=nerf"], "is a mesh: it can begin a new run"),
+        (["scene.name=nerf"], "is a mesh: it can begin a new run, experiment=tiny_refine"),
         (["scene.name=mesh"], "nothing lies inside of it"),
     ],
 )

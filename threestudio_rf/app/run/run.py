@@ -63,7 +63,7 @@ def find_checkpoint(config: Config) -> Path | None:
         raise UserError(f"{'resume' if config.resume else 'init'}={wanted}: no such file or folder")
     if path.is_file() and path.suffix.lower() in MESH_FILES:
         if config.resume or SCENES[config.scene.name].start is None:
-            raise UserError(f"{wanted} is a mesh: it can begin a new run, scene=mesh init={wanted}")
+            raise UserError(f"{wanted} is a mesh: it can begin a new run, experiment=tiny_refine init={wanted}")
         return None
     return path
 
