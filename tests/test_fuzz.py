@@ -23,7 +23,7 @@ def fuzz():
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("kind", "count"), [("settings", 10), ("runs", 3), ("priors", 5)])
+@pytest.mark.parametrize(("kind", "count"), [("settings", 10), ("runs", 2), ("priors", 3)])
 def test_what_is_wrong_at_random_is_refused_in_one_line_or_survived(
     fuzz, tmp_path: Path, kind: str, count: int
 ) -> None:

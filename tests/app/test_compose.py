@@ -100,7 +100,9 @@ def test_structural_changes_are_told_apart_from_the_others():
     ]
 
 
-@pytest.mark.parametrize("item", ["seed=[1", "seed='", "seed=~", "seed=abc", "camera.sizes={a:1}", "seed=!!python/x"])
+@pytest.mark.parametrize(
+    "item", ["seed=[1", "seed='", "seed=~", "seed=abc", "camera.sizes={a:1}", "seed=!!python/x", "preset=[3,2,1]"]
+)
 def test_a_value_that_cannot_be_read_is_one_line_with_its_key_and_no_name_of_an_error(item: str) -> None:
     with pytest.raises(UserError) as caught:
         compose(["experiment=tiny", item])

@@ -53,6 +53,11 @@ def test_a_missing_folder_is_not_taken_for_a_repository(path):
     assert message(path) == f"no such folder {path}; to download write owner/name"
 
 
+@pytest.mark.parametrize("path", ["x" * 3000, "y" * 300])
+def test_a_name_that_no_file_can_have_is_told(path):
+    assert message(path) == f"prior.path={path[:80]}: File name too long"
+
+
 @LOADERS
 def test_the_real_loaders_say_the_same(load):
     with pytest.raises(PriorError, match=r"no such folder \./x; to download write owner/name"):

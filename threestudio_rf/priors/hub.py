@@ -30,8 +30,11 @@ def locate(
     """
     try:
         local = Path(path).expanduser()
+        local.is_dir()
     except RuntimeError as error:
         raise PriorError(f"prior.path={path}: {error}; give a path without ~") from None
+    except (OSError, ValueError) as error:
+        raise PriorError(f"prior.path={path[:80]}: {getattr(error, 'strerror', None) or error}") from None
     if local.is_dir():
         snapshot = snapshot_of(local)
         if snapshot is not None:

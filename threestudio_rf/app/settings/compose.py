@@ -85,7 +85,7 @@ def _with_item(reason: str, overrides: list[str]) -> str:
 def _check_choices(overrides: list[str]) -> None:
     for item in overrides:
         group, _, name = item.lstrip("+").partition("=")
-        if group in groups() and name not in choices(group) and "," not in name:
+        if group in groups() and name not in choices(group):
             known = choices(group)
             raise UserError(f"{group}={name}: expected one of {', '.join(known)}{suggestion(name, known)}")
 
