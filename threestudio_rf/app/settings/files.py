@@ -29,7 +29,8 @@ def chain(group: str, name: str) -> tuple[list[str], dict[str, str]]:
     chosen: dict[str, str] = {}
     for item in file_of(f"{group}/{name}")[0]:
         if isinstance(item, str) and item != "_self_":
-            below, inner = chain(group, item)
+            where, _, file = item.rpartition("/")
+            below, inner = chain(where.strip("/") or group, file)
             files += below
             chosen = inner | chosen
         elif isinstance(item, dict):
