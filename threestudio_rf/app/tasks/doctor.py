@@ -8,16 +8,20 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import torch
+from safetensors import safe_open
 
 from threestudio_rf import __version__
-from threestudio_rf.app.build.scene import text_cache
+from threestudio_rf.app.build.prior import facts_of, pick_dtype, text_cache
 from threestudio_rf.app.errors import FAILED, GOOD
 from threestudio_rf.app.run.folder import PACKAGES, about, commit
 from threestudio_rf.app.run.run import Run
+from threestudio_rf.app.settings.config import Config
 from threestudio_rf.core.files import write_text
 from threestudio_rf.priors.tiny import verify_weights, weights_folder
 from threestudio_rf.scenes.hashgrid import encoding_backend
+from threestudio_rf.scenes.nerf import CHUNK, SAMPLE_BYTES
 from threestudio_rf.scenes.occupancy import marching_backend
 
 OPTIONAL = {"wandb": "wandb=true", "hydra-joblib-launcher": "sweeps side by side", "hydra-submitit-launcher": "Slurm"}
@@ -59,6 +63,73 @@ def backends(run: Run) -> Iterator[str]:
     yield marching_backend(run.config.scene.renderer.marching, run.device)[1]
 
 
+GIB = 2**30
+PUBLISHED = {"sd": 0.86e9, "sd3": 2.03e9}
+"""Parameters of the network of SD 1.5 and of SD3-medium, where no folder tells its own."""
+NAMED = {"3.5-medium": 2.5e9, "3.5-large": 8.1e9}
+VAE = 0.084e9
+FULL = 0.25
+ENCODER = (1792, 1312)
+"""Numbers that the encoder of SD's VAE keeps per pixel for its gradient: those of the full size, and of all smaller
+ones. 14 maps of 128 channels; 12 of 256 at a quarter of the pixels, 12 of 512 at a sixteenth, 20 of 512 at a 64th."""
+
+
+def needed(config: Config, device: torch.device) -> dict[str, float]:
+    """GiB that a step of training takes by arithmetic, by part: weights of network and VAE, what the VAE's encoder
+    keeps for one gradient, the renderer's samples if a `FULL` share of them is not empty, and the scene with its
+    optimiser. A twin's step and what the network needs for a moment are left out."""
+    prior, camera = config.prior, config.camera
+    stages = [(camera.views[min(i, len(camera.views) - 1)], size) for i, size in enumerate(camera.sizes)]
+    number = torch.empty((), dtype=pick_dtype(prior, device)).element_size()
+    parts = {"CUDA": 0.5} if device.type == "cuda" else {}
+    if facts_of(prior).source == "hub":
+        kept = {"none": number, "fp8": 1, "int8": 1, "nf4": 0.5}
+        byte = min(kept.get(prior.storage, number), kept.get(prior.quantization, number))
+        parts["network"] = parameters_of_network(config) * byte / GIB
+        pixels = max(views * (prior.image_size or size) ** 2 for views, size in stages)
+        if not prior.vae:
+            full, smaller = ENCODER
+            numbers = full if prior.vae_checkpointing else full + smaller
+            parts["VAE"] = VAE * number / GIB
+            parts["encoder"] = pixels * numbers * number / GIB
+    if config.scene.name != "nerf":
+        return parts
+    render, grid = config.scene.renderer, config.scene.encoding
+    rays = min(max(views * size**2 for views, size in stages), render.ray_chunk or CHUNK)
+    densities = 5 if config.loss.lambda_orient else 1
+    rows = min(2**grid.log2_table, (grid.base * grid.growth ** (grid.levels - 1)) ** 3) * grid.levels * grid.features
+    parts["renderer"] = FULL * rays * render.samples_per_ray * SAMPLE_BYTES * densities / GIB
+    parts["scene"] = 5 * 4 * rows / GIB
+    return parts
+
+
+def parameters_of_network(config: Config) -> float:
+    """Of a folder by the size of its files and the format of the first tensor; of the hub as published."""
+    prior = config.prior
+    for part in ("transformer", "unet"):
+        files = sorted(Path(prior.path).expanduser().glob(f"{part}/*.safetensors")) if prior.path else []
+        if files:
+            with safe_open(files[0], "pt") as opened:
+                first = opened.get_tensor(next(iter(opened.keys())))
+            return sum(file.stat().st_size for file in files) / first.element_size()
+    named = [count for name, count in NAMED.items() if name in prior.path]
+    return named[0] if named else PUBLISHED[facts_of(prior).adapter]
+
+
+def fits(config: Config, device: torch.device) -> tuple[str, bool]:
+    """What a step of training takes, estimated, beside the memory that is free, in one line; and whether it fits."""
+    parts = needed(config, device)
+    total, sure = sum(parts.values()), sum(value for name, value in parts.items() if name != "renderer")
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    listed = ", ".join(f"{name} {value:.2f}" for name, value in parts.items())
+    line = f"memory of a training step, estimated: {total:.1f} GiB ({listed}); {free / GIB:.1f} GiB are free"
+    if sure > free / GIB:
+        return line + ": it DOES NOT FIT; preset=low_vram, prior.storage=fp8 or prior.offload=true need less", False
+    if total > free / GIB:
+        return line + ": the renderer will have to take smaller chunks (scene.renderer.ray_chunk)", False
+    return line, True
+
+
 def weights() -> list[str]:
     """What is wrong with the weights that ship; empty when they are whole."""
     return verify_weights()
@@ -80,7 +151,7 @@ def command(run: Run) -> int:
     """Prints everything and keeps it as doctor.txt; exit code 1 when the shipped weights are not whole."""
     faults = weights()
     whole = [f"weights: {fault}" for fault in faults] or [f"weights: {weights_folder()} is whole"]
-    lines = [*versions(), *devices(run.device), *backends(run), *whole, *places(run)]
+    lines = [*versions(), *devices(run.device), *backends(run), fits(run.config, run.device)[0], *whole, *places(run)]
     write_text(run.folder / "doctor.txt", "\n".join(lines) + "\n")
     for line in lines:
         print(line)

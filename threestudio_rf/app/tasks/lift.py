@@ -25,6 +25,7 @@ from threestudio_rf.app.run.signals import Stop
 from threestudio_rf.app.settings.compose import to_text
 from threestudio_rf.app.settings.config import Config
 from threestudio_rf.app.tasks import look
+from threestudio_rf.app.tasks.doctor import fits
 from threestudio_rf.app.tasks.finish import finish, page_so_far, shown
 from threestudio_rf.app.tasks.result import Result
 from threestudio_rf.priors.twin import Twin
@@ -236,6 +237,9 @@ def command(run: Run) -> int:
     """task=lift mode=train: exit code 0, 1 when the final files could not be written, 130 or 143 after a signal."""
     config = run.config
     LOG.info("experiment %s, preset %s, loss %s: %r", config.experiment, config.preset, config.loss.name, config.prompt)
+    line, whole = fits(config, run.device)
+    if not whole:
+        LOG.warning("%s", line)
     made = prepare(run)
     warn_unknown_words(config.prompt, config.prior.name)
     warn_space(made)
