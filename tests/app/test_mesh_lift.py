@@ -13,7 +13,12 @@ import trimesh
 from threestudio_rf.trainer.checkpoint import load
 
 MESH = ["scene.name=mesh", "scene.mesh.resolution=16", "scene.mesh.paint_steps=20", "loss.lambda_laplacian=0.1"]
-MESH += ["loss.lambda_normal_consistency=0.1", "loss.lambda_convex=0.1", "optim.lr_geometry=0.02"]
+MESH += [
+    "loss.lambda_normal_consistency=0.1",
+    "loss.lambda_convex=0.1",
+    "optim.lr_geometry=0.02",
+    "export.formats=[ply]",
+]
 
 
 @pytest.fixture
@@ -85,6 +90,7 @@ def test_terms_of_a_mesh_are_refused_for_a_field_and_a_setting_of_the_shared_gri
 
 def test_one_command_makes_a_field_and_then_its_mesh(small, launcher, tmp_path):
     line = [*small, "scene.mesh.resolution=16", "scene.mesh.paint_steps=5", "refine_steps=1", "prompt=a red ball"]
+    line += ["export.formats=[ply]"]
     code, folder, out, err = launcher(*line, "refine=true", "trainer.steps=2", f"exp_root_dir={tmp_path}")
     assert code == 0 and folder is not None, err
     first, second = sorted(folder.parent.iterdir())
