@@ -165,7 +165,7 @@ def test_a_folder_that_is_loaded_says_how_it_is_sampled(
     change_json(file, timestep_spacing="trailing")
     assert grid_of(load_sd(folder), SampleConfig(steps=1)).times.tolist() == [1.0, 0.0], "pure noise is asked about"
     change_json(file, rescale_betas_zero_snr=True)
-    with pytest.raises(PriorError, match="ends at alpha = 0, where a prediction of eps"):
+    with pytest.raises(PriorError, match="ends at alpha = 0, where eps says nothing"):
         load_sd(folder)
     change_json(file, prediction_type="v_prediction")
     prior = load_sd(folder)

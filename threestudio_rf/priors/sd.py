@@ -33,6 +33,7 @@ from threestudio_rf.priors.sampling.scheduler import scheduler_of
 from threestudio_rf.priors.text import ENCODER, SDText, excess
 
 NETWORK = ("unet", "UNet2DConditionModel")
+SCHEDULER = "scheduler/scheduler_config.json"
 CLASSES = {"unet": NETWORK[1], ENCODER: "CLIPTextModel"}
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 LICENCE_1 = "CreativeML OpenRAIL-M (Stable Diffusion 1)"
@@ -165,7 +166,7 @@ def read_shape(at: Places) -> Shape:
 def read_table(folder: Path) -> DiscreteVP:
     """The trained levels by the scheduler's config, to alpha = 0 with rescale_betas_zero_snr. PriorError for a table
     unknown to core."""
-    file = folder / "scheduler/scheduler_config.json"
+    file = folder / SCHEDULER
     config = Table(file)
     names = ALIASES["diffusers"]
     trained = config.numbers("trained_betas")
@@ -192,9 +193,17 @@ def read_table(folder: Path) -> DiscreteVP:
     return DiscreteVP(table, final="clean" if clean else "first")
 
 
+def table_of(folder: Path, kind: Kind) -> DiscreteVP | None:
+    """`read_table`, None for a flow; PriorError for eps on a table without data at its end."""
+    table = None if kind == "flow" else read_table(folder)
+    if kind == "eps" and table is not None and table.abar[-1] == 0:
+        raise PriorError(f"{folder / SCHEDULER}: its table ends at alpha = 0, where eps says nothing of the picture")
+    return table
+
+
 def read_kind(folder: Path) -> Kind:
     """What the network of an SD folder predicts, by its scheduler's config; PriorError for what is no noise model."""
-    found = Table(folder / "scheduler/scheduler_config.json").text("prediction_type", "epsilon")
+    found = Table(folder / SCHEDULER).text("prediction_type", "epsilon")
     if found not in PREDICTIONS:
         raise PriorError(
             f"{folder}: the scheduler's prediction_type is {found!r}, expected one of {', '.join(PREDICTIONS)}; "
@@ -252,10 +261,7 @@ def load_sd(
 
     at = _places(path, revision=revision, variant=variant, vae=options.vae, offline=offline)
     found: Kind = read_kind(at.folder) if kind == "auto" else cast(Kind, kind)
-    table = None if found == "flow" else read_table(at.folder)
-    config = Table(at.folder / "scheduler/scheduler_config.json")
-    if found == "eps" and table is not None and table.abar[-1] == 0:
-        raise PriorError(f"{config.file}: its table ends at alpha = 0, where a prediction of eps says nothing of x0")
+    table = table_of(at.folder, found)
     text = SDText(at.folder, dtype, device, variant)
     return SDPrior(
         read_shape(at),
@@ -267,7 +273,7 @@ def load_sd(
         name=name,
         licence=licence or licence_of(at.folder, found),
         mirror_time=mirror_time,
-        pipeline=scheduler_of(config, table),
+        pipeline=scheduler_of(Table(at.folder / SCHEDULER), table),
     )
 
 
