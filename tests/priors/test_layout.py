@@ -49,6 +49,7 @@ WRONG = [
     ("scheduler", "beta_schedule", ["linear"], "a text"),
     ("scheduler", "num_train_timesteps", "1000", "a whole number"),
     ("scheduler", "beta_end", None, "a number"),
+    ("scheduler", "beta_start", -1, "a number above 0"),
     ("scheduler", "trained_betas", [0.1, "x"], "a list of numbers or null"),
 ]
 

@@ -175,8 +175,8 @@ def read_table(folder: Path) -> DiscreteVP:
         table = betas(
             name,
             len(trained) if trained else config.whole("num_train_timesteps", high=100_000),
-            start=config.real("beta_start", 0.0001),
-            end=config.real("beta_end", 0.02),
+            start=config.real("beta_start", 0.0001, above=0),
+            end=config.real("beta_end", 0.02, above=0),
             trained=trained,
         )
     except KeyError as error:
