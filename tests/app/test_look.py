@@ -38,5 +38,5 @@ def test_every_frame_belongs_to_one_step_and_the_last_to_the_last(total: int, fr
     assert taken[-1] is not None or not frames
 
 
-def test_a_turn_takes_five_seconds_whatever_its_frames():
-    assert (turn_fps(120), turn_fps(60), turn_fps(2), turn_fps(1000)) == (24, 12, 4, 30)
+def test_a_turn_takes_four_seconds_whatever_its_frames():
+    assert (turn_fps(120), turn_fps(60), turn_fps(2), turn_fps(1000)) == (30, 15, 4, 30)

@@ -40,7 +40,7 @@ PACKAGES: tuple[str, ...] = (
     "nerfacc",
     "trimesh",
 )
-PACKAGES += ("scikit-image", "imageio-ffmpeg")
+PACKAGES += ("scikit-image", "imageio-ffmpeg", "xatlas", "fast-simplification")
 SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|KEY", re.IGNORECASE)
 SHOWN = re.compile(r"(HF_|HUGGING|CUDA_|OMP_|MKL_|NCCL_|SLURM_JOB|TRANSFORMERS_|DIFFUSERS_|WANDB_)\w*|RANK|WORLD_SIZE")
 

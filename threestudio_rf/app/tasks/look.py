@@ -23,7 +23,7 @@ from threestudio_rf.scenes.base import Meshed, Rendering, Scene, Surface
 from threestudio_rf.scenes.camera import Camera
 from threestudio_rf.trainer.log import row_of_pictures
 
-TURN = 5.0
+TURN = 4.0
 """Seconds of one turn of a video."""
 PROGRESS_FPS = 12.0
 LARGE = 256
