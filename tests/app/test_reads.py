@@ -5,16 +5,23 @@ Seen to fail: each rule removed in turn; keys of files and of presets taken for 
 
 from __future__ import annotations
 
+import copy
+from itertools import islice
+from pathlib import Path
+
 import pytest
+import torch
 
 from threestudio_rf.app.build.check import check
 from threestudio_rf.app.build.reads import OF_NOISE, OF_ROLE, OF_TASK, check_named, named, unread
 from threestudio_rf.app.build.scene import SCENES
 from threestudio_rf.app.errors import UserError
+from threestudio_rf.app.run.run import Run
 from threestudio_rf.app.settings.compose import compose, typed
-from threestudio_rf.app.settings.config import TASKS, Config, leaves
+from threestudio_rf.app.settings.config import TASKS, Config, leaves, value_of
 from threestudio_rf.app.settings.flags import translate
 from threestudio_rf.app.settings.loss import NOISES
+from threestudio_rf.app.tasks.lift import Lift, run_lift
 from threestudio_rf.distill.combine import COMBINERS
 
 
@@ -96,6 +103,32 @@ def test_a_sweep_is_checked_too(launcher, tmp_path):
     line = ["-m", "task=sample", "prompt=a red ball", "prior=gaussian", "sample.view=''", "trainer.steps=1,2"]
     code, _, _, err = launcher(*line, f"exp_root_dir={tmp_path}")
     assert code == 2 and "trainer.steps=1: task=sample does not read it" in err
+
+
+def first_steps(config: Config) -> list[dict[str, float]]:
+    """The figures of two steps."""
+    made = Lift(Run(config, Path(), torch.device("cpu")))
+    return [state.metrics for state in islice(run_lift(made), 2)]
+
+
+@pytest.mark.parametrize("scene", ["nerf_tiny", "image"])
+def test_what_is_called_unread_changes_nothing_of_the_first_steps(scene):
+    small = ["prior=gaussian", f"scene={scene}", "scene.encoding.levels=2", "scene.encoding.log2_table=6", "loss=rfds"]
+    small += ["camera.sizes=[8]", "scene.renderer.samples_per_ray=8", "scene.renderer.occupancy_resolution=4"]
+    config = typed(compose(["prompt='a red ball'", *small]))
+    wanted, given = first_steps(config), 0
+    changed = copy.deepcopy(config)
+    for key, rule in unread(config).items():
+        value, (*above, name) = value_of(config, key), key.split(".")
+        if key.startswith(("scene.", "loss.", "optim.")) and isinstance(value, int | float) and rule is not None:
+            node = changed
+            for group in above:
+                node = getattr(node, group)
+            setattr(node, name, not value if isinstance(value, bool) else value + 1)
+            given += 1
+    assert given > 10 and first_steps(changed) == wanted
+    changed.loss.t_shift += 1
+    assert first_steps(changed) != wanted
 
 
 def test_every_choice_has_its_row_and_every_key_is_a_setting():

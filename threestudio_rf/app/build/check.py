@@ -8,7 +8,7 @@ from typing import Any
 
 from threestudio_rf.app.build.check_edit import check_edit
 from threestudio_rf.app.build.check_loss import check_loss
-from threestudio_rf.app.build.check_type import check_memory, check_types
+from threestudio_rf.app.build.check_type import check_types
 from threestudio_rf.app.build.prior import PRIORS, facts_of, knows_octants, multiple_of, on_table, wording
 from threestudio_rf.app.build.sampling import check_sample
 from threestudio_rf.app.build.scene import SCENES
@@ -83,8 +83,6 @@ def check(config: Config) -> None:
     _check_prior(config)
     _check_text(config)
     _check_other(config)
-    if config.task == "lift" and config.scene.name == "nerf":
-        check_memory(config)
     if config.task in ("edit", "invert"):
         check_edit(config)
     if config.task == "sample":

@@ -39,9 +39,11 @@ def _is(value: Any, kind: type) -> bool:
 
 
 def check_memory(config: Config) -> None:
-    """UserError for a hash grid that does not fit the memory of the machine together with its optimiser."""
+    """UserError for a lift whose hash grid does not fit the memory of the machine together with its optimiser."""
     import psutil
 
+    if config.task != "lift":
+        return
     grid = config.scene.encoding
     entries = sum(level.size for level in plan(grid.levels, grid.log2_table, grid.base, grid.growth))
     needed = PER_PARAMETER * entries * grid.features

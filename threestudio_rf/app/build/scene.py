@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from threestudio_rf.app.build.check_image import check_image
+from threestudio_rf.app.build.check_type import check_memory
 from threestudio_rf.app.build.prior import build_prior as build_prior
 from threestudio_rf.app.build.prior import pick_dtype as pick_dtype
 from threestudio_rf.app.build.prior import prior_id as prior_id
@@ -198,7 +199,7 @@ NERF: tuple[str, ...] = (*SHOWN, "scene.field.", "scene.renderer.", "export.")
 MESH: tuple[str, ...] = (*SHOWN, "scene.field.hidden", "scene.field.layers", "scene.mesh.", "optim.lr_geometry")
 MESH += tuple(f"export.{name}" for name in ("resolution", "formats", "faces", "texture", "material", "up", "scale"))
 SCENES: dict[str, SceneRow] = {
-    "nerf": SceneRow(_nerf, maps=("orientation", "z_variance", "border"), reads=NERF),
+    "nerf": SceneRow(_nerf, maps=("orientation", "z_variance", "border"), check=check_memory, reads=NERF),
     "image": SceneRow(
         _image,
         posed=False,
@@ -209,6 +210,7 @@ SCENES: dict[str, SceneRow] = {
     "mesh": SceneRow(
         _mesh,
         maps=("orientation", "border", "laplacian", "normal_consistency", "convex"),
+        check=check_memory,
         start=start_mesh,
         reads=MESH,
     ),
