@@ -215,6 +215,13 @@ def test_a_prior_is_loaded_by_name_with_its_settings() -> None:
             api.load_prior(name, **settings)
 
 
+def test_given_latents_are_sampled_in_batches_as_they_are_at_once() -> None:
+    latents = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    whole = api.sample("x", prior=FLOW, latents=latents, steps=3, batch=5)
+    assert len(whole) == 5 and len({picture.sum().item() for picture in whole}) == 5
+    assert torch.allclose(api.sample("x", prior=FLOW, latents=latents, steps=3, batch=2), whole, atol=1e-6)
+
+
 def test_tensors_of_another_shape_raise_and_noise_cannot_be_inverted() -> None:
     with pytest.raises(ValueError, match=r"expected \(n, 3, 4, 4\)"):
         api.sample("x", prior=FLOW, latents=torch.zeros(2, 3, 8, 8))

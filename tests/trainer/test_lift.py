@@ -181,6 +181,20 @@ def test_a_step_without_a_finite_gradient_is_left_out_and_counted() -> None:
     assert torch.equal(scene.colour, before)
 
 
+def test_a_finite_loss_with_a_gradient_that_is_not_is_left_out_too() -> None:
+    class Edge(Flat):
+        """Half grey, by a root whose derivative at 0 is not finite."""
+
+        def render(self, camera: Camera, generator: Generator | None = None, *, normals: bool = False) -> Rendering:
+            seen = super().render(camera, generator, normals=normals)
+            return seen._replace(rgb=0.5 + self.colour.square().sum().sqrt() * seen.rgb)
+
+    scene = Edge()
+    result = states(scene, replace(SETTINGS, steps=2))
+    assert [(state.metrics["skipped"], state.metrics["loss"] < 10) for state in result] == [(1, True)] * 2
+    assert torch.equal(scene.colour, torch.zeros(3)) and torch.equal(scene.solid, torch.ones(()))
+
+
 def test_too_many_such_steps_in_a_row_stop_the_run_with_the_figures() -> None:
     with pytest.raises(DivergedError, match=r"step 4.*5 steps in a row.*t 0.*cond modes 1\.732, uncond modes 1\.41"):
         states(Flat(), replace(SETTINGS, skip_limit=5), prior(Broken))
