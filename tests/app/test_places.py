@@ -178,3 +178,9 @@ def test_a_sweep_with_a_value_that_cannot_be_is_refused_in_one_line_before_any_r
         code, _, _, err = launcher(*line, item)
         assert code == 2 and words in err and len(err.strip().splitlines()) == 1, err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_value_of_several_lines_is_told_in_one(launcher, tmp_path: Path) -> None:
+    for item in ("preset=\n", "sample.sampler=a\nb"):
+        code, _, _, err = launcher(*SAMPLE, item, f"exp_root_dir={tmp_path}/out")
+        assert code == 2 and len(err.strip().splitlines()) == 1 and item.partition("=")[0] in err

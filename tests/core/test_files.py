@@ -48,3 +48,8 @@ def test_leftovers_of_killed_processes_are_removed_and_nothing_else(tmp_path: Pa
     left.touch()
     remove_leftovers(tmp_path)
     assert kept.exists() and not left.exists() and temporary(kept).name.startswith(".it5-0.tmp.")
+
+
+def test_bytes_that_are_no_text_are_written_as_what_they_are(tmp_path):
+    write_text(tmp_path / "x", "caf\udce9 \ud800")
+    assert (tmp_path / "x").read_text(encoding="utf-8") == "caf\\udce9 \\ud800"

@@ -117,7 +117,7 @@ def _told(code: int, text: str) -> int:
     LOG.debug("%s", traceback.format_exc())
     if code == USER_ERROR and os.environ.get("RANK", "0") != "0":
         return code
-    LOG.log(45, "error: %s", text)
+    LOG.log(45, "error: %s", " ".join(text.splitlines()))
     return code
 
 

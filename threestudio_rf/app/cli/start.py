@@ -61,7 +61,7 @@ def start(argv: list[str]) -> int:
         return code
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED
