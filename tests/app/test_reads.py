@@ -53,6 +53,7 @@ def asked(*line: str) -> Config:
         ("loss.invert_steps=5", r"loss.noise=rev does not read it; it reads loss.rev_step, loss.rev_steps"),
         ("loss=rfds loss.rev_steps=2", r"loss.noise=random does not read it; it reads none of this kind"),
         ("loss.t_width=0.1", r"loss.t_width=0.1: loss.t_law=uniform does not read it"),
+        ("scene.shading.ambient=0.5", r"scene.shading.start=none does not read it"),
         ("loss.twin_lr=0.1", r"loss.twin_lr=0.1: loss.combiner=cfg does not read it"),
         ("loss.perp_neg_f_fs=[1,2,3]", r"loss.perp_neg=false does not read it"),
         ("task=sample trainer.steps=3", r"trainer.steps=3: task=sample does not read it; it reads .*sample.\*"),

@@ -42,7 +42,7 @@ EDIT = ("task=edit", "prior=gaussian", "edit.image=TMP/given.png", "edit.source=
 SAMPLE = ("task=sample", "sample.steps=4", "sample.n=3", "sample.batch=2")
 SIGHTS: list[tuple[Any, ...]] = [
     (sights.lifted, "prior=gaussian"),
-    (sights.lifted, "prior=gaussian", "scene.background.name=environment", "loss=rfds_rev"),
+    (sights.lifted, "prior=gaussian", "scene.background.name=environment", "scene.shading.start=3", "loss=rfds_rev"),
     (sights.lifted, "prior=gaussian", "scene=image", "scene.image.per_step=2", "loss=sdi", "scene.image.view=side"),
     (sights.lifted, "prior=gaussian", "scene=mesh", "scene.mesh.resolution=8"),
     (sights.lifted, "prior=gaussian", "loss=ism"),

@@ -106,6 +106,7 @@ def _if(keys: Keys, when: Callable[[Config], bool]) -> Callable[[Config], Keys]:
 
 _SCENE: Keys = ("scene.", "camera.", "export.", "optim.lr_", "evaluate.size")
 _PERP: Keys = ("loss.perp_neg_f_",)
+_LIT: Keys = tuple(f"scene.shading.{name}" for name in ("diffuse", "textureless", "ambient", "spread", "distance"))
 _EDITED: Keys = ("edit.prompts", "edit.keep", "edit.video", "edit.fps")
 
 
@@ -122,6 +123,7 @@ def rules() -> tuple[Rule, ...]:
             _said("scene.background.name"),
             _if(("scene.background.rgb",), lambda config: config.scene.background.name == "solid"),
         ),
+        Rule(_LIT, _said("scene.shading.start"), _if(_LIT, lambda config: config.scene.shading.start is not None)),
         Rule(_prior_keys(), _said("prior.name"), _of_prior),
         Rule(VIEWED, lambda config: f"{task(config)} {scene(config)}", _of_views),
         Rule(FOUR, lambda config: f"prior.views={wording(config.prior)}", _of_wording),
