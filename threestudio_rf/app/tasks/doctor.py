@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 from threestudio_rf import __version__
 from threestudio_rf.app.build.prior import facts_of, pick_dtype, text_cache
+from threestudio_rf.app.build.scene import SCENES
 from threestudio_rf.app.errors import FAILED, GOOD
 from threestudio_rf.app.run.folder import PACKAGES, about, commit
 from threestudio_rf.app.run.run import Run
@@ -92,7 +93,7 @@ def needed(config: Config, device: torch.device) -> dict[str, float]:
             numbers = full if prior.vae_checkpointing else full + smaller
             parts["VAE"] = VAE * number / GIB
             parts["encoder"] = pixels * numbers * number / GIB
-    if config.scene.name != "nerf":
+    if "scene.renderer." not in SCENES[config.scene.name].reads:
         return parts
     render, grid = config.scene.renderer, config.scene.encoding
     rays = min(max(views * size**2 for views, size in stages), render.ray_chunk or CHUNK)
