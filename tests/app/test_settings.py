@@ -106,6 +106,8 @@ ELSEWHERE = {
     "device": "test_check.py",
     "resume": "test_run.py",
     "weights": "test_run.py",
+    "viewer": "test_viewer.py",
+    "viewer_port": "test_viewer.py",
     "log_level": "test_flags.py",
     "refine": "test_mesh_lift.py",
     "refine_with": "test_mesh_lift.py",

@@ -15,7 +15,7 @@ from threestudio_rf.priors.twin import NAME as TWIN
 
 Keys = tuple[str, ...]
 _LIFT: Keys = ("prior.", "scene.", "camera.", "loss.", "optim.", "trainer.", "checkpoint.", "export.", "evaluate.")
-_LIFT += ("negative_prompt", "wandb", "weights")
+_LIFT += ("negative_prompt", "wandb", "viewer", "weights")
 OF_TASK: dict[str, Keys] = {
     **dict.fromkeys(("lift", "evaluate", "export"), _LIFT),
     "sample": ("prior.", "sample.", "negative_prompt"),
@@ -105,6 +105,7 @@ def _if(keys: Keys, when: Callable[[Config], bool]) -> Callable[[Config], Keys]:
 
 
 _SCENE: Keys = ("scene.", "camera.", "export.", "optim.lr_", "evaluate.size")
+_VIEWER: Keys = ("viewer",)
 _PERP: Keys = ("loss.perp_neg_f_",)
 _LIT: Keys = tuple(f"scene.shading.{name}" for name in ("diffuse", "textureless", "ambient", "spread", "distance"))
 _EDITED: Keys = ("edit.prompts", "edit.keep", "edit.video", "edit.fps")
@@ -124,6 +125,8 @@ def rules() -> tuple[Rule, ...]:
             _if(("scene.background.rgb",), lambda config: config.scene.background.name == "solid"),
         ),
         Rule(_LIT, _said("scene.shading.start"), _if(_LIT, lambda config: config.scene.shading.start is not None)),
+        Rule(_VIEWER, scene, _if(_VIEWER, lambda config: SCENES[config.scene.name].posed)),
+        Rule(("viewer_port",), _said("viewer"), _if(("viewer_port",), lambda config: config.viewer)),
         Rule(_prior_keys(), _said("prior.name"), _of_prior),
         Rule(VIEWED, lambda config: f"{task(config)} {scene(config)}", _of_views),
         Rule(FOUR, lambda config: f"prior.views={wording(config.prior)}", _of_wording),

@@ -24,6 +24,8 @@ RUN_KEYS: tuple[str, ...] = (
     "exp_root_dir",
     "log_level",
     "wandb",
+    "viewer",
+    "viewer_port",
     "device",
     "tag",
 )

@@ -57,6 +57,8 @@ class Config:
     refine_steps: int | None = opt(None, "its steps; null: the preset's", low=1)
     log_level: str = opt("info", "how much is printed", choices=("debug", "info", "warning"))
     wandb: bool = opt(False, "also log to Weights & Biases")
+    viewer: bool = opt(False, "show the object in a browser while it is trained")
+    viewer_port: int = opt(8080, "port of that page on this machine; 0: any free one", low=0, high=65535)
     prior: PriorConfig = group(PriorConfig)
     scene: SceneConfig = group(SceneConfig)
     camera: CameraConfig = group(CameraConfig)

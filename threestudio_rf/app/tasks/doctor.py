@@ -25,7 +25,8 @@ from threestudio_rf.scenes.hashgrid import encoding_backend
 from threestudio_rf.scenes.nerf import CHUNK, SAMPLE_BYTES
 from threestudio_rf.scenes.occupancy import marching_backend
 
-OPTIONAL = {"wandb": "wandb=true", "hydra-joblib-launcher": "sweeps side by side", "hydra-submitit-launcher": "Slurm"}
+OPTIONAL = {"wandb": "wandb=true", "viser": "viewer=true", "hydra-joblib-launcher": "sweeps side by side"}
+OPTIONAL |= {"hydra-submitit-launcher": "Slurm"}
 """Packages that are used where they are there, and what for."""
 
 

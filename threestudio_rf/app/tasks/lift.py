@@ -28,6 +28,7 @@ from threestudio_rf.app.tasks import look
 from threestudio_rf.app.tasks.doctor import fits
 from threestudio_rf.app.tasks.finish import finish, page_so_far, shown
 from threestudio_rf.app.tasks.result import Result
+from threestudio_rf.app.tasks.viewer import viewed
 from threestudio_rf.priors.twin import Twin
 from threestudio_rf.tiny.world.bank import HIGH, LOW, NARROW
 from threestudio_rf.trainer import checkpoint
@@ -161,7 +162,7 @@ def train(made: Lift, stop: Stop) -> None:
     judge, bar = right_share(made.run), Progress(total, made.step)
     begun, first = time.perf_counter(), made.step
     try:
-        for state in run_lift(made):
+        for state in viewed(made, run_lift(made), stop):
             made.figures["seconds"] += time.perf_counter() - begun
             if made.step == first and made.scene.remark():
                 LOG.info("%s", made.scene.remark())
