@@ -137,6 +137,7 @@ class Watched:
 def test_a_picture_counts_as_right_from_when_it_stays_so(monkeypatch):
     made, shares = Watched(), iter([0.75, 0.25, 0.5, 1.0])
     monkeypatch.setattr(lift, "shown", lambda _: SimpleNamespace(snapshot=lambda _: torch.zeros(1)))
+    monkeypatch.setattr(lift, "page_so_far", lambda _: None)
     found = []
     for second in (1.0, 2.0, 3.0, 4.0):
         made.figures |= {"seconds": second, "network_calls": 10 * second}

@@ -21,7 +21,7 @@ from threestudio_rf.app.errors import PATHS, UserError, as_utf8, user_path
 from threestudio_rf.app.run.folder import discard, missing, slug
 from threestudio_rf.app.settings.config import leaves
 
-TEXTS = {"experiment", "preset", "prompt", "negative_prompt", "name", "tag", "device"}
+TEXTS = {"refine_with", "experiment", "preset", "prompt", "negative_prompt", "name", "tag", "device"}
 TEXTS |= {"scene.name", "prior.name", "loss.name"}
 TEXTS |= {"loss.neg_prompt", "loss.target_prompt", "loss.artifact_prompt", "edit.source", "grid.name"}
 TEXTS |= {"prior.revision", "prior.variant", "prior.view_pattern"}

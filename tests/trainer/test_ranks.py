@@ -11,12 +11,14 @@ import multiprocessing
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from looks import LIMITS, LOOKS, TIMES
 from torch import Tensor
 
 from threestudio_rf.core.random import Part, generator, normal
@@ -30,7 +32,7 @@ from threestudio_rf.scenes.field import HashGridField
 from threestudio_rf.scenes.hashgrid import HashGrid
 from threestudio_rf.scenes.image import ImageScene
 from threestudio_rf.scenes.nerf import HashGridNeRF
-from threestudio_rf.trainer.lift import LiftSettings, Times, Views, lift
+from threestudio_rf.trainer.lift import LiftSettings, lift
 from threestudio_rf.trainer.optim import make_optimiser
 from threestudio_rf.trainer.ramp import Constant
 from threestudio_rf.trainer.ranks import ALONE, LostRankError, Ranks, join, leave
@@ -71,10 +73,11 @@ def lifted(make: Callable[[], Scene], kind: type[GaussianPrior], ranks: Ranks = 
         steps=6,
         method=Method(scale=4.0, noise="rev"),
         rates=RATES,
-        views=Views(sizes=[8], counts=[4]),
-        times=Times(draws=2),
+        views=replace(LOOKS, sizes=[8], counts=[4]),
+        times=replace(TIMES, draws=2),
         lambdas={"sparsity": Constant(0.1)},
         accumulate=2,
+        **LIMITS,
     )
     optimiser = make_optimiser(scene, RATES)
     conditions, negative = prior.embed(["red"] * 4), prior.embed([""])
