@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import csv
 import math
+import shutil
 import socket
+import subprocess
 import sys
 import time
 from types import SimpleNamespace
@@ -25,6 +27,10 @@ from threestudio_rf.app.tasks import viewer
 from threestudio_rf.app.tasks.result import Result
 from threestudio_rf.trainer.checkpoint import load
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+FLAGS += ["--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
+FLAGS += ["--disable-sync", "--remote-debugging-port=0"]
 FAST = ["prompt=a red ball", "trainer.steps=3", "trainer.log_every=1", "evaluate.auto=false"]
 STATE = SimpleNamespace(step=0, metrics={"loss": 1.0, "t": 0.5}, rendering=SimpleNamespace(rgb=torch.rand(1, 3, 8, 8)))
 
@@ -121,6 +127,22 @@ def test_the_page_is_for_this_machine_and_who_looks_gets_the_object(opened):
     assert received(wire, b"BackgroundImageMessage")
     wire.close()
     until(lambda: not opened.server.get_clients())
+    opened.show(STATE, Stop())
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+def test_a_browser_is_shown_the_object_and_may_be_closed_at_any_time(opened, tmp_path):
+    line = [str(CHROMIUM), *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", f"http://127.0.0.1:{opened.port}"]
+    browser = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until(opened.server.get_clients, 90)
+        opened.show(STATE, Stop())
+        (where,) = opened.at.values()
+        assert math.hypot(*where[:3]) > 1 and not opened.broken
+    finally:
+        browser.terminate()
+        browser.wait(30)
+    until(lambda: not opened.server.get_clients(), 30)
     opened.show(STATE, Stop())
 
 

@@ -89,8 +89,10 @@ class Viewer:
         self.server, self.made, self.port = server, made, int(server.get_port())
         config, gui = made.run.config, server.gui
         server.scene.set_up_direction("+z")
-        server.initial_camera.position = (config.camera.eval_distance, 0.0, 0.3 * config.camera.eval_distance)
+        away = 1.4 * config.camera.eval_distance  # the panel hides a part of the window
+        server.initial_camera.position = (away, 0.0, 0.3 * away)
         server.initial_camera.fov = math.radians(config.camera.eval_fovy)
+        gui.configure_theme(show_share_button=False)  # it would open a tunnel to the outside
         gui.add_text("Prompt", config.prompt, disabled=True)
         self.progress = gui.add_text("Step", f"{made.step} of {config.trainer.steps}", disabled=True)
         self.pause = gui.add_checkbox("Pause", False)
@@ -149,7 +151,9 @@ class Viewer:
         if self.progress.value == f"{state.step + 1} of {total}":
             return
         self.progress.value = f"{state.step + 1} of {total}"
-        self.view.image = _bytes(state.rendering.rgb[0].cpu())
+        last = state.rendering.rgb[0].cpu()
+        larger = max(1, SIZE // last.shape[-1])
+        self.view.image = _bytes(last.repeat_interleave(larger, 1).repeat_interleave(larger, 2))
         steps, *columns = np.array(self.rows[:: max(1, len(self.rows) // 500)]).T
         for curve, column in zip(self.curves, columns, strict=True):
             curve.data = (steps, column)
