@@ -18,13 +18,15 @@ from threestudio_rf.core.level import DiscreteVP, betas, rectified_flow
 from threestudio_rf.core.random import generator
 from threestudio_rf.priors import architecture, architecture_sd
 from threestudio_rf.priors.tiny import weights_folder
-from threestudio_rf.tiny.train.denoise import DenoisePart, Objective, sample_error, table, weigh
+from threestudio_rf.tiny.train.captions import caption, told
+from threestudio_rf.tiny.train.denoise import WORDS, DenoisePart, Heard, Objective, sample_error, table, weigh
 from threestudio_rf.tiny.train.latents import CaptionedLatents, Latents
 from threestudio_rf.tiny.train.reflow import follow
 from threestudio_rf.tiny.train.training import Schedule, train
 from threestudio_rf.tiny.train.unet import judged_share
 from threestudio_rf.tiny.world.judge import load_judge
-from threestudio_rf.tiny.world.views import palette, random_world
+from threestudio_rf.tiny.world.shapes import SHAPES
+from threestudio_rf.tiny.world.views import COLOURS, WORDINGS, palette, random_world
 
 
 class Recorder(nn.Module):
@@ -41,8 +43,10 @@ class Recorder(nn.Module):
 
 
 class Words(nn.Module):
+    config = SimpleNamespace(hidden_size=4)
+
     def forward(self, ids: Tensor) -> SimpleNamespace:
-        return SimpleNamespace(last_hidden_state=torch.zeros(len(ids), 1, 4))
+        return SimpleNamespace(last_hidden_state=torch.zeros(len(ids), 1, 4), pooler_output=torch.zeros(len(ids), 4))
 
 
 def captioned(n: int = 3, channels: int = 2) -> CaptionedLatents:
@@ -55,7 +59,13 @@ def captioned(n: int = 3, channels: int = 2) -> CaptionedLatents:
 def recorded(kind: str, **other: object) -> tuple[DenoisePart, Tensor]:
     """A part with a network that returns zero, and its loss."""
     part = DenoisePart("x", Recorder(), Words(), captioned(), objective=Objective(kind=kind, **other), batch=64)  # type: ignore[arg-type]
-    return part, part.loss(0, generator(1, 1, "loss"))[0]
+    return part, error_of(part)
+
+
+def error_of(part: DenoisePart) -> Tensor:
+    """The loss of a batch without what the text encoder owes."""
+    loss, figures = part.loss(0, generator(1, 1, "loss"))
+    return loss - WORDS * figures["words"]
 
 
 @pytest.mark.parametrize("kind", ["x0", "eps", "v"])
@@ -63,7 +73,7 @@ def test_the_network_hears_the_index_whose_level_made_its_input(kind: str) -> No
     part, loss = recorded(kind)
     x_t, label = part.unet.heard[0]
     draw = generator(1, 1, "loss")
-    x0, _, _ = part.data.draw(64, draw)
+    x0, *_ = part.data.draw(64, draw)
     k = torch.randint(1000, (64,), generator=draw)
     eps = torch.randn(x0.shape, generator=draw)
     abar = DiscreteVP(betas("scaled_linear", 1000)).abar[k].float()[:, None, None, None]
@@ -77,13 +87,37 @@ def test_a_flow_hears_a_thousand_t_and_learns_data_minus_noise() -> None:
     part, _ = recorded("flow")
     x_t, label = part.unet.heard[0]
     draw = generator(1, 1, "loss")
-    x0, _, _ = part.data.draw(64, draw)
+    x0, *_ = part.data.draw(64, draw)
     t = torch.rand(64, generator=draw)
     eps = torch.randn(x0.shape, generator=draw)
     assert torch.allclose(x_t, noise(x0, eps, rectified_flow(t)), atol=1e-6) and torch.allclose(label, 1000 * t)
     part.unet.scale.data.fill_(1.0)
-    loss = part.loss(0, generator(1, 1, "loss"))[0]
+    loss = error_of(part)
     assert loss.item() == pytest.approx((x_t - (x0 - eps)).square().mean().item(), rel=1e-4)
+
+
+def test_the_text_encoder_owes_every_word_that_a_caption_says() -> None:
+    last = torch.randn(6, 8, generator=generator(0, 1, "heard"), requires_grad=True)
+    heard, said = Heard(8), torch.tensor([[1, 2, 9], [3, -1, 5], [-1, -1, -1], [0, 4, -1], [7, 7, 7], [2, 2, 2]])
+    loss = heard(last, said)
+    logs = [head(last).log_softmax(1) for head in heard.heads]
+    pairs = [
+        (row, i, label) for row, labels in enumerate(said.tolist()) for i, label in enumerate(labels) if label >= 0
+    ]
+    terms = [-logs[i][row, label] for row, i, label in pairs]
+    assert loss.item() == pytest.approx(torch.stack(terms).mean().item(), rel=1e-5)
+    loss.backward()
+    assert last.grad[2].abs().sum() == 0 and (last.grad[[0, 1, 3, 4, 5]].abs().sum(1) > 0).all()
+    assert heard(last, torch.full((6, 3), -1)).item() == 0
+
+
+def test_a_caption_says_what_its_template_names() -> None:
+    index = torch.arange(6), torch.full((6,), 3), torch.full((6,), 4), torch.full((6,), 5)
+    for number, row in enumerate(told(*index).tolist()):
+        text = caption(number, 3, 4, 5)
+        names = list(SHAPES)[3], list(COLOURS)[4], f"{WORDINGS[5]} view"
+        assert [label >= 0 for label in row] == [name in text for name in names]
+        assert all(label in (-1, wanted) for label, wanted in zip(row, (3, 4, 5), strict=True))
 
 
 def test_pairs_keep_the_noise_they_were_made_from() -> None:

@@ -49,6 +49,15 @@ class CaptionTable:
         return torch.stack([self.known[text] for text in texts])
 
 
+SAID = torch.tensor([[f"{{{word}}}" in text for word in ("shape", "colour", "view")] for text, _ in TEMPLATES])
+"""Whether a template names shape, colour and view (TEMPLATES, 3)."""
+
+
+def told(template: Tensor, shape: Tensor, colour: Tensor, wording: Tensor) -> Tensor:
+    """What captions of indices (B,) say of shape, colour and wording (B, 3), -1 for what they leave out."""
+    return torch.stack((shape, colour, wording), dim=1).masked_fill(~SAID[template], -1)
+
+
 def draw_templates(n: int, draw: Generator) -> Tensor:
     """Indices into TEMPLATES (n,) by their shares."""
     shares = torch.tensor([share for _, share in TEMPLATES])

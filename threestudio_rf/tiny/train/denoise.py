@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from threestudio_rf.core.convert import Kind, join, noise
@@ -19,10 +20,15 @@ from threestudio_rf.core.ddpm import DDPM
 from threestudio_rf.core.level import Level, betas, rectified_flow
 from threestudio_rf.core.times import draw as draw_times
 from threestudio_rf.core.times import shift_time
+from threestudio_rf.priors.architecture import seeded
 from threestudio_rf.tiny.train.latents import CaptionedLatents
 from threestudio_rf.tiny.train.training import compiled, device_of, half
+from threestudio_rf.tiny.world.shapes import SHAPES
+from threestudio_rf.tiny.world.views import COLOURS, WORDINGS
 
 STEPS = 1000
+WORDS = 0.05
+"""Weight of the cross-entropy of what a caption says."""
 Norm = Literal["l1", "l2"]
 
 
@@ -118,6 +124,26 @@ def expected(data: CaptionedLatents, x0: Tensor, eps: Tensor, level: Level, rows
     return x0, eps
 
 
+class Heard(nn.Module):
+    """Linear heads that name shape, colour and wording of a caption from the text's last token (B, width).
+
+    A view says little of a noisy picture, so a text encoder that learns from pictures alone forgets its words before
+    the network has learned them; the encoders of real pipelines come trained. Dropped after training.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Linear(width, len(names)) for names in (SHAPES, COLOURS, WORDINGS))
+
+    def forward(self, last: Tensor, told: Tensor) -> Tensor:
+        """Mean cross-entropy over what the captions say (B, 3); -1 is not said."""
+        terms = [
+            F.cross_entropy(head(last), label, ignore_index=-1, reduction="sum")
+            for head, label in zip(self.heads, told.unbind(1), strict=True)
+        ]
+        return torch.stack(terms).sum() / (told >= 0).sum().clamp_min(1)
+
+
 class LogVariance(nn.Module):
     """The learned log-variance of every index, 0 at the start."""
 
@@ -147,6 +173,9 @@ class DenoisePart:
         self.name, self.unet, self.encoder = name, unet.to(memory_format=torch.channels_last), encoder
         self.modules = nn.ModuleDict({"unet": unet, "text": encoder})
         self.call = compiled(self.unet)
+        with seeded(0):
+            self.heard = Heard(encoder.config.hidden_size).to(device_of(self.modules))
+        self.modules["heard"] = self.heard
         self.logvar = LogVariance()
         self.logvar.to(device_of(self.modules))
         if objective.learn_logvar:
@@ -159,21 +188,23 @@ class DenoisePart:
     def loss(self, step: int, draw: Generator) -> tuple[Tensor, dict[str, float]]:
         """The weighted error, and its plain mean over the noisy and the clean half."""
         device = device_of(self.modules)
-        x0, (ids,), rows = self.data.draw(self.batch, draw)
+        x0, (ids,), rows, told = self.data.draw(self.batch, draw)
         drawn = self.times(self.batch, draw).to(device)
         eps = torch.randn(x0.shape, generator=draw) if self.noises is None else self.noises[rows].float()
         x0, eps = x0.to(device), eps.to(device)
         aim = expected(self.data, x0, eps, drawn.level, rows)
         with half(device, self.autocast):
-            hidden = self.encoder(ids.to(device)).last_hidden_state
+            text = self.encoder(ids.to(device))
             x_t = noise(x0, eps, drawn.level).contiguous(memory_format=torch.channels_last)
-            output = self.call(x_t, drawn.label, hidden).sample.float()
+            output = self.call(x_t, drawn.label, text.last_hidden_state).sample.float()
         sign = -1 if self.objective.kind == "flow" else 1
         target = sign * join(self.objective.kind, *aim, drawn.level)
         error = sample_error(output, target, self.objective.norm)
         loss = weigh(error, self.logvar(drawn.k), drawn.weight, self.objective)
         late = drawn.k >= STEPS // 2
-        return loss, {"noisy": error[late].mean().item(), "clean": error[~late].mean().item()}
+        words = self.heard(text.pooler_output.float(), told.to(device))
+        figures = {"noisy": error[late].mean().item(), "clean": error[~late].mean().item(), "words": words.item()}
+        return loss + WORDS * words, figures
 
 
 def embed_tokens(encoders: Sequence[nn.Module], ids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -205,7 +236,7 @@ class FlowPart:
     def loss(self, step: int, draw: Generator) -> tuple[Tensor, dict[str, float]]:
         """Mean squared error of the velocity, over elements and batch."""
         device = device_of(self.modules)
-        x0, ids, rows = self.data.draw(self.batch, draw)
+        x0, ids, rows, _ = self.data.draw(self.batch, draw)
         t = draw_times(self.batch, draw, t_min=0.0, t_max=1.0, law="logit_normal").to(device)
         eps = torch.randn(x0.shape, generator=draw).to(device)
         x0, level = x0.to(device), rectified_flow(t)

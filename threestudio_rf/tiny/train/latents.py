@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from threestudio_rf.core.level import Level
 from threestudio_rf.core.random import generator
 from threestudio_rf.priors.views import OCTANT_WORDS
-from threestudio_rf.tiny.train.captions import CaptionTable, draw_templates, draw_wordings
+from threestudio_rf.tiny.train.captions import CaptionTable, draw_templates, draw_wordings, told
 from threestudio_rf.tiny.train.training import device_of, half
 from threestudio_rf.tiny.world.views import COLOURS, VIEW_WORDS, Views, palette, random_backgrounds
 
@@ -34,11 +34,13 @@ class Latents(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Clean latents (B, C, h, w) in float32, token ids (B, T) per tokenizer, and the rows (B,) they were taken from."""
+    """Clean latents (B, C, h, w) in float32, token ids (B, T) per tokenizer, the rows (B,) they were taken from, and
+    what their captions say (`told`, (B, 3))."""
 
     x0: Tensor
     ids: list[Tensor]
     rows: Tensor
+    told: Tensor
 
 
 @torch.no_grad()
@@ -101,7 +103,7 @@ class CaptionedLatents:
         x0, shape, colour, view, octant = (column[rows] for column in self.data[:-1])
         template, wording = draw_templates(n, draw), draw_wordings(view, octant, draw)
         ids = [table[template, shape, colour, wording] for table in self.tables]
-        return Batch(x0.float() + self.offset, ids, rows)
+        return Batch(x0.float() + self.offset, ids, rows, told(template, shape, colour, wording))
 
     def settled(self, x_t: Tensor, level: Level, rows: Tensor) -> Tensor:
         """The mean (B, C, h, w) of the clean latents in the groups of `rows` (B,), given x_t (B, C, h, w) at a level.
