@@ -18,15 +18,24 @@ from threestudio_rf.core.level import DiscreteVP, betas, rectified_flow
 from threestudio_rf.core.random import generator
 from threestudio_rf.priors import architecture, architecture_sd
 from threestudio_rf.priors.tiny import weights_folder
-from threestudio_rf.tiny.train.captions import caption, told
-from threestudio_rf.tiny.train.denoise import WORDS, DenoisePart, Heard, Objective, sample_error, table, weigh
+from threestudio_rf.tiny.train.captions import CaptionTable, caption, told
+from threestudio_rf.tiny.train.denoise import (
+    WORDS,
+    DenoisePart,
+    Heard,
+    Objective,
+    sample_error,
+    table,
+    teach_words,
+    weigh,
+)
 from threestudio_rf.tiny.train.latents import CaptionedLatents, Latents
 from threestudio_rf.tiny.train.reflow import follow
 from threestudio_rf.tiny.train.training import Schedule, train
 from threestudio_rf.tiny.train.unet import judged_share
 from threestudio_rf.tiny.world.judge import load_judge
 from threestudio_rf.tiny.world.shapes import SHAPES
-from threestudio_rf.tiny.world.views import COLOURS, WORDINGS, palette, random_world
+from threestudio_rf.tiny.world.views import COLOURS, VOCABULARY, WORDINGS, palette, random_world
 
 
 class Recorder(nn.Module):
@@ -233,3 +242,13 @@ def test_true_pictures_are_judged_right_under_their_own_captions_only() -> None:
         assert judged_share(judge, vae, latents, captions) > 0.9
         assert judged_share(judge, vae, latents, captions.roll(3, 0)) < 0.1
     assert (torch.cat(seen)[: len(image)] - image).square().mean() < 0.0008
+
+
+def test_a_text_encoder_is_taught_its_words_before_any_picture() -> None:
+    tokenizer = architecture.make_tokenizer([word for word in VOCABULARY if word.isalpha()])
+    encoder = architecture_sd.make_sd_text_encoder(tokenizer, width=48, layers=1, seed=3)
+    with architecture.seeded(0):
+        heard = Heard(48)
+    options = {"table": CaptionTable(tokenizer), "seed": 0, "batch": 64}
+    before = teach_words(encoder, heard, steps=1, **options)
+    assert teach_words(encoder, heard, steps=80, **options) < 0.5 * before

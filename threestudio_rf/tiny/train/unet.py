@@ -16,7 +16,7 @@ from threestudio_rf.core.random import generator, normal
 from threestudio_rf.priors import architecture, architecture_sd
 from threestudio_rf.priors.tiny import weights_folder
 from threestudio_rf.tiny.train.captions import CaptionTable
-from threestudio_rf.tiny.train.denoise import DenoisePart, Objective
+from threestudio_rf.tiny.train.denoise import DenoisePart, Objective, teach_words
 from threestudio_rf.tiny.train.latents import CaptionedLatents, Latents
 from threestudio_rf.tiny.train.reflow import Flow, captions_of, follow, make_pairs
 from threestudio_rf.tiny.train.training import Schedule, device_of, train
@@ -36,6 +36,8 @@ PREDICTION_TYPES = {"eps": "epsilon", "v": "v_prediction", "x0": "sample", "flow
 """diffusers' name of each target; it has none for a flow in a UNet's folder."""
 STARTS = {"sd": "instaflow", "sd_v": "instaflow", "reflow": "instaflow"}
 PAIRS = {"rounds": 2, "steps": 12, "scale": 3.0}
+WORD_STEPS = 300
+"""Steps on captions alone before the first picture."""
 COMPARED = 11
 """Every how many captions `compare` takes."""
 
@@ -94,6 +96,9 @@ def train_unet(
     worker = DenoisePart(
         part, unet.train(), encoder.train(), captioned, objective=objective, batch=batch, noises=noises
     )
+    if not (folder / f"{part}.pt").exists():
+        left = teach_words(encoder, worker.heard, captioned.tables[0], steps=min(WORD_STEPS, schedule.steps), seed=SEED)
+        report(f"{part}: cross-entropy {left:.3f} of the words of captions")
     for _ in train(worker, schedule, folder, seed=SEED, report=report):
         pass
     architecture_sd.save_sd(
