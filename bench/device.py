@@ -16,6 +16,7 @@ import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -196,7 +197,12 @@ def main() -> None:
     parser.add_argument("--model", choices=("sd15", "sd3"), default="sd15")
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--preset", choices=("default", "low_vram"), default="default")
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/threestudio_rf_real_size"), help="for random weights")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "threestudio_rf_real_size",
+        help="for random weights",
+    )
     parser.add_argument("--small", action="store_true")
     options = parser.parse_args()
     PARTS[options.part](options, torch.device(options.device))

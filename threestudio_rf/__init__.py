@@ -17,13 +17,14 @@ from inspect import Signature, signature
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from threestudio_rf.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from threestudio_rf.app.api import invert, load_prior, sample
     from threestudio_rf.app.guidance import distill
     from threestudio_rf.app.objects import lift
     from threestudio_rf.app.results import edit, evaluate, export
 
-__version__ = "0.5.0"
 __all__ = ["__version__", "distill", "edit", "evaluate", "export", "invert", "lift", "load_prior", "sample"]
 _PLACES = {"api": ("invert", "load_prior", "sample"), "guidance": ("distill",), "objects": ("lift",)}
 _PLACES["results"] = ("edit", "evaluate", "export")

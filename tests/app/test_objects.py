@@ -14,6 +14,7 @@ import torch
 
 import threestudio_rf
 from threestudio_rf.app import objects
+from threestudio_rf.app.console import close_log
 from threestudio_rf.app.errors import UserError
 
 SMALL = {
@@ -78,6 +79,7 @@ def test_what_the_command_line_refuses_is_refused_here_too() -> None:
 
 
 def test_the_example_of_the_docstring_runs() -> None:
+    close_log()
     with torch.random.fork_rng(devices=[]):
         finder, runner = doctest.DocTestFinder(), doctest.DocTestRunner()
         for example in finder.find(objects.lift, "lift", globs={"lift": objects.lift}):

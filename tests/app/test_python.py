@@ -16,6 +16,7 @@ from PIL import Image
 
 import threestudio_rf
 from threestudio_rf.app import guidance, pictures, results
+from threestudio_rf.app.console import close_log
 from threestudio_rf.app.errors import UserError
 from threestudio_rf.distill.method import Distilled
 from threestudio_rf.export.media import png
@@ -145,6 +146,7 @@ def test_pictures_are_tensors_that_a_notebook_shows() -> None:
 
 @pytest.mark.parametrize("function", [guidance.distill, results.edit, results.evaluate, pictures.Pictures])
 def test_the_examples_of_the_docstrings_run(function) -> None:
+    close_log()  # an earlier run in this process left the console's log on stdout, where doctest reads
     names = {"torch": torch, "pictures": pictures.pictures, function.__name__: function}
     runner = doctest.DocTestRunner()
     for example in doctest.DocTestFinder(recurse=False).find(function, function.__name__, globs=names):

@@ -7,10 +7,10 @@ import os
 import sys
 from collections.abc import MutableMapping
 
-from threestudio_rf import __version__
 from threestudio_rf.app.errors import FAILED, GOOD, INTERRUPTED, USER_ERROR, UserError, as_utf8
 from threestudio_rf.app.settings.flags import Launch, translate
 from threestudio_rf.core.collector import uncollected
+from threestudio_rf.version import __version__
 
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",

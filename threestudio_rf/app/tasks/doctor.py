@@ -12,7 +12,6 @@ import psutil
 import torch
 from safetensors import safe_open
 
-from threestudio_rf import __version__
 from threestudio_rf.app.build.prior import facts_of, pick_dtype, text_cache
 from threestudio_rf.app.build.scene import SCENES
 from threestudio_rf.app.errors import FAILED, GOOD
@@ -24,6 +23,7 @@ from threestudio_rf.priors.tiny import verify_weights, weights_folder
 from threestudio_rf.scenes.hashgrid import encoding_backend
 from threestudio_rf.scenes.nerf import CHUNK, SAMPLE_BYTES
 from threestudio_rf.scenes.occupancy import marching_backend
+from threestudio_rf.version import __version__
 
 OPTIONAL = {"wandb": "wandb=true", "viser": "viewer=true", "hydra-joblib-launcher": "sweeps side by side"}
 OPTIONAL |= {"hydra-submitit-launcher": "Slurm"}
