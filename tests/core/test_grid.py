@@ -17,6 +17,7 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
+from transport import transported
 
 from threestudio_rf.core.grid import Grid, grid_of, ratio_grid, ratios
 from threestudio_rf.core.level import Continuous, DiscreteVP, Level, betas, column, rectified_flow, zero_terminal
@@ -61,23 +62,6 @@ def test_dpmpp_2m_through_the_ratios_of_a_law_is_that_of_diffusers(law: str, kin
         x = scheduler.step(network(x, (k + 1).expand(3).double() / 1000), k, x).prev_sample
         assert torch.allclose(state, x, rtol=1e-4, atol=1e-4)
         x = state
-
-
-def cumulative(mixture: Any, x: Tensor, level: Level) -> Tensor:
-    """The distribution function (B,) of x_t (B, 1); in one dimension the probability flow keeps it."""
-    scale = (level.alpha**2 * mixture.std**2 + level.sigma**2).sqrt()
-    return torch.special.ndtr((x - level.alpha * mixture.means[:, 0]) / scale) @ mixture.weights
-
-
-def transported(mixture: Any, x: Tensor, now: Level, after: Level) -> Tensor:
-    """Where the exact flow takes x (B, 1), by bisection."""
-    wanted = cumulative(mixture, x, now)
-    low, high = torch.full_like(x, -20), torch.full_like(x, 20)
-    for _ in range(60):
-        middle = (low + high) / 2
-        below = (cumulative(mixture, middle, after) < wanted)[:, None]
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-    return low
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 from torch import Tensor
+from transport import transported
 
 from threestudio_rf.core.convert import KINDS, Kind, join, split
 from threestudio_rf.core.level import DiscreteVP, Level, Schedule, betas, column, rectified_flow, to_straight
@@ -142,23 +143,6 @@ def cosine(t: Tensor) -> Level:
 
 PATHS = [(rectified_flow, "flow"), (rectified_flow, "x0"), (cosine, "v"), (cosine, "eps")]
 ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "fireflow": 2, "dpmpp_2m": 2}
-
-
-def cumulative(mixture: Any, x: Tensor, level: Level) -> Tensor:
-    """The distribution function (B,) of x_t (B, 1) at one level; in one dimension the probability flow keeps it."""
-    scale = (level.alpha**2 * mixture.std**2 + level.sigma**2).sqrt()
-    return torch.special.ndtr((x - level.alpha * mixture.means[:, 0]) / scale) @ mixture.weights
-
-
-def transported(mixture: Any, x: Tensor, now: Level, after: Level) -> Tensor:
-    """Where the exact flow takes x (B, 1), by bisection."""
-    wanted = cumulative(mixture, x, now)
-    low, high = torch.full_like(x, -20), torch.full_like(x, 20)
-    for _ in range(60):
-        middle = (low + high) / 2
-        below = (cumulative(mixture, middle, after) < wanted)[:, None]
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-    return low
 
 
 @pytest.mark.parametrize(("schedule", "kind"), PATHS)
