@@ -83,6 +83,7 @@ def test_the_commands_are_found() -> None:
 
 
 @pytest.mark.parametrize("page", CODE, ids=lambda page: page.stem)
+@pytest.mark.usefixtures("own_tables")
 def test_the_python_of_a_page_runs_as_it_is_printed(page: Path, tmp_path: Path, monkeypatch) -> None:
     text = page.read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)

@@ -19,7 +19,7 @@ LESSON = json.loads((FOLDER / "lesson.ipynb").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(autouse=True)
-def own_folder(monkeypatch, tmp_path) -> None:
+def own_folder(monkeypatch, tmp_path, own_tables) -> None:
     monkeypatch.chdir(tmp_path)
 
 

@@ -10,16 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from threestudio_rf.distill import combine, method
-
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs/extend.md"
 
 
-def test_the_method_of_the_page_runs_in_thirty_lines_and_finds_the_mode(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(combine.COMBINERS, "fading", None)  # type: ignore[arg-type]
-    monkeypatch.setitem(method.METHODS, "rfds_fading", None)  # type: ignore[arg-type]
+@pytest.mark.usefixtures("own_tables")
+def test_the_method_of_the_page_runs_in_thirty_lines_and_finds_the_mode(capsys: pytest.CaptureFixture[str]) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text("utf-8"), re.DOTALL)
     assert len([line for line in code.splitlines() if line.strip()]) <= 30
     exec(compile(code, str(DOCUMENT), "exec"), {})
