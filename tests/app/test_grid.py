@@ -3,7 +3,7 @@
 Seen to fail: settings of `set` that win over those of a method, names without the method -> every combination; a cell
 with other settings taken for finished -> not repeated; no resume=latest -> cut off; a failure not counted as 0, what is
 not known counted as 0 -> means; failed cells left out of the list -> runs every cell; the cells of all priors in every
-block -> the sheet; first and last exchanged -> a twin's loss.
+block -> the sheet; cells of the page without a link -> runs every cell; first and last exchanged -> a twin's loss.
 
 The module takes about 15 s of one core: its runs go through the command line, two of them as processes.
 """
@@ -13,6 +13,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+from urllib.parse import unquote
 
 import pytest
 import torch
@@ -107,6 +109,10 @@ def test_a_grid_runs_every_cell_and_shows_the_failed_ones_with_their_error(done)
     text = (folder / "grid.md").read_text()
     assert "| gaussian | rfds | 1/1 |" in text and "| gaussian | broken | 0/1 |" in text
     assert text.count("- broken, gaussian, ") == 1 and (folder / "grid.png").stat().st_size > 1000
+    page = (folder / "index.html").read_text()
+    assert rows[1]["error"].split(":")[0] in page and "http" not in page
+    (linked,) = re.findall(r'<a href="(cells/[^"]+)"><img src="data:image/png;base64,', page)
+    assert (folder / unquote(linked)).exists() and "<td>gaussian</td><td>rfds</td>" in page
     assert (folder / "log.txt").exists() and json.loads((folder / "run.json").read_text())["status"] == "failed"
 
 

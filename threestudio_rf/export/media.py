@@ -64,9 +64,14 @@ def _gif(pictures: Sequence[np.ndarray], fps: float) -> bytes:
     return buffer.getvalue()
 
 
+def png_bytes(image: Tensor) -> bytes:
+    """One image as a PNG file, see `to_bytes`."""
+    return _png(to_bytes(image))
+
+
 def png(path: Path | str, image: Tensor) -> Path:
     """Write one image, see `to_bytes`. Raises OSError and leaves the old file when the disk is full."""
-    write_files({Path(path): _png(to_bytes(image))})
+    write_files({Path(path): png_bytes(image)})
     return Path(path)
 
 

@@ -77,7 +77,7 @@ def write_overview(root: Path) -> Path | None:
         "<p>Tick runs to see them side by side.</p><div class='side' id='side'></div>",
         f"<table><tr>{''.join(f'<th>{name}</th>' for name in names)}</tr>",
         *(_row(root, folder) for folder in newest),
-        f"</table>{COMPARE}",
+        f"</table>{_grids(root)}{COMPARE}",
     ]
     path = root / "index.html"
     write_text(path, "\n".join(parts) + "\n")
@@ -104,6 +104,15 @@ def _row(root: Path, folder: Path) -> str:
     cells = "".join(f'<td class="word">{html.escape(html.unescape(word))}</td>' for word in words)
     link = f'<td class="word"><a href="{place}">{html.escape(prompt)}</a></td>'
     return f'<tr><td><input type="checkbox" class="run"></td><td>{picture}</td>{link}{cells}</tr>'
+
+
+def _grids(root: Path) -> str:
+    """Links to the pages of grids; empty without one."""
+    pages = sorted(root.glob("grid/*/index.html"))
+    links = (
+        f'<a href="{quote(page.relative_to(root).as_posix())}">{html.escape(page.parent.name)}</a>' for page in pages
+    )
+    return f"<p>grids: {', '.join(links)}</p>" if pages else ""
 
 
 def _picture(place: Path) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 
 from threestudio_rf.app.console import LOG, Progress, open_log
 from threestudio_rf.app.errors import FAILED, GOOD, UserError, user_path
+from threestudio_rf.app.report.grid_page import write_grid_page
 from threestudio_rf.app.report.grid_table import Result, write_grid
 from threestudio_rf.app.run.folder import read_object, slug
 from threestudio_rf.app.run.run import Run
@@ -112,7 +113,7 @@ def cells_of(config: GridConfig, folder: Path) -> list[Cell]:
 
 
 def command(run: Run) -> int:
-    """Run what has not finished yet, then write grid.csv, grid.md and grid.png; exit code 1 when a cell has failed."""
+    """Run what has not finished yet, then write tables, picture and page of all; exit code 1 when a cell has failed."""
     settings = run.config.grid
     cells = cells_of(settings, run.folder)
     waiting = [cell for cell in cells if cell.result().figures is None]
@@ -132,7 +133,8 @@ def command(run: Run) -> int:
                 LOG.warning("%s: %s", cell.folder.name, error)
         bar.close()
     results = [cell.result() for cell in cells]
-    for path in write_grid(run.folder, results, title=settings.name, docs=settings.docs):
+    written = write_grid(run.folder, results, title=settings.name, docs=settings.docs)
+    for path in [*written, write_grid_page(run.folder, results, settings.name)]:
         LOG.info("wrote %s", path)
     if stop.asked or stopped:
         return stop.code if stop.asked else stopped
