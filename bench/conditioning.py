@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from threestudio_rf.tiny.train.conditioning import KINDS, ConditionedPart, draw_toys, held_out_errors, make_conditioned
-from threestudio_rf.tiny.train.stores import HELD_OUT_SEED
+from threestudio_rf.tiny.train.data.stores import HELD_OUT_SEED
 from threestudio_rf.tiny.train.training import Schedule, train
 
 

@@ -44,9 +44,9 @@ from threestudio_rf.edit.method import METHODS, Settings
 from threestudio_rf.export.media import contact_sheet, png
 from threestudio_rf.priors.base import PriorError
 from threestudio_rf.priors.tiny import load_tiny, weights_folder
+from threestudio_rf.tiny.world.figures.score2d import outline_left
 from threestudio_rf.tiny.world.judge import load_judge
 from threestudio_rf.tiny.world.pairs import EDITS, Pairs, held_out_pairs
-from threestudio_rf.tiny.world.score2d import outline_left
 from threestudio_rf.trainer.edit import Editing, begin
 
 SEED, BATCH, SHOWN, KEEP = 1_000_003, 16, 6, 0.15

@@ -25,11 +25,11 @@ import torch
 from torch import Tensor
 
 from threestudio_rf.export.media import contact_sheet, png
-from threestudio_rf.priors.architecture import load_vae
+from threestudio_rf.priors.folder.architecture import load_vae
 from threestudio_rf.priors.tiny import weights_folder
+from threestudio_rf.tiny.train.data.stores import HELD_OUT_SEED, TRAIN_SEED
 from threestudio_rf.tiny.train.discriminator import Adversary, PatchDiscriminator
 from threestudio_rf.tiny.train.stage import AdversarialFirstStage, Terms, psnr, reconstructions, sharpness
-from threestudio_rf.tiny.train.stores import HELD_OUT_SEED, TRAIN_SEED
 from threestudio_rf.tiny.train.training import Schedule, train
 from threestudio_rf.tiny.world.views import Views, random_world
 

@@ -239,8 +239,8 @@ def damaged_weights(rng: random.Random, file: Path) -> None:
 
 def small_prior(place: Path) -> Path:
     """An SD of a few weights, never trained."""
-    from threestudio_rf.priors.architecture import make_tokenizer, make_vae
-    from threestudio_rf.priors.architecture_sd import make_sd_text_encoder, make_unet, save_sd
+    from threestudio_rf.priors.folder.architecture import make_tokenizer, make_vae
+    from threestudio_rf.priors.folder.architecture_sd import make_sd_text_encoder, make_unet, save_sd
 
     tokenizer = make_tokenizer(["red", "ball"])
     unet = make_unet(16, channels=(16, 24), heads=2, seed=4)

@@ -36,10 +36,10 @@ from threestudio_rf.priors.base import Condition, Prior, bind
 from threestudio_rf.priors.tiny import load_tiny, weights_folder
 from threestudio_rf.scenes.camera import orbit, random_views
 from threestudio_rf.scenes.image import ImageScene
-from threestudio_rf.tiny.world.colour import albedos
+from threestudio_rf.tiny.world.figures.colour import albedos
+from threestudio_rf.tiny.world.figures.score2d import standing_out
+from threestudio_rf.tiny.world.figures.strict import border
 from threestudio_rf.tiny.world.judge import Judge, load_judge
-from threestudio_rf.tiny.world.score2d import standing_out
-from threestudio_rf.tiny.world.strict import border
 from threestudio_rf.tiny.world.truth import subject
 from threestudio_rf.tiny.world.views import COLOURS, IMAGE_SIZE, SHAPES, View, compose, random_backgrounds, render
 

@@ -30,8 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from threestudio_rf.app.build.scene import build_scene
 from threestudio_rf.app.run.run import Run, open_checkpoint
 from threestudio_rf.app.settings.compose import from_text
-from threestudio_rf.app.tasks.asset import atlas_of
-from threestudio_rf.app.tasks.look import mesh_of
+from threestudio_rf.app.tasks.output.asset import atlas_of
+from threestudio_rf.app.tasks.output.look import mesh_of
 from threestudio_rf.export.files import write
 from threestudio_rf.export.mesh import Mesh, extract
 from threestudio_rf.scenes.base import Scene, Surface

@@ -36,9 +36,9 @@ from threestudio_rf.priors.tiny import EMBEDDED, known_words, load_tiny, weights
 from threestudio_rf.priors.views import HEIGHTS, OCTANT_WORDS, octant_index
 from threestudio_rf.scenes.camera import random_views
 from threestudio_rf.tiny.world.exact import ExactPrior
+from threestudio_rf.tiny.world.figures.strict import nearest_view_iou, seen_from
 from threestudio_rf.tiny.world.judge import Judge, load_judge
 from threestudio_rf.tiny.world.shapes import SHAPES, TWELVE
-from threestudio_rf.tiny.world.strict import nearest_view_iou, seen_from
 from threestudio_rf.tiny.world.views import COLOURS, VIEW_WORDS, compose, palette, prompt_of, random_backgrounds, render
 
 PRESETS = {"tiny_sd3": (3.5, 3.0), "tiny_sd": (4.0, 1.0), "tiny_sd_v": (4.0, 1.0), "tiny_instaflow": (1.5, 1.0)}

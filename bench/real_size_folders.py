@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from threestudio_rf.core.random import generator
-from threestudio_rf.priors.architecture import make_tokenizer
-from threestudio_rf.priors.architecture_sd import SCHEDULE
+from threestudio_rf.priors.folder.architecture import make_tokenizer
+from threestudio_rf.priors.folder.architecture_sd import SCHEDULE
 
 PROMPT = "a red mushroom, front view"
 WORDS = ("a", "red", "mushroom", "front", "side", "back", "overhead", "view")

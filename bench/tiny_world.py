@@ -18,9 +18,9 @@ import torch
 
 from threestudio_rf.core.random import generator
 from threestudio_rf.priors.tiny import load_tiny_sd3, weights_folder
+from threestudio_rf.tiny.train.data.stores import HELD_OUT_SEED
 from threestudio_rf.tiny.train.judging import judge_accuracy
 from threestudio_rf.tiny.train.stage import draw_images
-from threestudio_rf.tiny.train.stores import HELD_OUT_SEED
 from threestudio_rf.tiny.world.judge import load_judge
 from threestudio_rf.tiny.world.views import random_world
 

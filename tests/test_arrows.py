@@ -55,7 +55,7 @@ ROOMS = (
     ("api", "guidance", "objects", "pictures", "results"),
 )
 """The rooms of app, each may import those before it."""
-LARGEST_FOLDER = 16
+LARGEST_FOLDER = 14
 """Python files that lie flat in one folder at the most."""
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from threestudio_rf.app.build.check import check
+from threestudio_rf.app.build.check.config import check
 from threestudio_rf.app.build.method import lift_settings, rates
 from threestudio_rf.app.build.scene import build_any, build_prior
 from threestudio_rf.app.build.views import embed_views, turntable

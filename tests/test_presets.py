@@ -21,7 +21,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from threestudio_rf.app.build.check import check
+from threestudio_rf.app.build.check.config import check
 from threestudio_rf.app.build.method import lift_settings, rates
 from threestudio_rf.app.build.scene import build_any, build_prior
 from threestudio_rf.app.build.views import embed_views

@@ -15,7 +15,7 @@ import pytest
 import trimesh
 from PIL import Image
 
-from threestudio_rf.app.tasks import asset
+from threestudio_rf.app.tasks.output import asset
 
 Launcher = Callable[..., tuple[int, Path | None, str, str]]
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from threestudio_rf.app.build.check import check
+from threestudio_rf.app.build.check.config import check
 from threestudio_rf.app.build.prior import prior_id
 from threestudio_rf.app.errors import UserError
 from threestudio_rf.app.settings.config import Config, leaves

@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from threestudio_rf.app.build.check import check
+from threestudio_rf.app.build.check.config import check
 from threestudio_rf.app.build.picture import fitted, spread
 from threestudio_rf.app.build.tuned import COMMON, NAMES, PAPER, TUNED, method_of
 from threestudio_rf.app.errors import UserError

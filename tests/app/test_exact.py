@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from threestudio_rf.app.build.check import check
+from threestudio_rf.app.build.check.config import check
 from threestudio_rf.app.build.method import lift_settings
 from threestudio_rf.app.build.prior import build_prior, wording
 from threestudio_rf.app.build.views import embed_views
 from threestudio_rf.app.errors import UserError
 from threestudio_rf.app.settings.compose import compose, typed
-from threestudio_rf.app.tasks.finish import touched
+from threestudio_rf.app.tasks.output.finish import touched
 from threestudio_rf.priors.base import POSE
 from threestudio_rf.priors.views import OCTANT_WORDS
 from threestudio_rf.scenes.camera import orbit
-from threestudio_rf.tiny.world.fit import Volume
+from threestudio_rf.tiny.world.figures.fit import Volume
 from threestudio_rf.trainer.lift import seen_from
 
 CPU = torch.device("cpu")

@@ -19,7 +19,7 @@ from urllib.parse import unquote
 import pytest
 import torch
 
-from threestudio_rf.app.build.check import check
+from threestudio_rf.app.build.check.config import check
 from threestudio_rf.app.errors import UserError
 from threestudio_rf.app.report.grid_table import (
     Result,

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from threestudio_rf.app.tasks.lift import frame_at
-from threestudio_rf.app.tasks.look import turn_fps
+from threestudio_rf.app.tasks.output.look import turn_fps
 
 
 def size_of(path: Path) -> tuple[int, int]:

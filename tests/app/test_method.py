@@ -13,7 +13,7 @@ from dataclasses import MISSING, fields, replace
 import pytest
 import torch
 
-from threestudio_rf.app.build.check import check
+from threestudio_rf.app.build.check.config import check
 from threestudio_rf.app.build.method import embed_roles, lift_settings, method_of
 from threestudio_rf.app.errors import UserError
 from threestudio_rf.app.settings import loss as settings_loss

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from threestudio_rf.app.build.check import check
+from threestudio_rf.app.build.check.config import check
 from threestudio_rf.app.errors import UserError
 from threestudio_rf.app.settings.compose import compose, to_text, typed
 from threestudio_rf.app.settings.config import Config, leaves, value_of

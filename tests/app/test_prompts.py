@@ -68,8 +68,8 @@ def test_the_curves_are_threestudios_unless_given() -> None:
 @pytest.fixture(scope="module")
 def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Stable Diffusion whose text encoder reads 12 tokens."""
-    from threestudio_rf.priors.architecture import make_tokenizer, make_vae
-    from threestudio_rf.priors.architecture_sd import make_sd_text_encoder, make_unet, save_sd
+    from threestudio_rf.priors.folder.architecture import make_tokenizer, make_vae
+    from threestudio_rf.priors.folder.architecture_sd import make_sd_text_encoder, make_unet, save_sd
 
     tokenizer = make_tokenizer(["red", "ball", "view", *VIEWS], 12)
     return save_sd(

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from threestudio_rf.app.build.check import check
-from threestudio_rf.app.build.reads import OF_NOISE, OF_ROLE, OF_TASK, check_named, named, unread
+from threestudio_rf.app.build.check.config import check
+from threestudio_rf.app.build.check.reads import OF_NOISE, OF_ROLE, OF_TASK, check_named, named, unread
 from threestudio_rf.app.build.scene import SCENES
 from threestudio_rf.app.errors import UserError
 from threestudio_rf.app.run.run import Run

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from threestudio_rf.app import api
-from threestudio_rf.app.build.check import check
+from threestudio_rf.app.build.check.config import check
 from threestudio_rf.app.build.picture import fitted, read_picture
 from threestudio_rf.app.build.sampling import grid_of, plan, run
 from threestudio_rf.app.errors import UserError

@@ -23,12 +23,13 @@ from sights import Sight
 from threestudio_rf.app.build import method as methods
 from threestudio_rf.app.build import prior as priors
 from threestudio_rf.app.build import scene as scenes
-from threestudio_rf.app.build.reads import unread
+from threestudio_rf.app.build.check.reads import unread
 from threestudio_rf.app.errors import UserError
 from threestudio_rf.app.settings.config import Config, leaves, value_of
 from threestudio_rf.app.settings.grammar import groups
 from threestudio_rf.app.settings.layers import settings
-from threestudio_rf.app.tasks import asset, lift, look, sample
+from threestudio_rf.app.tasks import lift, sample
+from threestudio_rf.app.tasks.output import asset, look
 from threestudio_rf.core.level import DiscreteVP, betas
 from threestudio_rf.edit.method import METHODS
 from threestudio_rf.export.files import write

@@ -23,8 +23,8 @@ import torch
 from threestudio_rf.app.run.run import Run
 from threestudio_rf.app.run.signals import Stop
 from threestudio_rf.app.settings.layers import settings
-from threestudio_rf.app.tasks import viewer
-from threestudio_rf.app.tasks.result import Result
+from threestudio_rf.app.tasks.output import viewer
+from threestudio_rf.app.tasks.output.result import Result
 from threestudio_rf.trainer.checkpoint import load
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -10,7 +10,7 @@ WORDS = ["red", "blue", "green", "mushroom", "ball", "arrow", "barrel", "view", 
 
 @pytest.fixture(scope="session")
 def sd3_folder(tmp_path_factory):
-    from threestudio_rf.priors.architecture import (
+    from threestudio_rf.priors.folder.architecture import (
         make_text_encoder,
         make_tokenizer,
         make_transformer,
@@ -57,8 +57,8 @@ def pipe(sd3_folder):
 @pytest.fixture(scope="session")
 def sd_folder(tmp_path_factory):
     """SD in eps. Its VAE has a shift_factor, which StableDiffusionPipeline does not know."""
-    from threestudio_rf.priors.architecture import make_tokenizer, make_vae
-    from threestudio_rf.priors.architecture_sd import make_sd_text_encoder, make_unet, save_sd
+    from threestudio_rf.priors.folder.architecture import make_tokenizer, make_vae
+    from threestudio_rf.priors.folder.architecture_sd import make_sd_text_encoder, make_unet, save_sd
 
     tokenizer = make_tokenizer(WORDS)
     return save_sd(

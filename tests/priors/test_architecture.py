@@ -9,7 +9,7 @@ import json
 import pytest
 import torch
 
-from threestudio_rf.priors.architecture import (
+from threestudio_rf.priors.folder.architecture import (
     byte_alphabet,
     byte_pairs,
     make_text_encoder,

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from threestudio_rf.priors.base import PriorError
-from threestudio_rf.priors.folder import variant_files, variant_of
+from threestudio_rf.priors.folder.load import variant_files, variant_of
 from threestudio_rf.priors.sd import load_sd
 from threestudio_rf.priors.sd3 import load_sd3
 

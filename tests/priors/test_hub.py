@@ -20,8 +20,8 @@ from huggingface_hub.errors import (
 )
 
 from threestudio_rf.priors.base import PriorError
-from threestudio_rf.priors.hub import locate
-from threestudio_rf.priors.parts import PartOptions
+from threestudio_rf.priors.folder.hub import locate
+from threestudio_rf.priors.folder.parts import PartOptions
 from threestudio_rf.priors.sd import load_sd
 from threestudio_rf.priors.sd3 import load_sd3
 

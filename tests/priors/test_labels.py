@@ -17,7 +17,7 @@ from threestudio_rf.core.sample import solve
 from threestudio_rf.distill.method import METHODS, distill
 from threestudio_rf.priors.base import Condition, bind
 from threestudio_rf.priors.cache import ConditionCache
-from threestudio_rf.priors.layout import Shape
+from threestudio_rf.priors.folder.layout import Shape
 from threestudio_rf.priors.sd import SDPrior
 from threestudio_rf.priors.sd3 import SD3Prior
 

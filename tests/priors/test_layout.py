@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from threestudio_rf.priors.base import PriorError
-from threestudio_rf.priors.layout import fits
+from threestudio_rf.priors.folder.layout import fits
 from threestudio_rf.priors.sd import load_sd
 from threestudio_rf.priors.sd3 import load_sd3
 
@@ -108,7 +108,7 @@ def test_a_text_is_as_long_as_its_encoder_has_positions(copied_sd, copied, sd, s
 
 
 def test_a_tiny_autoencoder_inside_a_folder_is_used_as_beside_it(copied_sd, copied, tiny_vae):
-    from threestudio_rf.priors.parts import PartOptions
+    from threestudio_rf.priors.folder.parts import PartOptions
 
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     for folder, load in ((copied_sd, load_sd), (copied, load_sd3)):

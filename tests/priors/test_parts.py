@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from threestudio_rf.core.random import generator
-from threestudio_rf.priors import parts as module
 from threestudio_rf.priors.base import PriorError
-from threestudio_rf.priors.folder import file_faults, weight_files
-from threestudio_rf.priors.parts import PartOptions, Recomputed
+from threestudio_rf.priors.folder import parts as module
+from threestudio_rf.priors.folder.load import file_faults, weight_files
+from threestudio_rf.priors.folder.parts import PartOptions, Recomputed
 from threestudio_rf.priors.sd import load_sd
 from threestudio_rf.priors.sd3 import load_sd3
 

@@ -122,8 +122,8 @@ def narrow_folder(sd_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     from diffusers import DDIMScheduler
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    from threestudio_rf.priors.architecture import make_vae
-    from threestudio_rf.priors.architecture_sd import make_unet, save_sd
+    from threestudio_rf.priors.folder.architecture import make_vae
+    from threestudio_rf.priors.folder.architecture_sd import make_unet, save_sd
 
     folder = tmp_path_factory.mktemp("priors") / "narrow-sd"
     save_sd(

@@ -9,15 +9,15 @@ import json
 import pytest
 import torch
 
-from threestudio_rf.app.build.check import check
+from threestudio_rf.app.build.check.config import check
 from threestudio_rf.app.build.prior import ADAPTERS, PRIORS, build_prior
 from threestudio_rf.app.errors import UserError
 from threestudio_rf.app.settings.compose import compose, typed
 from threestudio_rf.app.settings.config import Config
 from threestudio_rf.app.settings.flags import choices
 from threestudio_rf.app.settings.groups import QUANTIZATIONS, STORAGES, PriorConfig
-from threestudio_rf.priors import parts
 from threestudio_rf.priors.facts import FACTS
+from threestudio_rf.priors.folder import parts
 from threestudio_rf.priors.tiny import EMBEDDED
 
 CPU = torch.device("cpu")

@@ -25,7 +25,7 @@ from threestudio_rf.app.errors import UserError
 from threestudio_rf.app.settings.groups import SampleConfig
 from threestudio_rf.core.random import generator, normal
 from threestudio_rf.priors.base import Prior, PriorError
-from threestudio_rf.priors.layout import Table
+from threestudio_rf.priors.folder.layout import Table
 from threestudio_rf.priors.sampling.scheduler import ROWS, Scheduler
 from threestudio_rf.priors.sd import SDPrior, load_sd, read_kind, read_table
 from threestudio_rf.priors.sd3 import SD3Prior, load_sd3

@@ -19,7 +19,7 @@ from threestudio_rf.core.random import generator
 from threestudio_rf.core.sample import solve
 from threestudio_rf.distill.method import METHODS, Method, distill
 from threestudio_rf.priors.base import bind
-from threestudio_rf.priors.folder import load_part
+from threestudio_rf.priors.folder.load import load_part
 from threestudio_rf.priors.sd import load_sd
 from threestudio_rf.priors.sd3 import load_sd3
 

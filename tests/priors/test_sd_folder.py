@@ -13,7 +13,7 @@ import torch
 
 from threestudio_rf.core.level import DiscreteVP, betas, rectified_flow
 from threestudio_rf.priors.base import PriorError
-from threestudio_rf.priors.layout import Shape
+from threestudio_rf.priors.folder.layout import Shape
 from threestudio_rf.priors.sd import SDPrior, load_sd
 
 TABLE = DiscreteVP(betas("scaled_linear", 1000), final="first")

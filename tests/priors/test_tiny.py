@@ -13,7 +13,7 @@ import torch
 
 from threestudio_rf.priors import tiny
 from threestudio_rf.priors.base import PriorError
-from threestudio_rf.priors.parts import PartOptions
+from threestudio_rf.priors.folder.parts import PartOptions
 
 VAE = "vae/diffusion_pytorch_model.safetensors"
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from threestudio_rf.core.random import generator
-from threestudio_rf.priors.architecture_sd import make_unet
+from threestudio_rf.priors.folder.architecture_sd import make_unet
 from threestudio_rf.tiny.train.conditioning import (
     KINDS,
     Condition,

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from threestudio_rf.core.random import generator
-from threestudio_rf.priors import architecture, architecture_sd
+from threestudio_rf.priors.folder import architecture, architecture_sd
 from threestudio_rf.tiny.train.crew import Crew
 from threestudio_rf.tiny.train.denoise import draw_straight
 from threestudio_rf.tiny.train.training import Schedule, train

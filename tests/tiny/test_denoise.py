@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from threestudio_rf.core.convert import join, noise
 from threestudio_rf.core.level import DiscreteVP, betas, rectified_flow
 from threestudio_rf.core.random import generator
-from threestudio_rf.priors import architecture, architecture_sd
+from threestudio_rf.priors.folder import architecture, architecture_sd
 from threestudio_rf.priors.tiny import weights_folder
-from threestudio_rf.tiny.train.captions import CaptionTable, caption, told
+from threestudio_rf.tiny.train.data.captions import CaptionTable, caption, told
+from threestudio_rf.tiny.train.data.latents import CaptionedLatents, Latents
 from threestudio_rf.tiny.train.denoise import (
     WORDS,
     DenoisePart,
@@ -29,7 +30,6 @@ from threestudio_rf.tiny.train.denoise import (
     teach_words,
     weigh,
 )
-from threestudio_rf.tiny.train.latents import CaptionedLatents, Latents
 from threestudio_rf.tiny.train.reflow import follow
 from threestudio_rf.tiny.train.training import Schedule, train
 from threestudio_rf.tiny.train.unet import judged_share

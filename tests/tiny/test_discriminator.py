@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from threestudio_rf.core.random import generator, normal
-from threestudio_rf.priors import architecture
+from threestudio_rf.priors.folder import architecture
 from threestudio_rf.priors.tiny import weights_folder
 from threestudio_rf.tiny.train.discriminator import (
     Adversary,

@@ -23,8 +23,8 @@ from threestudio_rf.priors.base import POSE, PriorError, bind
 from threestudio_rf.priors.views import view_index
 from threestudio_rf.tiny.world.bank import BankCameras
 from threestudio_rf.tiny.world.exact import ExactPrior, view_word
+from threestudio_rf.tiny.world.figures.strict import nearest_iou, own_mask
 from threestudio_rf.tiny.world.shapes import SHAPES
-from threestudio_rf.tiny.world.strict import nearest_iou, own_mask
 from threestudio_rf.tiny.world.truth import subject
 from threestudio_rf.tiny.world.views import COLOURS, WORDINGS
 

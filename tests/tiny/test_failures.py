@@ -9,12 +9,12 @@ import torch
 
 from threestudio_rf.core.random import generator
 from threestudio_rf.priors.tiny import load_tiny
-from threestudio_rf.tiny.train.failures import BROKEN, FAILED, Failures, bent, failed_samples
+from threestudio_rf.tiny.train.data.failures import BROKEN, FAILED, Failures, bent, failed_samples
 from threestudio_rf.tiny.train.judging import STORED, JudgePart, refused_share
 from threestudio_rf.tiny.world.bank import BankCameras
+from threestudio_rf.tiny.world.figures.strict import nearest_view_iou
 from threestudio_rf.tiny.world.judge import Judge
 from threestudio_rf.tiny.world.shapes import SHAPES
-from threestudio_rf.tiny.world.strict import nearest_view_iou
 from threestudio_rf.tiny.world.views import random_world
 
 

@@ -9,7 +9,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from threestudio_rf.tiny.world.fit import Fit, Volume, borders, filled, fit_volume, overlap, placed, rating, true_volume
+from threestudio_rf.tiny.world.figures.fit import (
+    Fit,
+    Volume,
+    borders,
+    filled,
+    fit_volume,
+    overlap,
+    placed,
+    rating,
+    true_volume,
+)
 from threestudio_rf.tiny.world.shapes import SHAPES
 
 RADIUS = 0.7

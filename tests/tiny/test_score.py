@@ -19,8 +19,8 @@ from torch import Tensor
 
 from threestudio_rf.core.random import generator
 from threestudio_rf.scenes.camera import Camera, sphere_views
-from threestudio_rf.tiny.world import colour, score
-from threestudio_rf.tiny.world.fit import Fit, placed, true_volume
+from threestudio_rf.tiny.world.figures import colour, score
+from threestudio_rf.tiny.world.figures.fit import Fit, placed, true_volume
 from threestudio_rf.tiny.world.shapes import SHAPES
 from threestudio_rf.tiny.world.truth import TrueMesh, subject, true_mesh
 from threestudio_rf.tiny.world.views import COLOURS, compose, render, view_of

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from threestudio_rf.scenes.camera import sphere_views
-from threestudio_rf.tiny.world import score2d
 from threestudio_rf.tiny.world.bank import BankCameras
+from threestudio_rf.tiny.world.figures import score2d
 from threestudio_rf.tiny.world.shapes import SHAPES
 from threestudio_rf.tiny.world.truth import subject
 from threestudio_rf.tiny.world.views import COLOURS, compose, random_backgrounds, render

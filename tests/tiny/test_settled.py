@@ -9,8 +9,8 @@ import torch
 
 from threestudio_rf.core.level import Level
 from threestudio_rf.core.random import generator
+from threestudio_rf.tiny.train.data.latents import CaptionedLatents, Latents, grouped, members_of
 from threestudio_rf.tiny.train.denoise import expected
-from threestudio_rf.tiny.train.latents import CaptionedLatents, Latents, grouped, members_of
 
 
 def stored(n: int = 9) -> CaptionedLatents:

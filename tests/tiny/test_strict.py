@@ -9,8 +9,8 @@ import torch
 
 from threestudio_rf.core.random import generator
 from threestudio_rf.scenes.camera import random_views
+from threestudio_rf.tiny.world.figures.strict import BankCameras, nearest_iou, nearest_view_iou, own_mask, seen_from
 from threestudio_rf.tiny.world.shapes import SHAPES
-from threestudio_rf.tiny.world.strict import BankCameras, nearest_iou, nearest_view_iou, own_mask, seen_from
 from threestudio_rf.tiny.world.views import COLOURS, compose, render
 
 

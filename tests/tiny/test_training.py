@@ -16,11 +16,11 @@ import torch
 from torch import Generator, Tensor, nn
 
 from threestudio_rf.core.random import generator
-from threestudio_rf.priors import architecture
-from threestudio_rf.tiny.train.captions import TEMPLATES, CaptionTable, caption, draw_templates
+from threestudio_rf.priors.folder import architecture
+from threestudio_rf.tiny.train.data.captions import TEMPLATES, CaptionTable, caption, draw_templates
+from threestudio_rf.tiny.train.data.latents import CaptionedLatents, Latents, encode_world
 from threestudio_rf.tiny.train.denoise import FlowPart, embed_tokens
 from threestudio_rf.tiny.train.judging import JudgePart, judge_accuracy, soften, view_known
-from threestudio_rf.tiny.train.latents import CaptionedLatents, Latents, encode_world
 from threestudio_rf.tiny.train.parts import run_part
 from threestudio_rf.tiny.train.ship import ship
 from threestudio_rf.tiny.train.stage import (

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from portrait import portrait
 
-from threestudio_rf.app.build.check_edit import name_of
+from threestudio_rf.app.build.check.edit import name_of
 from threestudio_rf.app.build.method import build_twin, embed_roles, lift_settings
 from threestudio_rf.app.build.picture import read_mask, read_picture
 from threestudio_rf.app.build.prior import build_prior
@@ -23,7 +23,8 @@ from threestudio_rf.app.report import score
 from threestudio_rf.app.run.run import Run
 from threestudio_rf.app.run.signals import Stop
 from threestudio_rf.app.settings.config import Config
-from threestudio_rf.app.tasks import edit, grid, lift, look, sample, table
+from threestudio_rf.app.tasks import edit, grid, lift, sample, table
+from threestudio_rf.app.tasks.output import look
 from threestudio_rf.export.mesh import Mesh
 
 CPU = torch.device("cpu")

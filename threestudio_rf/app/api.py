@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from threestudio_rf.app.build import sampling as task
-from threestudio_rf.app.build.check import check_group
+from threestudio_rf.app.build.check.config import check_group
 from threestudio_rf.app.build.picture import read_mask, read_picture
 from threestudio_rf.app.build.scene import build_prior, pick_device
 from threestudio_rf.app.errors import UserError, suggestion

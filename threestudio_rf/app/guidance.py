@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from threestudio_rf.app.build.check import check
+from threestudio_rf.app.build.check.config import check
 from threestudio_rf.app.build.method import embed_roles, lift_settings, method_of
 from threestudio_rf.app.build.prior import build_prior
 from threestudio_rf.app.build.scene import pick_device

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from threestudio_rf.app.build.check import check
-from threestudio_rf.app.build.reads import check_named
+from threestudio_rf.app.build.check.config import check
+from threestudio_rf.app.build.check.reads import check_named
 from threestudio_rf.app.build.scene import pick_device
 from threestudio_rf.app.build.views import turntable
 from threestudio_rf.app.errors import UserError
@@ -28,10 +28,10 @@ from threestudio_rf.app.report.score import evaluate_scene, tellable, volume_of
 from threestudio_rf.app.run.run import Run
 from threestudio_rf.app.settings.config import Config
 from threestudio_rf.app.settings.layers import settings as settings_from
-from threestudio_rf.app.tasks.asset import write_asset
 from threestudio_rf.app.tasks.lift import prepare, run_lift
-from threestudio_rf.app.tasks.look import mesh_of, renderings, turn_fps
-from threestudio_rf.app.tasks.result import Result
+from threestudio_rf.app.tasks.output.asset import write_asset
+from threestudio_rf.app.tasks.output.look import mesh_of, renderings, turn_fps
+from threestudio_rf.app.tasks.output.result import Result
 from threestudio_rf.export.media import png, video
 from threestudio_rf.export.mesh import Mesh
 from threestudio_rf.scenes.base import Scene

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from threestudio_rf.app.api import Picture, check_names, load_prior, picture_of
-from threestudio_rf.app.build.check import check_group
-from threestudio_rf.app.build.check_edit import check_edit
+from threestudio_rf.app.build.check.config import check_group
+from threestudio_rf.app.build.check.edit import check_edit
 from threestudio_rf.app.build.picture import check_mask
 from threestudio_rf.app.build.prior import bank_cache
 from threestudio_rf.app.build.scene import pick_device
@@ -24,14 +24,14 @@ from threestudio_rf.app.run.run import Run, open_checkpoint
 from threestudio_rf.app.settings.compose import from_text
 from threestudio_rf.app.settings.edit import EditConfig
 from threestudio_rf.app.settings.layers import settings as settings_from
-from threestudio_rf.app.tasks.asset import write_asset
 from threestudio_rf.app.tasks.desk import Desk
 from threestudio_rf.app.tasks.edit import delivered, edited
-from threestudio_rf.app.tasks.finish import shown
-from threestudio_rf.app.tasks.look import mesh_of
-from threestudio_rf.app.tasks.result import Result, stored
+from threestudio_rf.app.tasks.output.asset import write_asset
+from threestudio_rf.app.tasks.output.finish import shown
+from threestudio_rf.app.tasks.output.look import mesh_of
+from threestudio_rf.app.tasks.output.result import Result, stored
 from threestudio_rf.priors.base import Prior
-from threestudio_rf.tiny.world.score2d import score_pictures
+from threestudio_rf.tiny.world.figures.score2d import score_pictures
 
 FILES = ("image", "source", "prompts", "mask", "video", "fps", "lpips")
 

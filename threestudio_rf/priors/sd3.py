@@ -18,10 +18,10 @@ from threestudio_rf.core.convert import Kind
 from threestudio_rf.core.level import Schedule, rectified_flow
 from threestudio_rf.priors.base import Condition
 from threestudio_rf.priors.cache import ConditionCache
-from threestudio_rf.priors.folder import check_parts, usable_dtype
-from threestudio_rf.priors.hub import Places, places
-from threestudio_rf.priors.layout import Shape, Table, present, read_index, vae_factor
-from threestudio_rf.priors.parts import PLAIN, FolderParts, PartOptions, Parts
+from threestudio_rf.priors.folder.hub import Places, places
+from threestudio_rf.priors.folder.layout import Shape, Table, present, read_index, vae_factor
+from threestudio_rf.priors.folder.load import check_parts, usable_dtype
+from threestudio_rf.priors.folder.parts import PLAIN, FolderParts, PartOptions, Parts
 from threestudio_rf.priors.sampling.pipeline import Formula, Pipeline
 from threestudio_rf.priors.sampling.scheduler import Scheduler
 from threestudio_rf.priors.text import CLIPS, T5, SD3Text, excess

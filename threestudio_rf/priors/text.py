@@ -24,8 +24,8 @@ from torch import Tensor
 
 from threestudio_rf.core.collector import uncollected
 from threestudio_rf.priors.base import PriorError
-from threestudio_rf.priors.folder import in_one_line, load_part, quiet
-from threestudio_rf.priors.layout import Table, is_number
+from threestudio_rf.priors.folder.layout import Table, is_number
+from threestudio_rf.priors.folder.load import in_one_line, load_part, quiet
 
 TOKENIZER, ENCODER = "tokenizer", "text_encoder"
 POSITIONS = 77

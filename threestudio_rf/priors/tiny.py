@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from threestudio_rf.priors.architecture import END_OF_WORD, byte_alphabet
 from threestudio_rf.priors.base import PriorError
 from threestudio_rf.priors.facts import FACTS
-from threestudio_rf.priors.layout import read_json
-from threestudio_rf.priors.parts import PLAIN, PartOptions
+from threestudio_rf.priors.folder.architecture import END_OF_WORD, byte_alphabet
+from threestudio_rf.priors.folder.layout import read_json
+from threestudio_rf.priors.folder.parts import PLAIN, PartOptions
 from threestudio_rf.priors.sd import SDPrior, load_sd
 from threestudio_rf.priors.sd3 import SD3Prior, load_sd3
 

@@ -14,8 +14,8 @@ from threestudio_rf.app.errors import user_path
 from threestudio_rf.app.settings.groups import PriorConfig
 from threestudio_rf.priors.base import Prior
 from threestudio_rf.priors.facts import FACTS, Facts
+from threestudio_rf.priors.folder.parts import PartOptions
 from threestudio_rf.priors.gaussian import GaussianPrior
-from threestudio_rf.priors.parts import PartOptions
 from threestudio_rf.priors.sd import load_sd
 from threestudio_rf.priors.sd3 import load_sd3
 from threestudio_rf.priors.tiny import known_words, load_tiny, weights_folder

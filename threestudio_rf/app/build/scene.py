@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from threestudio_rf.app.build.check_image import check_image
-from threestudio_rf.app.build.check_type import check_memory
+from threestudio_rf.app.build.check.image import check_image
+from threestudio_rf.app.build.check.type import check_memory
 from threestudio_rf.app.build.prior import build_prior as build_prior
 from threestudio_rf.app.build.prior import pick_dtype as pick_dtype
 from threestudio_rf.app.build.prior import prior_id as prior_id

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 import yaml
 
-from threestudio_rf.app.build.check import check
-from threestudio_rf.app.build.reads import check_named, named
+from threestudio_rf.app.build.check.config import check
+from threestudio_rf.app.build.check.reads import check_named, named
 from threestudio_rf.app.build.scene import pick_device, prior_id
 from threestudio_rf.app.cli.together import alone, several, together
 from threestudio_rf.app.console import LOG, close_log, open_log, traceback_place

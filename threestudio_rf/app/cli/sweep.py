@@ -8,8 +8,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from threestudio_rf.app.build.check import check
-from threestudio_rf.app.build.reads import check_named, named
+from threestudio_rf.app.build.check.config import check
+from threestudio_rf.app.build.check.reads import check_named, named
 from threestudio_rf.app.console import open_log
 from threestudio_rf.app.errors import FAILED, RunError, UserError, user_text
 from threestudio_rf.app.run.places import resolve_paths

@@ -18,10 +18,10 @@ from threestudio_rf.core.random import generator
 from threestudio_rf.export.mesh import EmptyGeometryError, Mesh, automatic_level, sample_grid
 from threestudio_rf.priors.tiny import verify_weights, weights_folder
 from threestudio_rf.scenes.base import Scene, Surface
-from threestudio_rf.tiny.world.fit import RESOLUTION, Volume, filled, rating
+from threestudio_rf.tiny.world.figures.fit import RESOLUTION, Volume, filled, rating
+from threestudio_rf.tiny.world.figures.score import held_out, score_scene
+from threestudio_rf.tiny.world.figures.score2d import judged_right, score_pictures
 from threestudio_rf.tiny.world.judge import Judge, load_judge
-from threestudio_rf.tiny.world.score import held_out, score_scene
-from threestudio_rf.tiny.world.score2d import judged_right, score_pictures
 from threestudio_rf.tiny.world.shapes import SHAPES
 from threestudio_rf.tiny.world.truth import Subject, subject
 from threestudio_rf.tiny.world.views import COLOURS, IMAGE_SIZE

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from threestudio_rf.app.build.check_edit import name_of, prompts_of
+from threestudio_rf.app.build.check.edit import name_of, prompts_of
 from threestudio_rf.app.build.picture import bounded, check_mask, fitted, read_mask, read_picture, suffixes
 from threestudio_rf.app.build.sampling import picture_size
 from threestudio_rf.app.build.scene import build_prior

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from threestudio_rf.app.build.check_edit import prompts_of
+from threestudio_rf.app.build.check.edit import prompts_of
 from threestudio_rf.app.build.picture import hidden_part, spread
 from threestudio_rf.app.console import LOG
 from threestudio_rf.app.errors import UserError

@@ -7,7 +7,7 @@ import time
 import torch
 from torch import Tensor
 
-from threestudio_rf.app.build.check_edit import name_of
+from threestudio_rf.app.build.check.edit import name_of
 from threestudio_rf.app.console import LOG
 from threestudio_rf.app.run.run import Run
 from threestudio_rf.app.tasks.desk import Desk, Figures, Given, follow, free, over_pictures, report

@@ -24,11 +24,11 @@ from threestudio_rf.app.run.run import Run
 from threestudio_rf.app.run.signals import Stop
 from threestudio_rf.app.settings.compose import to_text
 from threestudio_rf.app.settings.config import Config
-from threestudio_rf.app.tasks import look
 from threestudio_rf.app.tasks.doctor import fits
-from threestudio_rf.app.tasks.finish import finish, page_so_far, shown
-from threestudio_rf.app.tasks.result import Result
-from threestudio_rf.app.tasks.viewer import viewed
+from threestudio_rf.app.tasks.output import look
+from threestudio_rf.app.tasks.output.finish import finish, page_so_far, shown
+from threestudio_rf.app.tasks.output.result import Result
+from threestudio_rf.app.tasks.output.viewer import viewed
 from threestudio_rf.priors.twin import Twin
 from threestudio_rf.tiny.world.bank import HIGH, LOW, NARROW
 from threestudio_rf.trainer import checkpoint

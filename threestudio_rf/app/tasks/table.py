@@ -14,8 +14,8 @@ from threestudio_rf.app.run.run import Run
 from threestudio_rf.app.settings.config import Config
 from threestudio_rf.app.settings.train_tiny import TrainTinyConfig
 from threestudio_rf.app.tasks import doctor, edit, grid, invert, lift, sample
-from threestudio_rf.app.tasks.finish import shown
-from threestudio_rf.app.tasks.result import stored
+from threestudio_rf.app.tasks.output.finish import shown
+from threestudio_rf.app.tasks.output.result import stored
 from threestudio_rf.tiny.train.denoise import Objective
 from threestudio_rf.tiny.train.stage import Sharpening
 from threestudio_rf.tiny.train.unet import OBJECTIVES

@@ -28,7 +28,7 @@ from threestudio_rf.core.level import DiscreteVP, Level, rectified_flow
 from threestudio_rf.core.solve import SECOND
 from threestudio_rf.core.times import flow_match_spacing
 from threestudio_rf.priors.base import PriorError
-from threestudio_rf.priors.layout import Table
+from threestudio_rf.priors.folder.layout import Table
 
 
 class Row(NamedTuple):

@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 from threestudio_rf.core.convert import noise
 from threestudio_rf.core.level import rectified_flow
 from threestudio_rf.core.random import generator
-from threestudio_rf.priors.architecture_sd import make_unet
+from threestudio_rf.priors.folder.architecture_sd import make_unet
 
 Condition = Mapping[str, Tensor | Sequence[Tensor]]
 Draw = Callable[[int, Generator], tuple[Tensor, dict[str, Tensor | Sequence[Tensor]]]]

@@ -21,9 +21,9 @@ from threestudio_rf.core.level import Level, betas, rectified_flow
 from threestudio_rf.core.random import generator
 from threestudio_rf.core.times import draw as draw_times
 from threestudio_rf.core.times import shift_time
-from threestudio_rf.priors.architecture import seeded
-from threestudio_rf.tiny.train.captions import TEMPLATES, CaptionTable, told
-from threestudio_rf.tiny.train.latents import CaptionedLatents
+from threestudio_rf.priors.folder.architecture import seeded
+from threestudio_rf.tiny.train.data.captions import TEMPLATES, CaptionTable, told
+from threestudio_rf.tiny.train.data.latents import CaptionedLatents
 from threestudio_rf.tiny.train.training import compiled, device_of, half
 from threestudio_rf.tiny.world.shapes import SHAPES
 from threestudio_rf.tiny.world.views import COLOURS, WORDINGS

@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
 from threestudio_rf.core.random import normal
-from threestudio_rf.priors.architecture import seeded
+from threestudio_rf.priors.folder.architecture import seeded
 
 
 class Posterior(NamedTuple):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from threestudio_rf.tiny.train.failures import BROKEN, WHOLE, Failures, bent
+from threestudio_rf.tiny.train.data.failures import BROKEN, WHOLE, Failures, bent
 from threestudio_rf.tiny.train.training import device_of
 from threestudio_rf.tiny.world.judge import Judge, Verdict
 from threestudio_rf.tiny.world.shapes import SHAPES

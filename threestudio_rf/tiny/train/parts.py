@@ -19,21 +19,11 @@ from typing import Any
 import torch
 
 from threestudio_rf.core.random import generator
-from threestudio_rf.priors import architecture
+from threestudio_rf.priors.folder import architecture
 from threestudio_rf.priors.tiny import weights_folder
 from threestudio_rf.tiny.train.crew import Crew, silent
-from threestudio_rf.tiny.train.denoise import FlowPart, Objective
-from threestudio_rf.tiny.train.judging import JudgeDistance, JudgePart, judge_accuracy, refused_share
-from threestudio_rf.tiny.train.latents import CaptionedLatents
-from threestudio_rf.tiny.train.stage import (
-    AdversarialFirstStage,
-    FirstStage,
-    Sharpening,
-    latent_statistics,
-    pyramid_start,
-    reconstruction_psnr,
-)
-from threestudio_rf.tiny.train.stores import (
+from threestudio_rf.tiny.train.data.latents import CaptionedLatents
+from threestudio_rf.tiny.train.data.stores import (
     HELD_OUT_SEED,
     JUDGE_SEED,
     TRAIN_SEED,
@@ -41,6 +31,16 @@ from threestudio_rf.tiny.train.stores import (
     load_latents,
     load_vae,
     load_world,
+)
+from threestudio_rf.tiny.train.denoise import FlowPart, Objective
+from threestudio_rf.tiny.train.judging import JudgeDistance, JudgePart, judge_accuracy, refused_share
+from threestudio_rf.tiny.train.stage import (
+    AdversarialFirstStage,
+    FirstStage,
+    Sharpening,
+    latent_statistics,
+    pyramid_start,
+    reconstruction_psnr,
 )
 from threestudio_rf.tiny.train.training import Schedule, train
 from threestudio_rf.tiny.train.unet import train_unet

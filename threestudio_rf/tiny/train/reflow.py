@@ -18,8 +18,8 @@ from threestudio_rf.core.model import Field
 from threestudio_rf.core.random import generator, normal
 from threestudio_rf.core.sample import solve
 from threestudio_rf.core.times import spacing
-from threestudio_rf.tiny.train.captions import TEMPLATES
-from threestudio_rf.tiny.train.latents import Latents
+from threestudio_rf.tiny.train.data.captions import TEMPLATES
+from threestudio_rf.tiny.train.data.latents import Latents
 from threestudio_rf.tiny.train.training import device_of
 from threestudio_rf.tiny.world.shapes import SHAPES
 from threestudio_rf.tiny.world.views import COLOURS, VIEW_WORDS, WORDINGS

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from threestudio_rf.core.random import generator, normal
-from threestudio_rf.priors import architecture, architecture_sd
+from threestudio_rf.priors.folder import architecture, architecture_sd
 from threestudio_rf.priors.tiny import weights_folder
-from threestudio_rf.tiny.train.captions import CaptionTable
+from threestudio_rf.tiny.train.data.captions import CaptionTable
+from threestudio_rf.tiny.train.data.latents import CaptionedLatents, Latents
 from threestudio_rf.tiny.train.denoise import DenoisePart, Objective, teach_words
-from threestudio_rf.tiny.train.latents import CaptionedLatents, Latents
 from threestudio_rf.tiny.train.reflow import Flow, captions_of, follow, make_pairs
 from threestudio_rf.tiny.train.training import Schedule, device_of, train
 from threestudio_rf.tiny.world.judge import Judge, load_judge

@@ -12,7 +12,7 @@ from threestudio_rf.app.console import LOG
 from threestudio_rf.app.errors import FAILED, GOOD, UserError
 from threestudio_rf.app.report.curves import COLUMNS, snapshots, strip
 from threestudio_rf.app.run.run import Run
-from threestudio_rf.app.tasks.result import Result
+from threestudio_rf.app.tasks.output.result import Result
 from threestudio_rf.core.files import write_files
 from threestudio_rf.export.media import contact_sheet, png
 from threestudio_rf.scenes.camera import orbit

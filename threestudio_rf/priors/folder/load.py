@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from threestudio_rf.priors.base import PriorError
-from threestudio_rf.priors.layout import VAES, Table, class_of, expected_type, fits, is_whole, read_json
+from threestudio_rf.priors.folder.layout import VAES, Table, class_of, expected_type, fits, is_whole, read_json
 
 POINTER = b"version https://git-lfs.github.com/spec/"
 SHARD = re.compile(r"-\d{5}-of-\d{5}")

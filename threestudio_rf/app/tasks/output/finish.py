@@ -14,12 +14,12 @@ from threestudio_rf.app.report.curves import write_curves
 from threestudio_rf.app.report.page import write_report
 from threestudio_rf.app.report.score import SPENT, evaluate_pictures, evaluate_scene, show, tellable, volume_of
 from threestudio_rf.app.run.run import Run
-from threestudio_rf.app.tasks import image, look
-from threestudio_rf.app.tasks.result import Result
+from threestudio_rf.app.tasks.output import image, look
+from threestudio_rf.app.tasks.output.result import Result
 from threestudio_rf.export.mesh import EmptyGeometryError
 from threestudio_rf.scenes.base import Surface
-from threestudio_rf.tiny.world.fit import Volume, borders
-from threestudio_rf.tiny.world.score2d import diversity
+from threestudio_rf.tiny.world.figures.fit import Volume, borders
+from threestudio_rf.tiny.world.figures.score2d import diversity
 from threestudio_rf.tiny.world.truth import subject
 
 Figures = dict[str, float | None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from threestudio_rf.app.build.check_loss import TABLE_ENTRIES
+from threestudio_rf.app.build.check.loss import TABLE_ENTRIES
 from threestudio_rf.app.build.prior import on_table
 from threestudio_rf.app.build.tuned import method_of
 from threestudio_rf.app.errors import UserError

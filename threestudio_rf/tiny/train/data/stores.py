@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from threestudio_rf.priors import architecture
+from threestudio_rf.priors.folder import architecture
 from threestudio_rf.priors.tiny import known_words, load_tiny, weights_folder
-from threestudio_rf.tiny.train.failures import VIEWS, Failures, failed_samples
-from threestudio_rf.tiny.train.latents import Latents, encode_world
+from threestudio_rf.tiny.train.data.failures import VIEWS, Failures, failed_samples
+from threestudio_rf.tiny.train.data.latents import Latents, encode_world
 from threestudio_rf.tiny.train.ship import SHIPPED
 from threestudio_rf.tiny.train.training import device_of
 from threestudio_rf.tiny.world.shapes import SHAPES

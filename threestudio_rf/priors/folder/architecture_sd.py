@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from threestudio_rf.priors.architecture import amend, seeded, stored, write_vocabulary
+from threestudio_rf.priors.folder.architecture import amend, seeded, stored, write_vocabulary
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from threestudio_rf.core.level import Level
 from threestudio_rf.core.random import generator
 from threestudio_rf.priors.views import OCTANT_WORDS
-from threestudio_rf.tiny.train.captions import CaptionTable, draw_templates, draw_wordings, told
+from threestudio_rf.tiny.train.data.captions import CaptionTable, draw_templates, draw_wordings, told
 from threestudio_rf.tiny.train.training import device_of, half
 from threestudio_rf.tiny.world.views import COLOURS, VIEW_WORDS, Views, palette, random_backgrounds
 

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from threestudio_rf.tiny.world.bank import BankCameras
-from threestudio_rf.tiny.world.colour import Albedos, albedos
-from threestudio_rf.tiny.world.score import Classify, held_out
+from threestudio_rf.tiny.world.figures.colour import Albedos, albedos
+from threestudio_rf.tiny.world.figures.score import Classify, held_out
+from threestudio_rf.tiny.world.figures.strict import WORLD, border, nearest_view_iou
 from threestudio_rf.tiny.world.shapes import SHAPES, Shape
-from threestudio_rf.tiny.world.strict import WORLD, border, nearest_view_iou
 from threestudio_rf.tiny.world.truth import Subject
 from threestudio_rf.tiny.world.views import COLOURS, View, render
 

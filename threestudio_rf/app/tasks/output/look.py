@@ -13,8 +13,8 @@ from threestudio_rf.app.build.views import turntable
 from threestudio_rf.app.console import LOG
 from threestudio_rf.app.errors import UserError
 from threestudio_rf.app.run.run import Run
-from threestudio_rf.app.tasks.asset import most_faces, write_asset
-from threestudio_rf.app.tasks.result import Result
+from threestudio_rf.app.tasks.output.asset import most_faces, write_asset
+from threestudio_rf.app.tasks.output.result import Result
 from threestudio_rf.export.media import contact_sheet, gif, pictures_of, png, rendering_rows, video
 from threestudio_rf.export.mesh import EmptyGeometryError, Mesh, extract
 from threestudio_rf.export.shell import batches

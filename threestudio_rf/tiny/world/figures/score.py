@@ -14,8 +14,8 @@ from torch import Generator, Tensor
 
 from threestudio_rf.scenes.base import Rendering, Scene
 from threestudio_rf.scenes.camera import Camera, sphere_views
-from threestudio_rf.tiny.world.colour import albedos
-from threestudio_rf.tiny.world.fit import Fit, Volume, fit_volume
+from threestudio_rf.tiny.world.figures.colour import albedos
+from threestudio_rf.tiny.world.figures.fit import Fit, Volume, fit_volume
 from threestudio_rf.tiny.world.shapes import SHAPES, Shape
 from threestudio_rf.tiny.world.truth import Subject, TrueMesh, true_mesh
 from threestudio_rf.tiny.world.views import COLOURS, IMAGE_SIZE, VIEW_WORDS, compose, render, view_of

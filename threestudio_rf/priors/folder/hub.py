@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from threestudio_rf.priors.base import PriorError
-from threestudio_rf.priors.folder import weight_files
-from threestudio_rf.priors.layout import TINY, class_of, snapshot_of
+from threestudio_rf.priors.folder.layout import TINY, class_of, snapshot_of
+from threestudio_rf.priors.folder.load import weight_files
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 TINY_FILES = ["config.json", "diffusion_pytorch_model*.safetensors"]

@@ -18,9 +18,9 @@ from torch.utils.checkpoint import checkpoint
 
 from threestudio_rf.core.collector import uncollected
 from threestudio_rf.priors.base import PriorError
-from threestudio_rf.priors.folder import load_part
-from threestudio_rf.priors.hub import Places
-from threestudio_rf.priors.layout import TINY, class_of
+from threestudio_rf.priors.folder.hub import Places
+from threestudio_rf.priors.folder.layout import TINY, class_of
+from threestudio_rf.priors.folder.load import load_part
 
 STORAGES = ("none", "fp8")
 QUANTIZATIONS = {"none": "", "int8": "torchao>=0.15", "nf4": "bitsandbytes>=0.43.3"}

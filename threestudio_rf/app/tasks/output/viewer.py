@@ -21,8 +21,8 @@ from torch import Tensor
 from threestudio_rf.app.console import LOG
 from threestudio_rf.app.run.extras import optional
 from threestudio_rf.app.run.signals import Stop
-from threestudio_rf.app.tasks.look import renderings
-from threestudio_rf.app.tasks.result import Result
+from threestudio_rf.app.tasks.output.look import renderings
+from threestudio_rf.app.tasks.output.result import Result
 from threestudio_rf.scenes.camera import Camera
 from threestudio_rf.trainer.lift import LiftState
 

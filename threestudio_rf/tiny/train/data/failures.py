@@ -18,8 +18,8 @@ from threestudio_rf.core.sample import solve
 from threestudio_rf.core.times import spacing
 from threestudio_rf.priors.base import Prior, bind
 from threestudio_rf.tiny.world.bank import BankCameras
+from threestudio_rf.tiny.world.figures.strict import nearest_view_iou
 from threestudio_rf.tiny.world.shapes import SHAPES
-from threestudio_rf.tiny.world.strict import nearest_view_iou
 from threestudio_rf.tiny.world.views import COLOURS, IMAGE_SIZE, VIEW_WORDS, prompt_of
 
 FAILED, BROKEN, WHOLE = 0.75, 0.75, 0.92

@@ -6,9 +6,9 @@ import math
 import re
 from typing import Any
 
-from threestudio_rf.app.build.check_edit import check_edit
-from threestudio_rf.app.build.check_loss import check_loss
-from threestudio_rf.app.build.check_type import check_types
+from threestudio_rf.app.build.check.edit import check_edit
+from threestudio_rf.app.build.check.loss import check_loss
+from threestudio_rf.app.build.check.type import check_types
 from threestudio_rf.app.build.prior import PRIORS, facts_of, knows_octants, multiple_of, on_table, wording
 from threestudio_rf.app.build.sampling import check_sample
 from threestudio_rf.app.build.scene import SCENES
