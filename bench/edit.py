@@ -39,8 +39,9 @@ from threestudio_rf.app.report.likeness import psnr, ssim
 from threestudio_rf.app.settings.edit import EditConfig
 from threestudio_rf.app.tasks.blend import kept_edit
 from threestudio_rf.core.random import generator
+from threestudio_rf.core.sample import State
 from threestudio_rf.edit.delta import Delta
-from threestudio_rf.edit.method import METHODS, Settings
+from threestudio_rf.edit.method import METHODS, Settings, gathered
 from threestudio_rf.export.media import contact_sheet, png
 from threestudio_rf.priors.base import PriorError
 from threestudio_rf.priors.tiny import load_tiny, weights_folder
@@ -57,9 +58,9 @@ Figures = dict[str, Any]
 
 
 class Search(NamedTuple):
-    """The noise of a batch, its network calls per picture and seconds."""
+    """What the search for the noise of a batch leaves, its network calls per picture and seconds."""
 
-    eps: Tensor | None
+    trail: list[State]
     calls: int
     seconds: float
 
@@ -109,17 +110,18 @@ def draws_of(case: Case, first: int) -> list[torch.Generator]:
 
 
 def last(states: Any) -> Tensor:
-    *_, state = states
-    return state.x
+    return list(states)[-1].x
 
 
 def searched(prior: Any, case: Case, settings: Settings, first: int) -> Search:
     """The noise of a batch of pictures, which both of their edits go through; nothing for a method of differences."""
     if isinstance(settings, Delta):
-        return Search(None, 0, 0.0)
+        return Search([], 0, 0.0)
     editing, started = bound_to(prior, case, settings), time.perf_counter()
-    eps = last(editing.find_noise(case.x0, generator=draws_of(case, first)))
-    return Search(eps, editing.calls, time.perf_counter() - started)
+    trail: list[State] = []
+    for state in editing.find_noise(case.x0, generator=draws_of(case, first)):
+        gathered(trail, state, settings)
+    return Search(trail, editing.calls, time.perf_counter() - started)
 
 
 def edited(
@@ -130,10 +132,10 @@ def edited(
     mask = max_pool2d((~case.pairs.outside).float(), case.plain.shape[-1] // case.x0.shape[-1]) if masked else None
 
     def run(*, faithful: bool) -> Tensor:
-        if search.eps is not None:
-            return last(editing.resample(case.x0, search.eps, faithful=faithful, mask=mask))
-        go = editing.reconstruct if faithful else editing.edit
-        return last(go(case.x0, generator=draws_of(case, first)))
+        draws = draws_of(case, first)
+        if search.trail:
+            return last(editing.resample(case.x0, search.trail, faithful=faithful, mask=mask, generator=draws))
+        return last((editing.reconstruct if faithful else editing.edit)(case.x0, generator=draws))
 
     found = run(faithful=False)
     seconds, calls = time.perf_counter() - started, editing.calls
@@ -182,8 +184,8 @@ def bound(batches: dict[str, list[Case]], judge: Any) -> Figures:
     """What the first stage alone gives, and how often the judge is right about the true edit."""
     found: Figures = {}
     for kind in EDITS:
-        rows = [score(case.pairs, case.plain, judge, "plain")["plain_outside"] for case in batches[kind]]
-        found[f"{kind}_outside"] = torch.cat(rows).mean().item()
+        rows = [score(case.pairs, case.plain, judge, "plain") for case in batches[kind]]
+        found[f"{kind}_outside"] = torch.cat([row["plain_outside"] for row in rows]).mean().item()
         truth = [score(case.pairs, case.pairs.after, judge, "true")["true_success"] for case in batches[kind]]
         found[f"{kind}_success"] = torch.cat(truth).double().mean().item()
     both = [(case.plain, case.pairs.before) for case in batches[EDITS[0]]]
@@ -273,8 +275,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows = list(ROWS) if options.methods == "all" else options.methods.split(",")
-    unknown = [row for row in rows if row not in ROWS]
-    if unknown:
+    if unknown := [row for row in rows if row not in ROWS]:
         parser.error(f"unknown methods {', '.join(unknown)}; there are {', '.join(ROWS)}")
     texts = []
     for name in options.priors.split(","):
@@ -283,10 +284,9 @@ def main() -> None:
         except PriorError as error:
             print(f"{name} is left out: {error}", file=sys.stderr)
             continue
-        texts.append(text)
         place = options.docs / "images" if options.docs else options.folder
         png(place / f"editing_{name}.png", contact_sheet(sheet, cell=64))
-        texts.append(f"![{name}](images/editing_{name}.png)")
+        texts += [text, f"![{name}](images/editing_{name}.png)"]
     if options.docs:
         page = options.docs / "editing.md"
         before, _, rest = page.read_text("utf-8").partition(BEGIN)

@@ -140,6 +140,12 @@ def test_the_black_part_of_a_mask_is_the_pictures_own(launcher: Any, tmp_path: P
         ("image=p.png prompt=x shift=3 prior=tiny_sd", "those of a table"),
         ("image=p.png prompt=x method=euler solver=heun gamma=0.5", "Heun's rule"),
         ("image=p.png prompt=x method=irfds t_min=0.9 t_max=0.5", "t_min"),
+        ("image=p.png prompt=x n_min=8", "n_min 8, law falling, 8 steps"),
+        ("image=p.png prompt=x method=flowalign n_min=2 law=uniform", "expected law falling"),
+        ("image=p.png prompt=x of=4", "got of 4, 8 steps"),
+        ("image=p.png prompt=x of=20 t_start=0.5", "expected no t_start"),
+        ("image=p.png prompt=x method=fireflow sde=true", "expected euler"),
+        ("image=p.png prompt=x method=direct solver=midpoint", "direct has no such setting; it has cfg"),
         ("image=p.png prompt=x keep=2", r"edit\.keep"),
         ("image=p.png prompt=x steps=-1", r"edit\.steps"),
     ],
@@ -211,6 +217,21 @@ def test_irfds_comes_down_by_the_times_of_the_references_sampler_unless_settings
         assert torch.allclose(times.float(), torch.tensor(theirs), atol=1e-6)
     assert method_of("irfds", "tiny_sd", EditConfig()).down_steps == METHODS["irfds"].down_steps == 20
     assert method_of("irfds", "tiny_sd", EditConfig(paper=True, down_steps=5)).down_steps == 5
+
+
+def test_flowedit_has_its_authors_times_unless_settings_were_chosen_or_the_line_speaks_of_them() -> None:
+    """Theirs are diffusers' 50 times of SD3, of which the last 33 are done (n_max 33)."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(50)
+    published = replace(method_of("flowedit", "sd3", EditConfig()), shift=3.0)
+    times = times_of(rectified_flow, published)
+    assert torch.allclose(times, torch.cat([scheduler.timesteps[-33:] / 1000, torch.zeros(1)]), atol=1e-6)
+    for given in ({"steps": 8}, {"t_start": 0.7}):
+        chosen = method_of("flowedit", "sd3", EditConfig(**given))
+        assert chosen.of is None and chosen.t_start == given.get("t_start", 0.853)
+    assert method_of("flowedit", "tiny_sd3", EditConfig(of=20)).t_start is None
 
 
 def test_chosen_settings_are_valid_and_paper_leaves_them_out() -> None:

@@ -2,9 +2,10 @@
 
 Oracle: each method written down by itself, step by step.
 
-Seen to fail: branches exchanged, the drift's slope left out or with the other sign, |h| for h, c of t instead of t' ->
-the three formulas; one noise for all draws -> draws; the mask inverted -> mask; draws of law "uniform" in the prior's t
--> the window.
+Seen to fail: FlowAlign's guidance from the empty prompt, its pull with the other sign, no source in n_min's start, its
+noise the last draw's -> FlowAlign, n_min; branches exchanged, the drift's slope left out or with the other sign, |h|
+for h, c of t instead of t' -> the three formulas; one noise for all draws -> draws; the mask inverted -> mask; draws of
+law "uniform" in the prior's t -> the window.
 """
 
 from __future__ import annotations
@@ -124,7 +125,71 @@ def test_uniform_times_are_noise_levels_in_the_window_and_fill_the_rate(make_pat
     assert torch.equal(states[-1].x, reds), "at rate 0"
 
 
+@pytest.mark.parametrize("name", ["flow", "eps", "v"])
+def test_flowalign_follows_its_formula(name: str, make_path: Any, reds: Any) -> None:
+    path, settings = make_path(name), Delta(steps=6, scale=3.0, scale_source=1.0, base="source", zeta=0.05)
+    times, x = falling(path, 6), reds
+    source, target = path.velocity("source", 1.0), path.velocity("target", 1.0)
+    states = change(path, reds, times, settings, generator=generator(0, 0, "e"), role="target")
+    for (t, t_next), eps, state in zip(pairwise(times[:, None].expand(-1, 5)), draws(6), states, strict=True):
+        now, after = (column(path.level(at).sigma, x) for at in (t, t_next))
+        q = (1 - now) * reds + now * eps
+        p = x + q - reds
+        v_q, v_n, v_c = source(q, t), source(p, t), target(p, t)
+        v_p = v_n + 3.0 * (v_c - v_n)
+        x = x + (after - now) * (v_p - v_q) + 0.05 * (q - now * v_q - p + now * v_p)
+        assert torch.allclose(state.x, x, atol=1e-11)
+    assert path.model.calls == 6 * 6, "3 calls a step, here and in the formula"
+
+
+def test_flowalign_without_pull_and_guidance_is_flowedit_without_guidance(make_path: Any, reds: Any, end: Any) -> None:
+    path, plain = make_path(), Delta(steps=6, scale=1.0, scale_source=1.0)
+    aligned = Delta(steps=6, scale=1.0, scale_source=1.0, base="source", zeta=0.0)
+    one, other = (
+        end(change(path, reds, falling(path, 6), settings, generator=generator(0, 0, "e"), role="target"))
+        for settings in (plain, aligned)
+    )
+    assert torch.equal(one, other)
+
+
+def test_the_pull_of_flowalign_brings_the_edit_nearer_to_the_picture(make_path: Any, reds: Any, end: Any) -> None:
+    path = make_path(std=1.0)
+    away = [
+        (end(change(path, reds, falling(path, 12), settings, generator=generator(0, 0, "e"), role="target")) - reds)
+        for settings in (Delta(steps=12, scale=2.0, scale_source=1.0, base="source", zeta=z) for z in (0.0, 0.05, 0.2))
+    ]
+    assert away[0].norm() > 1.05 * away[1].norm() > 1.2 * away[2].norm()
+
+
+@pytest.mark.parametrize("name", ["flow", "eps"])
+def test_the_last_steps_of_flowedit_may_sample_the_target(name: str, make_path: Any, reds: Any) -> None:
+    path, times = make_path(name), falling(make_path(name), 7)
+    settings = Delta(steps=7, scale=3.0, scale_source=1.5, n_min=3)
+    found = list(change(path, reds, times, settings, generator=generator(0, 0, "e"), role="target"))
+    plain = Delta(steps=7, scale=3.0, scale_source=1.5)
+    begun = list(change(path, reds, times, plain, generator=generator(0, 0, "e"), role="target"))[3].x
+    assert torch.equal(found[3].x, begun) and [state.left for state in found] == list(range(6, -1, -1))
+    target, eps = path.velocity("target", 3.0), draws(5)[4]
+    top = column(path.level(times[4:5].expand(5)).sigma, reds)
+    x = begun + (1 - top) * reds + top * eps - reds
+    for (t, s), state in zip(pairwise(times[4:, None].expand(-1, 5)), found[4:], strict=True):
+        x = x + column(path.level(s).sigma - path.level(t).sigma, x) * target(x, t)
+        assert torch.allclose(state.x, x, atol=1e-11)
+
+
+def test_sampled_steps_keep_the_black_part_of_a_mask(make_path: Any, reds: Any, end: Any) -> None:
+    path, mask = make_path(), torch.tensor([[[[1.0, 0.0]]]])
+    settings = Delta(steps=8, scale=2.0, scale_source=1.0, n_min=4)
+    states = change(path, reds, falling(path, 8), settings, generator=generator(0, 0, "e"), role="target", mask=mask)
+    edited = end(states)
+    assert torch.equal(edited[..., 1], reds[..., 1]) and (edited[..., 0] - reds[..., 0]).min() > 0.5
+
+
 def test_settings_of_no_use_raise() -> None:
+    few = {"n_min": 2, "steps": 2}, {"n_min": 1, "law": "uniform"}, {"of": 50, "t_start": 0.5}, {"of": 8, "steps": 9}
+    for given in ({"base": "cond"}, *few):
+        with pytest.raises(ValueError, match=r"^got (base|n_min|of) .*, expected "):
+            Delta(**given)
     for given in ({"law": "rising"}, {"drift": "cubic"}):
         with pytest.raises(ValueError, match="expected one of falling, uniform; none, linear, parabola"):
             Delta(**given)

@@ -17,6 +17,7 @@ from threestudio_rf.core.random import generator, normal
 from threestudio_rf.core.sample import states
 from threestudio_rf.core.times import falling_times
 from threestudio_rf.edit.delta import Delta
+from threestudio_rf.edit.direct import Direct
 from threestudio_rf.edit.irfds import IRFDS
 from threestudio_rf.edit.method import INVERTING, METHODS, edit, find_noise, resample, settled, times_of
 from threestudio_rf.edit.path import Path
@@ -38,6 +39,8 @@ def small(name: str) -> Any:
         return replace(settings, scale_source=1.0)
     if name == "flowchef":
         return replace(settings, k=0.2, stop=0.2)
+    if name == "direct":
+        return replace(settings, steps=60)
     return replace(settings, stop=0.1) if name == "rf_inversion" else settings
 
 
@@ -82,8 +85,8 @@ def test_the_noise_that_is_found_leads_back_in_two_parts_as_in_one(make_path: An
         if name in FLOWS_ONLY:
             continue
         settings = settled(replace(small(name), t_start=0.8), path.schedule, 1.0)
-        eps = end(find_noise(path, reds, settings, generator=generator(0, 0, "e")))
-        parts = end(resample(path, reds, eps, settings, role="target"))
+        trail = list(find_noise(path, reds, settings, generator=generator(0, 0, "e")))
+        parts = end(resample(path, reds, trail[-1].x, settings, role="target", trail=trail))
         whole = end(edit(path, reds, settings, generator=generator(0, 0, "e")))
         assert torch.allclose(parts, whole, atol=1e-12)
 
@@ -151,6 +154,10 @@ def test_an_embedded_prior_takes_a_sample_of_its_own_there_and_back(name: str, e
     eps = normal((1, *prior.latent_shape), generator(0, 0, "e"))
     sampled = Steered(steps=24, scale=1.0, shift=None)
     x0 = end(resample(path, torch.zeros_like(eps), eps, settled(sampled, prior.schedule, shift), role="source"))
+    settings = settled(Direct(steps=8), prior.schedule, shift).faithful()
+    before = path.model.calls
+    back = end(edit(path, x0, settings, generator=generator(0, 0, "f"), role="source"))
+    assert (back - x0).abs().max() < 1e-5 and path.model.calls - before == 16, "one call a step up and one down"
     for method in ("rf_solver", "fireflow"):
         settings = settled(replace(METHODS[method], steps=24), prior.schedule, shift).faithful()
         back = end(edit(path, x0, settings, generator=generator(0, 0, "f"), role="source"))

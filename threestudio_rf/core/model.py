@@ -134,10 +134,11 @@ class Model:
         rescaled: float = 0.0,
         negatives: Mapping[str, float] | None = None,
         corrector: Corrector | None = None,
+        base: str = "uncond",
     ) -> Field:
-        """uncond + scale (role - uncond), asked in one call in the order [uncond, role].
+        """uncond + scale (role - uncond), asked in one call in the order [uncond, role]; `base` is the role of uncond.
 
-        scale = 1 asks for `role` alone, scale = 0 for "uncond" alone. `negatives` are roles with Perp-Neg's weights
+        scale = 1 asks for `role` alone, scale = 0 for `base` alone. `negatives` are roles with Perp-Neg's weights
         (`guide.perp_neg`). `rescaled` is the share of guidance rescale (Lin et al. 2023). Last, `corrector` changes
         eps_hat at a given x_t (LDM's score corrector); where alpha = 0 x_t is the noise itself and nothing changes.
         """
@@ -145,9 +146,11 @@ class Model:
         weights = cfg(scale)
         asked = ["uncond", "cond", *away] if away else [name for name in ("uncond", "cond") if name in weights]
 
+        names = {"cond": role, "uncond": base}
+
         def guided(x: Tensor, t: Tensor) -> Tensor:
-            found = self(x, t, [role if name == "cond" else name for name in asked])
-            parts = {name: found[role if name == "cond" else name] for name in asked}
+            found = self(x, t, [names.get(name, name) for name in asked])
+            parts = {name: found[names.get(name, name)] for name in asked}
             if away:
                 chosen = [parts[name] for name in away]
                 p = perp_neg(parts["cond"], parts["uncond"], chosen, weights=list(away.values()), scale=scale)

@@ -9,13 +9,20 @@ space and DRFS (arXiv 2509.05342). With e ~ N(0, I) and a drift c(t'):
     x  -= rate |h| g
 
 c = 0 is DDS; c = t' with rate 1 is FlowEdit, whose x_g is x + x_s - x_src.
+
+FlowAlign (Kim et al. 2025, arXiv 2505.23145; FlowAlign/FlowAlign, diffusion/editing/sd3_edit.py) is FlowEdit whose
+target is guided away from the source prompt instead of the empty one, u_source(x_g) + s (u_target(x_g) -
+u_source(x_g)), with a source of scale 1, and which holds the two pictures together that the velocities imply:
+
+    x  -= zeta (x0_hat_target(x_g) - x0_hat_source(x_s)),  x0_hat = x_t - t' u
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import islice, pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +31,7 @@ from threestudio_rf.core.convert import noise
 from threestudio_rf.core.level import Level, column
 from threestudio_rf.core.model import Field
 from threestudio_rf.core.random import Draws, normal, uniform
-from threestudio_rf.core.sample import State
+from threestudio_rf.core.sample import State, keep, states
 from threestudio_rf.edit.path import SOURCE, Path
 
 Drift = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -35,6 +42,7 @@ DRIFTS: dict[str, Drift] = {
 }
 """name -> t' -> (c, dc/dt')."""
 LAWS = ("falling", "uniform")
+BASES = ("uncond", "source")
 
 
 @dataclass(frozen=True)
@@ -46,10 +54,15 @@ class Delta:
     drift    c, one of `DRIFTS`
     rate     factor of the step
     draws    noises per step, whose g are averaged
+    zeta     FlowAlign's pull between the implied pictures
+    base     the role that the target's guidance counts from: "uncond", or "source" (FlowAlign)
+    n_min    FlowEdit: that many of the last steps sample x + x_s - x_src with the target's velocity instead (law
+             "falling")
+    of       the steps are the last of so many from pure noise (`method.times_of`), without t_start
     scale, scale_source  guidance of both branches
     shift    the resolution shift of falling steps; None: the prior's own
 
-    ValueError for an unknown law or drift.
+    ValueError for an unknown law, drift or base, for n_min under another law or of all steps, for `of` with t_start.
     """
 
     steps: int = 33
@@ -62,8 +75,21 @@ class Delta:
     scale: float = 13.5
     scale_source: float = 3.5
     shift: float | None = None
+    zeta: float = 0.0
+    base: str = "uncond"
+    n_min: int = 0
+    of: int | None = None
 
     def __post_init__(self) -> None:
+        if self.base not in BASES:
+            raise ValueError(f"got base {self.base!r}, expected one of {', '.join(BASES)}")
+        if self.n_min and (self.law != "falling" or self.n_min >= self.steps):
+            raise ValueError(
+                f"got n_min {self.n_min}, law {self.law}, {self.steps} steps, expected law falling and more steps"
+            )
+        if self.of is not None and (self.t_start is not None or self.of < self.steps):
+            got = f"got of {self.of}, {self.steps} steps, t_start {self.t_start}"
+            raise ValueError(f"{got}, expected no t_start and an `of` of at least the steps")
         if self.law not in LAWS or self.drift not in DRIFTS:
             expected = f"{', '.join(LAWS)}; {', '.join(DRIFTS)}"
             raise ValueError(f"got law {self.law!r} and drift {self.drift!r}, expected one of {expected}")
@@ -73,13 +99,21 @@ class Delta:
         return replace(self, scale=self.scale_source)
 
 
+class Difference(NamedTuple):
+    """g of the module's head, and x0_hat of the target less that of the source, each (B, ...)."""
+
+    g: Tensor
+    gap: Tensor
+
+
 def difference(
     target: Field, source: Field, x: Tensor, x_src: Tensor, eps: Tensor, t: Tensor, level: Level, *, drift: Drift
-) -> Tensor:
-    """g (B, ...) of the module's head at the prior's t (B,), where the level is (1 - t', t')."""
+) -> Difference:
+    """Both at the prior's t (B,), where the level is (1 - t', t')."""
     c, slope = (column(value, x) for value in drift(level.sigma))
-    x_g = noise(x, eps, level) + c * (x - x_src)
-    return target(x_g, t) - source(noise(x_src, eps, level), t) + (1 - slope) * (x - x_src)
+    x_s, x_g = noise(x_src, eps, level), noise(x, eps, level) + c * (x - x_src)
+    apart = target(x_g, t) - source(x_s, t)
+    return Difference(apart + (1 - slope) * (x - x_src), x_g - x_s - column(level.sigma, x) * apart)
 
 
 def plan(path: Path, times: Tensor, settings: Delta, n: int, generator: Draws) -> Iterator[tuple[Tensor, Tensor]]:
@@ -105,15 +139,33 @@ def change(
     mask: Tensor | None = None,
 ) -> Iterator[State]:
     """The states of x from x_src (B, C, h, w), which is a picture at every step; a state's t is where the step asked.
-    `mask` (B or 1, 1, h, w) is 1 where x may change."""
-    target, source = path.velocity(role, settings.scale), path.velocity(SOURCE, settings.scale_source)
+    `mask` (B or 1, 1, h, w) is 1 where x may change. With n_min the last states are those of sampling: noisy, at the t
+    of their end, and their x0_hat is the picture."""
+    target = path.velocity(role, settings.scale, base=settings.base)
+    source = path.velocity(SOURCE, settings.scale_source)
     drift, x = DRIFTS[settings.drift], x_src
     free = 1.0 if mask is None else mask.to(x_src)
-    for number, (t, length) in enumerate(plan(path, times, settings, len(x_src), generator), 1):
+    ways = islice(plan(path, times, settings, len(x_src), generator), settings.steps - settings.n_min)
+    for number, (t, length) in enumerate(ways, 1):
         t = t.to(x.device)
-        level, total = path.level(t), torch.zeros_like(x)
+        level, total, gaps = path.level(t), torch.zeros_like(x), torch.zeros_like(x)
         for _ in range(settings.draws):
             eps = normal(x.shape, generator, device=x.device, dtype=x.dtype)
-            total = total + difference(target, source, x, x_src, eps, t, level, drift=drift)
+            found = difference(target, source, x, x_src, eps, t, level, drift=drift)
+            total, gaps = total + found.g, gaps + found.gap
         x = x - free * settings.rate * column(length, x) * total / settings.draws
+        x = x - free * settings.zeta * gaps / settings.draws if settings.zeta else x
         yield State(settings.steps - number, t, x, x)
+    if settings.n_min:
+        yield from _sampled(path, target, x, x_src, times[-settings.n_min - 1 :], generator=generator, mask=mask)
+
+
+def _sampled(
+    path: Path, target: Field, x: Tensor, x_src: Tensor, times: Tensor, *, generator: Draws, mask: Tensor | None
+) -> Iterator[State]:
+    """FlowEdit's last steps (its Algorithm 1, below n_min): from x + x_s - x_src down falling `times`."""
+    eps = normal(x.shape, generator, device=x.device, dtype=x.dtype)
+    top = path.level(times[:1].to(x.device).expand(len(x)))
+    noisy = x + noise(x_src, eps, top) - x_src
+    after = None if mask is None else keep(x_src, eps, mask, schedule=path.level)
+    yield from states(target, noisy, times, after=after)

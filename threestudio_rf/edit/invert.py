@@ -15,7 +15,7 @@ from threestudio_rf.core.random import Draws, normal
 from threestudio_rf.core.sample import After, State, states
 from threestudio_rf.core.solve import QUIET, Rule
 from threestudio_rf.edit.path import SOURCE, Path
-from threestudio_rf.edit.steer import pulled_to_noise, pulled_to_picture
+from threestudio_rf.edit.steer import pull, pulled_to_noise, pulled_to_picture, stochastic
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,11 @@ class Ode:
     shift    the resolution shift of the steps; None: the prior's own
     scale, scale_source  guidance down and up
     gamma    RF-Inversion: pull towards one Gaussian sample on the way up
-    eta      RF-Inversion: pull towards the picture on the way down, in the share start..stop of the steps
+    eta      RF-Inversion: pull towards the picture on the way down, in the share start..stop of the steps; step i of S
+             has eta (1 - i / S)^eta_decay
+    sde      RF-Inversion: the way down draws noise (`steer.stochastic`)
 
-    ValueError for an unknown solver, or gamma with Heun's rule, which asks at pure noise.
+    ValueError for an unknown solver, gamma with Heun's rule, which asks at pure noise, or sde without Euler's.
     """
 
     solver: str = "euler"
@@ -41,12 +43,16 @@ class Ode:
     eta: float = 0.0
     start: float = 0.0
     stop: float = 0.25
+    eta_decay: float = 0.0
+    sde: bool = False
 
     def __post_init__(self) -> None:
         if self.solver not in QUIET:
             raise ValueError(f"got solver {self.solver!r}, expected one of {', '.join(QUIET)}")
         if self.gamma and self.solver == "heun":
             raise ValueError("got gamma with solver heun, expected another solver: Heun's rule asks at pure noise")
+        if self.sde and self.solver != "euler":
+            raise ValueError(f"got sde with solver {self.solver}, expected euler: the noisy way down has its own step")
 
     def faithful(self) -> Ode:
         """The settings of a reconstruction: down as up."""
@@ -70,12 +76,24 @@ def up(path: Path, x0: Tensor, times: Tensor, settings: Ode, *, generator: Draws
 
 
 def down(
-    path: Path, x: Tensor, x0: Tensor, times: Tensor, settings: Ode, *, role: str, after: After | None = None
+    path: Path,
+    x: Tensor,
+    x0: Tensor,
+    times: Tensor,
+    settings: Ode,
+    *,
+    role: str,
+    after: After | None = None,
+    generator: Draws | None = None,
 ) -> Iterator[State]:
-    """The states from noisy x (B, C, h, w) along falling `times` with the prompt of `role`."""
+    """The states from noisy x (B, C, h, w) along falling `times` with the prompt of `role`; ValueError for sde without
+    a generator."""
     field = path.velocity(role, settings.scale)
     if settings.eta:
-        first, last = (times[round(share * (len(times) - 1))] for share in (settings.start, settings.stop))
-        window = (float(last), float(first))
-        field = pulled_to_picture(field, x0, settings.eta, window=window)
+        eta = pull(times, settings.eta, start=settings.start, stop=settings.stop, decay=settings.eta_decay)
+        field = pulled_to_picture(field, x0, eta)
+    if settings.sde:
+        if generator is None:
+            raise ValueError("got no generator, expected one for the noise of sde")
+        return stochastic(field, x, times, generator=generator, after=after)
     return travel(field, x, times, solver=settings.solver, after=after)

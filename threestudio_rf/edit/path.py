@@ -38,6 +38,6 @@ class Path:
         t, table = self.schedule.time_at(straight), self.schedule.table
         return t if table is None else table.time(table.index(t)).to(straight)
 
-    def velocity(self, role: str, scale: float) -> Field:
+    def velocity(self, role: str, scale: float, *, base: str = "uncond") -> Field:
         """u_hat (B, ...) at x (B, ...) on the straight path and the prior's t (B,), under guidance as `Model.field`."""
-        return self.model.field(scale, role=role).straight()
+        return self.model.field(scale, role=role, base=base).straight()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from threestudio_rf.core.level import column
 from threestudio_rf.core.model import Field
+from threestudio_rf.core.random import Draws, normal
 from threestudio_rf.core.sample import After, State
 from threestudio_rf.core.solve import first_order
 from threestudio_rf.edit.path import Path
@@ -29,19 +30,57 @@ def pulled_to_noise(field: Field, eps: Tensor, gamma: float) -> Field:
     return Field(controlled, "flow", field.schedule)
 
 
-def pulled_to_picture(field: Field, x_ref: Tensor, eta: float, *, window: tuple[float, float]) -> Field:
-    """RF-Inversion down: u + eta ((x - x_ref) / t' - u) at times t in (low, high] of `window`, u outside of it.
+def pull(times: Tensor, eta: float, *, start: float, stop: float, decay: float = 0.0) -> Callable[[Tensor], Tensor]:
+    """eta at times t (B,) of a way down `times` (S + 1,): eta (1 - i / S)^decay in step i of start..stop, shares of the
+    steps, 0 in the others."""
+    steps = len(times) - 1
+    order = torch.arange(steps, dtype=torch.float64)
+    inside = (order >= round(start * steps)) & (order < round(stop * steps))
+    strength = inside.double() * eta * (1 - order / steps) ** decay
+
+    def at(t: Tensor) -> Tensor:
+        step = (times[:-1, None].to(t) >= t).sum(0) - 1
+        return strength.to(t)[step.clamp(min=0)]
+
+    return at
+
+
+def pulled_to_picture(field: Field, x_ref: Tensor, eta: Callable[[Tensor], Tensor]) -> Field:
+    """RF-Inversion down: u + eta ((x - x_ref) / t' - u) with eta (B,) of the time t (B,).
 
     eta = 1 in the last step returns x_ref (B, ...).
     """
-    low, high = window
 
     def controlled(x: Tensor, t: Tensor) -> Tensor:
         u, (_, sigma) = field(x, t), field.schedule(t).like(x)
-        share = column(eta * ((t > low) & (t <= high)).to(x), x)
-        return u + share * ((x - x_ref) / sigma - u)
+        return u + column(eta(t), x) * ((x - x_ref) / sigma - u)
 
     return Field(controlled, "flow", field.schedule)
+
+
+def stochastic(
+    field: Field, x: Tensor, times: Tensor, *, generator: Draws, after: After | None = None
+) -> Iterator[State]:
+    """RF-Inversion's SDE (arXiv 2410.10792, eq. 17) down falling `times` (S + 1,), with h the fall of t':
+
+        x -= h (2 u + x / (1 - t')),  x += sqrt(2 t' / (1 - t') h) z
+
+    It has the marginals of the ODE, x -= h u, which the first step takes, where 1 - t' may be 0, and the last, which
+    would leave its noise in the picture.
+    """
+    steps = len(times) - 1
+    grid = times.to(x.device)[:, None].expand(-1, len(x))
+    for number, (t, s) in enumerate(pairwise(grid)):
+        u, (alpha, sigma) = field(x, t), field.schedule(t).like(x)
+        h = sigma - column(field.schedule(s).sigma, x)
+        x0_hat = x - sigma * u
+        if 0 < number < steps - 1:
+            z = normal(x.shape, generator, device=x.device, dtype=x.dtype)
+            x = x - h * (2 * u + x / alpha) + (2 * sigma / alpha * h).sqrt() * z
+        else:
+            x = x - h * u
+        x = x if after is None else after(x, s)
+        yield State(steps - 1 - number, s, x, x0_hat)
 
 
 @dataclass(frozen=True)

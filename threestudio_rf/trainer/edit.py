@@ -39,13 +39,25 @@ class Editing:
         return _quiet(lambda: edit(self.path, x0, self.settings.faithful(), generator=generator, role=SOURCE))
 
     def find_noise(self, x0: Tensor, *, generator: Draws) -> Iterator[State]:
-        """The search for the noise."""
+        """The search for the noise; `edit.method.gathered` keeps of it what `resample` needs."""
         return _quiet(lambda: find_noise(self.path, x0, self.settings, generator=generator))
 
-    def resample(self, x0: Tensor, eps: Tensor, *, faithful: bool, mask: Tensor | None = None) -> Iterator[State]:
-        """The way down from that noise: to the source's picture if `faithful`, else to the target's."""
+    def resample(
+        self,
+        x0: Tensor,
+        found: Sequence[State],
+        *,
+        faithful: bool,
+        mask: Tensor | None = None,
+        generator: Draws | None = None,
+    ) -> Iterator[State]:
+        """The way down from the noise of the last of `found`: to the source's picture if `faithful`, else to the
+        target's. Those before are needed by a method that goes back the way it came (`edit.direct`)."""
         settings, role = (self.settings.faithful(), SOURCE) if faithful else (self.settings, TARGET)
-        return _quiet(lambda: resample(self.path, x0, eps, settings, role=role, mask=mask))
+        eps = found[-1].x
+        return _quiet(
+            lambda: resample(self.path, x0, eps, settings, role=role, mask=mask, trail=found, generator=generator)
+        )
 
 
 def begin(prior: Prior, settings: Settings, *, source: Sequence[str], target: Sequence[str]) -> Editing:

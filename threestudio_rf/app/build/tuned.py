@@ -18,9 +18,11 @@ _SD: dict[str, dict[str, Any]] = {
     "rf_solver": {"steps": 5, "t_start": 0.75, "scale": 2.0},
     "fireflow": {"steps": 9, "t_start": 0.75, "scale": 2.0},
     "rf_inversion": {"steps": 10, "t_start": 0.85, "scale": 4.0, "eta": 0.5, "stop": 0.6},
+    "direct": {"steps": 12, "t_start": 0.75, "scale": 2.0},
     "irfds": {"scale": 3.0},
     "irfds_fast": {"scale": 3.0},
     "flowedit": {"steps": 8, "t_start": 0.75, "scale": 2.0, "scale_source": 1.0},
+    "flowalign": {"steps": 8, "t_start": 0.75, "scale": 2.0},
     "dds": {"steps": 16, "t_start": 0.9, "t_min": 0.1, "rate": 1.5, "scale": 3.0, "scale_source": 3.0},
     "drfs": {"steps": 8, "t_start": 0.8, "scale": 3.0, "scale_source": 1.0},
     "flowchef": {"steps": 14, "k": 0.05, "stop": 0.6, "scale": 3.0},
@@ -32,7 +34,9 @@ TUNED: dict[str, dict[str, dict[str, Any]]] = {
         "euler": {"steps": 14, "t_start": 0.9, "scale": 2.0},
         "rf_solver": {"steps": 5, "t_start": 0.9, "scale": 2.0},
         "fireflow": {"steps": 9, "t_start": 0.9, "scale": 2.0},
+        "direct": {"steps": 12, "t_start": 0.9, "scale": 2.0},
         "flowedit": {"steps": 8, "t_start": 0.85, "scale": 2.0, "scale_source": 1.0},
+        "flowalign": {"steps": 8, "t_start": 0.85, "scale": 2.0},
         "drfs": {"steps": 8, "t_start": 0.9, "scale": 2.5, "scale_source": 1.0},
         "sdedit": {"steps": 10, "scale": 4.0},
     },
@@ -43,7 +47,9 @@ TUNED: dict[str, dict[str, dict[str, Any]]] = {
         "rf_solver": {"steps": 5, "t_start": 0.8, "scale": 1.0},
         "fireflow": {"steps": 9, "t_start": 0.8, "scale": 1.0},
         "rf_inversion": {"steps": 10, "t_start": 0.9, "scale": 2.0, "eta": 0.5, "stop": 0.5},
+        "direct": {"steps": 12, "t_start": 0.8, "scale": 1.0},
         "flowedit": {"steps": 8, "t_start": 0.8, "scale": 1.0, "scale_source": 1.0},
+        "flowalign": {"steps": 8, "t_start": 0.8, "scale": 1.0},
         "dds": {"steps": 16, "t_start": 0.9, "t_min": 0.1, "rate": 1.5, "scale": 1.0, "scale_source": 1.0},
         "drfs": {"steps": 8, "t_start": 0.75, "scale": 1.5, "scale_source": 1.0},
         "flowchef": {"steps": 14, "k": 0.1, "stop": 0.5, "scale": 2.0},
@@ -54,8 +60,9 @@ TUNED: dict[str, dict[str, dict[str, Any]]] = {
 its guidance built in by reflow."""
 
 
-PAPER: dict[str, dict[str, Any]] = {"irfds": {"down_steps": 18}}
-"""method -> settings where nothing was chosen: of the 20 steps of the reference's sampler the 18 below 0.9 are done."""
+PAPER: dict[str, dict[str, Any]] = {"irfds": {"down_steps": 18}, "flowedit": {"of": 50, "t_start": None}}
+"""method -> settings where nothing was chosen: of the 20 steps of the reference's sampler the 18 below 0.9 are done, of
+the 50 of FlowEdit's the last 33."""
 
 
 def method_of(name: str, prior: str, config: EditConfig) -> Settings:
@@ -65,6 +72,7 @@ def method_of(name: str, prior: str, config: EditConfig) -> Settings:
     known = [field.name for field in fields(own)]
     chosen = None if config.paper else TUNED.get(prior)
     given = dict(PAPER.get(name, {}) if chosen is None else chosen.get(name, {}))
+    _settle_times(given, config)
     for field in fields(config):
         value, inner = getattr(config, field.name), NAMES.get(field.name, field.name)
         if field.name in COMMON or value is None:
@@ -77,3 +85,12 @@ def method_of(name: str, prior: str, config: EditConfig) -> Settings:
         return replace(own, **given)
     except ValueError as error:
         raise UserError(f"edit.method={name}: {error}") from None
+
+
+def _settle_times(given: dict[str, Any], config: EditConfig) -> None:
+    """Of the two ways to state the times, `of` and `t_start`, keep the one that the command line speaks of; steps or
+    t_start without `of` mean even ones."""
+    if config.of is not None:
+        given["t_start"] = None
+    elif "of" in given and not (config.steps is None and config.t_start is None):
+        del given["of"], given["t_start"]

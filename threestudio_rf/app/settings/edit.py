@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from threestudio_rf.app.settings.groups import opt
 
-EDITORS: tuple[str, ...] = ("euler", "rf_solver", "fireflow", "rf_inversion", "irfds", "irfds_sd3", "irfds_fast")
-EDITORS += ("flowedit", "dds", "drfs", "flowchef", "sdedit")
+EDITORS: tuple[str, ...] = ("euler", "rf_solver", "fireflow", "rf_inversion", "direct", "irfds")
+EDITORS += ("irfds_sd3", "irfds_fast", "flowedit", "flowalign", "dds", "drfs", "flowchef", "sdedit")
 SOLVERS = ("euler", "midpoint", "heun", "fireflow", "dpmpp_2m")
 
 
@@ -39,10 +39,16 @@ class EditConfig:
     solver: str | None = opt(None, "ODE methods: solver", choices=SOLVERS)
     gamma: float | None = opt(None, "rf_inversion: pull to one Gaussian sample on the way up", low=0, high=1)
     eta: float | None = opt(None, "rf_inversion: pull to the picture on the way down", low=0, high=1)
+    eta_decay: float | None = opt(None, "rf_inversion: eta falls as (1 - i / steps)^eta_decay", low=0, high=100)
+    sde: bool | None = opt(None, "rf_inversion: draw noise on the way down")
     start: float | None = opt(None, "rf_inversion, flowchef: share of the steps where the pull begins", low=0, high=1)
     stop: float | None = opt(None, "rf_inversion, flowchef: share of the steps where it ends", low=0, high=1)
     k: float | None = opt(None, "flowchef: length of the step towards the picture", low=0, high=10)
-    draws: int | None = opt(None, "flowedit, dds, drfs: noises per step", low=1, high=1000)
+    draws: int | None = opt(None, "methods of differences: noises per step", low=1, high=1000)
+    zeta: float | None = opt(None, "flowalign: pull between the implied pictures", low=0, high=1)
+    base: str | None = opt(None, "flowalign: what the guidance counts from", choices=("uncond", "source"))
+    n_min: int | None = opt(None, "flowedit: so many of the last steps sample the target", low=0, high=1000)
+    of: int | None = opt(None, "flowedit: the steps are the last of so many from pure noise", low=1, high=1000)
     law: str | None = opt(None, "flowedit, dds, drfs: how the noise level goes", choices=("falling", "uniform"))
     drift: str | None = opt(None, "flowedit, dds, drfs: c of the target", choices=("none", "linear", "parabola"))
     rate: float | None = opt(None, "irfds: learning rate; flowedit, dds, drfs: factor of the step", low=0, high=1000)

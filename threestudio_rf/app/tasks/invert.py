@@ -13,7 +13,8 @@ from threestudio_rf.app.run.run import Run
 from threestudio_rf.app.tasks.desk import Desk, Figures, Given, follow, free, over_pictures, report
 from threestudio_rf.core.files import write_files
 from threestudio_rf.core.random import generator
-from threestudio_rf.edit.method import times_of
+from threestudio_rf.core.sample import State
+from threestudio_rf.edit.method import gathered, times_of
 from threestudio_rf.export.media import contact_sheet, png
 
 TITLES = ("picture", "first stage", "reconstruction")
@@ -24,9 +25,11 @@ def invert_picture(desk: Desk, given: Given) -> Figures:
     started = time.perf_counter()
     editing = desk.begin([desk.run.config.edit.source])
     draws = [generator(desk.seed, 0, "edit")]
-    eps = follow(editing.find_noise(given.latents, generator=draws), editing.settings)
+    trail: list[State] = []
+    search = editing.find_noise(given.latents, generator=draws)
+    eps = follow(search, editing.settings, lambda state: gathered(trail, state, editing.settings))
     calls = editing.calls
-    *_, last = editing.resample(given.latents, eps, faithful=True)
+    *_, last = editing.resample(given.latents, trail, faithful=True, generator=draws)
     again = desk.prior.decode(last.x).cpu()
     seconds = round(time.perf_counter() - started, 3)
     top = times_of(editing.path.schedule, editing.settings)[:1]
