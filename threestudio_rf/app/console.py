@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from threestudio_rf.core.files import own_file
 
@@ -63,7 +63,7 @@ def open_log(level: str, file: Path | None = None) -> None:
         handler = _File(own_file(file), encoding="utf-8", errors="backslashreplace", delay=True)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         LOG.addHandler(handler)
-    warnings.showwarning = _show_warning  # type: ignore[assignment]
+    warnings.showwarning = _show_warning
 
 
 def traceback_place() -> str:
@@ -79,7 +79,14 @@ def close_log() -> None:
         handler.close()
 
 
-def _show_warning(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """Our own warnings reach the user; those of libraries are kept in log.txt."""
     if "threestudio_rf" in Path(filename).parts and issubclass(category, UserWarning):
         LOG.warning("%s", message)

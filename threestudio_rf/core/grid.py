@@ -101,7 +101,7 @@ def ratios(steps: int, low: float, high: float, *, law: NoiseLaw) -> Tensor:
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     if law == "exponential":
         return (math.log(high) * (1 - ramp) + math.log(low) * ramp).exp()
-    root = high ** (1 / RHO) + ramp * (low ** (1 / RHO) - high ** (1 / RHO))
+    root: Tensor = high ** (1 / RHO) + ramp * (low ** (1 / RHO) - high ** (1 / RHO))
     return root**RHO
 
 
@@ -160,10 +160,10 @@ def grid_of(
         law = "karras" if sampler in SECOND else "even" if table is None else "leading"
     if law in NOISE_LAWS:
         if table is None:
-            stops = ratio_grid(schedule, ratios(steps, *RATIOS, law=cast(NoiseLaw, law))).times
+            stops = ratio_grid(schedule, ratios(steps, *RATIOS, law=law)).times
             return Grid(torch.cat([torch.ones(1), stops[1:]]))
         low, high = _ratios(table)[[0, -1]].tolist()
-        return ratio_grid(schedule, ratios(steps, low, high, law=cast(NoiseLaw, law)))
+        return ratio_grid(schedule, ratios(steps, low, high, law=law))
     times = sampling_times(
         steps, law=cast(SamplingLaw, law), shift=shift, n=n if table is None else len(table), offset=offset
     )

@@ -86,6 +86,7 @@ def draw(
     u = uniform((n,), generator, dtype=torch.float64)
     if strata > 1:
         u = (torch.arange(strata).repeat_interleave(n // strata) + u) / strata
+    base: Tensor
     if law == "logit_normal":
         share = torch.special.ndtr(ends.logit())
         base = torch.special.ndtri(share[0].lerp(share[1], u)).sigmoid()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -48,6 +48,9 @@ class _Inject(torch.autograd.Function):
         return outputs[0].to(grad) * grad, None
 
 
+_inject: Callable[[Tensor, Tensor], Tensor] = _Inject.apply
+
+
 def surrogate(latents: Tensor, grad: Tensor) -> Tensor:
     """A scalar whose gradient with respect to `latents` is `grad`, exactly and whatever `latents` hold.
 
@@ -56,4 +59,4 @@ def surrogate(latents: Tensor, grad: Tensor) -> Tensor:
     """
     if latents.shape != grad.shape:
         raise ValueError(f"grad: got {tuple(grad.shape)}, expected {tuple(latents.shape)}")
-    return _Inject.apply(latents, grad.detach().to(latents))
+    return _inject(latents, grad.detach().to(latents))

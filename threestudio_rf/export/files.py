@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -15,6 +15,12 @@ from threestudio_rf.core.files import write_files
 from threestudio_rf.export.mesh import EmptyGeometryError, Mesh
 from threestudio_rf.export.texture import Atlas
 
+Up = Literal["y", "z"]
+Size = Literal["unit", "scene"]
+Look = Literal["pbr", "unlit"]
+UPS: tuple[Up, ...] = get_args(Up)
+SIZES: tuple[Size, ...] = get_args(Size)
+LOOKS: tuple[Look, ...] = get_args(Look)
 FORMATS = ("glb", "obj", "ply", "stl")
 DEFAULT = ("glb", "obj", "ply")
 COLOUR = "_COLOR_0"
@@ -35,9 +41,9 @@ def write(
     formats: Sequence[str] = DEFAULT,
     name: str = "model",
     atlas: Atlas | None = None,
-    up: Literal["y", "z"] = "y",
-    scale: Literal["unit", "scene"] = "unit",
-    material: Literal["pbr", "unlit"] = "pbr",
+    up: Up = "y",
+    scale: Size = "unit",
+    material: Look = "pbr",
 ) -> list[Path]:
     """Write `folder/name.<format>` for each format, all or none, and return the paths.
 
@@ -99,7 +105,8 @@ def _bytes(colours: Tensor) -> np.ndarray:
 
 def _plain(mesh: Mesh, kind: str) -> bytes:
     made = _trimesh(mesh, vertex_colors=_bytes(mesh.colours))
-    return made.export(file_type=kind, **({"vertex_normal": True} if kind == "ply" else {}))
+    content: bytes = made.export(file_type=kind, **({"vertex_normal": True} if kind == "ply" else {}))
+    return content
 
 
 def _obj(mesh: Mesh, atlas: Atlas | None, name: str) -> dict[str, bytes]:
@@ -147,7 +154,8 @@ def _glb(mesh: Mesh, atlas: Atlas | None, look: str) -> bytes:
             tree["extensionsUsed"] = [UNLIT]
             tree["materials"][0]["extensions"] = {UNLIT: {}}
 
-    return export_glb(made, include_normals=True, tree_postprocessor=finish)
+    content: bytes = export_glb(made, include_normals=True, tree_postprocessor=finish)
+    return content
 
 
 def _standard(tree: dict[str, Any]) -> None:
@@ -167,4 +175,5 @@ def _standard(tree: dict[str, Any]) -> None:
 def _accessor(tree: dict[str, Any], index: int) -> dict[str, Any]:
     """Of trimesh's tree, whose accessors are still a dictionary, or a list."""
     accessors = tree["accessors"]
-    return (list(accessors.values()) if isinstance(accessors, dict) else accessors)[index]
+    found: dict[str, Any] = (list(accessors.values()) if isinstance(accessors, dict) else accessors)[index]
+    return found

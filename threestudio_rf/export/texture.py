@@ -40,7 +40,7 @@ def texture_size(mesh: Mesh, cell: float, *, per_cell: float = 3.0) -> int:
     a, b, c = mesh.vertices.double()[mesh.faces].unbind(dim=1)
     area = float(torch.linalg.cross(b - a, c - a).norm(dim=-1).sum() / 2)
     wanted = math.sqrt(area / 0.75) / cell * per_cell
-    return 2 ** min(11, max(6, round(math.log2(max(wanted, 1)))))
+    return 1 << min(11, max(6, round(math.log2(max(wanted, 1)))))
 
 
 def textured(mesh: Mesh, colours: Colours, size: int) -> Atlas:
@@ -102,4 +102,5 @@ def _spread(picture: np.ndarray, filled: np.ndarray) -> np.ndarray:
     distance, nearest = distance_transform_edt(~filled, return_indices=True)
     near = picture[nearest[0], nearest[1]]
     mean = picture[filled].mean(axis=0).round().astype(np.uint8)
-    return np.where((distance <= GUTTER + 1)[..., None], near, mean)
+    spread: np.ndarray = np.where((distance <= GUTTER + 1)[..., None], near, mean)
+    return spread

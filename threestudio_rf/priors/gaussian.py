@@ -87,5 +87,5 @@ class GaussianPrior:
         return 2 * pooled.repeat(1, channels // 3, 1, 1) - 1
 
     def decode(self, latents: Tensor) -> Tensor:
-        copies = latents.unflatten(1, (-1, 3)).mean(1)
+        copies: Tensor = latents.unflatten(1, (-1, 3)).mean(1)
         return ((copies + 1) / 2).clamp(0, 1)

@@ -128,7 +128,7 @@ class SDPrior:
         """`predict` with a graph, for what learns inside the network."""
         self.shape.check_latents(x_t)
         device, dtype = self.text.device, self.text.dtype
-        out = self.parts.network(
+        out: Tensor = self.parts.network(
             x_t.to(device, dtype),
             self.label(t).to(device),
             encoder_hidden_states=condition.tensors["prompt"].to(device, dtype),

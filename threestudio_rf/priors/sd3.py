@@ -94,7 +94,7 @@ class SD3Prior:
         """`predict` with a graph, for what learns inside the network."""
         self.shape.check_latents(x_t)
         device, dtype, tensors = self.text.device, self.text.dtype, condition.tensors
-        u = self.parts.network(
+        u: Tensor = self.parts.network(
             hidden_states=x_t.to(device, dtype),
             timestep=self.label(t).to(device),
             encoder_hidden_states=tensors["prompt"].to(device, dtype),

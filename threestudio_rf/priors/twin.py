@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import Generator, Tensor, nn
@@ -39,6 +39,10 @@ class Adaptable(Prior, Protocol):
     def answer(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """`predict` with a graph."""
         ...
+
+
+def _adaptable(prior: Prior) -> TypeGuard[Adaptable]:
+    return isinstance(getattr(prior, "network", None), nn.Module)
 
 
 class PoseBias(nn.Module):
@@ -71,13 +75,12 @@ class Twin:
     twin sees cameras. PriorError for a prior without a network that can carry adapters."""
 
     def __init__(
-        self, prior: Adaptable, like: Condition, *, rank: int = 4, rate: float = 1e-4, posed: bool = True, seed: int = 0
+        self, prior: Prior, like: Condition, *, rank: int = 4, rate: float = 1e-4, posed: bool = True, seed: int = 0
     ) -> None:
-        network = getattr(prior, "network", None)
-        if not isinstance(network, nn.Module):
+        if not _adaptable(prior):
             raise PriorError(f"prior {prior.name} has no network that a twin could learn on")
-        self.prior, self.posed, self.lora = prior, posed, _add_adapters(network, rank, seed)
-        device = next(network.parameters()).device
+        self.prior, self.posed, self.lora = prior, posed, _add_adapters(prior.network, rank, seed)
+        device = next(prior.network.parameters()).device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.bias = PoseBias(like).to(device)
@@ -164,16 +167,16 @@ def with_twin(model: Model, twin: Twin, condition: Condition, pose: Tensor | Non
     return Model(predict, model.kind, model.schedule)
 
 
-def _add_adapters(network: nn.Module, rank: int, seed: int) -> dict[str, nn.Parameter]:
+def _add_adapters(network: Any, rank: int, seed: int) -> dict[str, nn.Parameter]:
     """Switched-off adapters in float32, drawn from `seed`; the only parameters of the network that learn."""
     from peft import LoraConfig
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(ATTENTION), init_lora_weights="gaussian")
-        network.add_adapter(config, adapter_name=NAME)  # type: ignore[operator]
+        network.add_adapter(config, adapter_name=NAME)
     found = {name: p for name, p in network.named_parameters() if "lora_" in name and f".{NAME}." in name}
     for parameter in found.values():
         parameter.data = parameter.data.float()
-    network.disable_adapters()  # type: ignore[operator]
+    network.disable_adapters()
     return found

@@ -43,7 +43,8 @@ class HashGridField(nn.Module):
     def raw(self, points: Tensor) -> Tensor:
         """Network output (N, 4): raw density, raw rgb."""
         unit = (points + self.radius) / (2 * self.radius)
-        return self.network(self.encoding(unit).to(points.dtype))
+        out: Tensor = self.network(self.encoding(unit).to(points.dtype))
+        return out
 
     def activate(self, raw: Tensor, points: Tensor) -> Tensor:
         """Density (N,) of the raw density (N,) at `points` (N, 3)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ class _Encode(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, table: Tensor, points: Tensor, multipliers: Tensor, levels: list[GridLevel]) -> Tensor:  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, table: Tensor, points: Tensor, multipliers: Tensor, levels: list[GridLevel]) -> Tensor:
         channels, count = len(table), points.shape[1]
         out = table.new_empty(len(levels) * channels, count)
         saved: list[Tensor] = []
@@ -42,7 +43,7 @@ class _Encode(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         saved = iter(ctx.saved_tensors)
         points, multipliers = (next(saved), next(saved)) if ctx.recompute else (None, None)
         grad = grad.contiguous()
@@ -59,6 +60,9 @@ class _Encode(torch.autograd.Function):
                     part = out[c, level.offset : level.offset + level.size]
                     part.scatter_add_(0, flat, (weights * grad[i * channels + c, piece]).view(-1))
         return out, None, None, None
+
+
+_encode: Callable[[Tensor, Tensor, Tensor, list[GridLevel]], Tensor] = _Encode.apply
 
 
 def _pieces(count: int, size: int = 65536) -> list[slice]:
@@ -150,17 +154,19 @@ class HashGrid(nn.Module):
 
     def forward(self, points: Tensor) -> Tensor:
         if self.backend == "triton":
-            from threestudio_rf.scenes.kernels.encode import Encode, Lattice
+            from threestudio_rf.scenes.kernels.encode import Lattice
+            from threestudio_rf.scenes.kernels.encode import encode as kernel
 
             if self._lattice is None or self._lattice.sizes.device != points.device:
                 self._lattice = Lattice.of(self.levels, points.device)
-            return Encode.apply(self.table, points.clamp(0, 1), self._lattice, self.reads_half).t()
+            return kernel(self.table, points.clamp(0, 1), self._lattice, self.reads_half).t()
         if self.backend == "tinycudann":
             self._foreign.params = self.table.t().reshape(-1)
-            return self._foreign(points.clamp(0, 1))
+            found: Tensor = self._foreign(points.clamp(0, 1))
+            return found
         points = points.t().contiguous().clamp(0, 1)
         if not points.requires_grad:
-            return _Encode.apply(self.table, points, self.multipliers, self.levels).t()
+            return _encode(self.table, points, self.multipliers, self.levels).t()
         return encode(self.table, points, self.levels, self.multipliers).t()
 
 
@@ -230,7 +236,8 @@ def _tinycudann(levels: int, features: int, log2_table: int, base: int, growth: 
     if encoding.params.numel() != expected:
         raise ValueError(f"tinycudann's table: got {encoding.params.numel()} numbers, expected {expected}")
     del encoding.params
-    return encoding
+    module: nn.Module = encoding
+    return module
 
 
 def make_encoding(

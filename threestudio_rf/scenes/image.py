@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Generator, Tensor, nn
@@ -14,6 +14,9 @@ Picture = Literal["pixels", "latent"]
 Init = Literal["normal", "uniform"]
 Bound = Literal["none", "sigmoid", "tanh", "clip"]
 Order = Literal["turn", "random"]
+PICTURES: tuple[Picture, ...] = get_args(Picture)
+INITS: tuple[Init, ...] = get_args(Init)
+ORDERS: tuple[Order, ...] = get_args(Order)
 BOUNDS: dict[str, tuple[Bound, ...]] = {"pixels": ("sigmoid", "tanh", "clip"), "latent": ("none", "tanh", "clip")}
 """What may hold the values of each kind; the first is the default."""
 

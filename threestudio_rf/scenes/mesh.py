@@ -95,7 +95,7 @@ class MeshScene(Scene):
             optimiser.zero_grad()
             error.backward()
             optimiser.step()
-        return error.item() ** 0.5
+        return float(error.item() ** 0.5)
 
     def update(self, step: int, generator: Generator) -> None:
         """Remembers the step, for `shading`."""
@@ -166,7 +166,8 @@ class MeshScene(Scene):
         opacity, directions = maps[:, 3:4], camera.rays()[1]
 
         def own() -> Tensor:
-            return self.background(directions.reshape(-1, 3)).view_as(directions)
+            colours: Tensor = self.background(directions.reshape(-1, 3))
+            return colours.view_as(directions)
 
         backdrop = behind(own, directions, generator, self.random_background, camera.part)
         return Rendering(

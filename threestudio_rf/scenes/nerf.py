@@ -74,7 +74,8 @@ class HashGridNeRF(Scene):
 
     def colour(self, points: Tensor) -> Tensor:
         """Colours (N, 3) in [0, 1] at world points (N, 3)."""
-        return self.field(points)[1]
+        colours: Tensor = self.field(points)[1]
+        return colours
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """The hash grid, the network behind it, and the background."""

@@ -44,9 +44,9 @@ def weights(density: Tensor, length: Tensor) -> Tensor:
 def packed_weights(density: Tensor, samples: Samples) -> Tensor:
     """`weights` of packed samples (M,), through the dense layout or by a kernel."""
     if samples.start is not None:
-        from threestudio_rf.scenes.kernels.rays import Weights
+        from threestudio_rf.scenes.kernels.rays import weigh
 
-        return Weights.apply(density * samples.length, samples.start)
+        return weigh(density * samples.length, samples.start)
     dense = density.new_zeros(samples.rays * samples.slots).index_copy(0, samples.cell, density * samples.length)
     w = weights(dense.view(samples.rays, samples.slots), dense.new_ones(()))
     return w.reshape(-1).index_select(0, samples.cell)
@@ -55,9 +55,9 @@ def packed_weights(density: Tensor, samples: Samples) -> Tensor:
 def accumulate(values: Tensor, samples: Samples) -> Tensor:
     """Sums of `values` (C, M) over the samples of each ray, (C, R)."""
     if samples.start is not None:
-        from threestudio_rf.scenes.kernels.rays import Sums
+        from threestudio_rf.scenes.kernels.rays import add_up
 
-        return Sums.apply(values, samples.start, samples.ray)
+        return add_up(values, samples.start, samples.ray)
     index = samples.ray.expand(len(values), -1)
     return values.new_zeros(len(values), samples.rays).scatter_add(1, index, values)
 
@@ -105,10 +105,11 @@ class _Replayed(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         def gradients(part: slice) -> tuple[Tensor | None, ...]:
             with torch.enable_grad():
-                maps = ctx.render(part)
+                maps: Tensor = ctx.render(part)
+                learned: tuple[Tensor, ...] = ctx.parameters
                 if not maps.requires_grad:
-                    return (None,) * len(ctx.parameters)
-                return torch.autograd.grad(maps, ctx.parameters, grad[:, part], allow_unused=True)
+                    return (None,) * len(learned)
+                return torch.autograd.grad(maps, learned, grad[:, part], allow_unused=True)
 
         sums: list[Tensor | None] = [None] * len(ctx.parameters)
         for _, found in parts(gradients, ctx.count, ctx.chunk):
@@ -134,4 +135,5 @@ def part_by_part(
                 raise
             chunk = count // 2
         torch.cuda.empty_cache()
-    return _Replayed.apply(render, count, chunk, *learned)
+    replayed: Callable[..., Tensor] = _Replayed.apply
+    return replayed(render, count, chunk, *learned)

@@ -41,7 +41,7 @@ class Ramp:
     def __call__(self, step: int) -> float:
         share = min(1.0, max(0.0, (step - self.from_step) / (self.to_step - self.from_step)))
         if self.shape == "exp":
-            return self.start * (self.end / self.start) ** share
+            return self.start * math.pow(self.end / self.start, share)
         return self.start + (self.end - self.start) * share
 
     @property

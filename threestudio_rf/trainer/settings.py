@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from threestudio_rf.scenes.camera import Camera, random_views
 from threestudio_rf.trainer.ramp import Value
 
 Wording = Literal["four", "octants", "camera"]
+WORDINGS: tuple[Wording, ...] = get_args(Wording)
 
 
 def progress(step: int, steps: int) -> float:

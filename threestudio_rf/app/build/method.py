@@ -6,10 +6,11 @@ from itertools import accumulate, chain, pairwise
 
 from threestudio_rf.app.build.prior import wording
 from threestudio_rf.app.build.scene import SCENES
-from threestudio_rf.app.settings.config import Config
+from threestudio_rf.app.settings.config import Config, one_of
 from threestudio_rf.app.settings.groups import PriorConfig
 from threestudio_rf.app.settings.loss import LossConfig
-from threestudio_rf.core.times import Bump
+from threestudio_rf.core.convert import KINDS
+from threestudio_rf.core.times import LAWS, Bump
 from threestudio_rf.distill.method import Method
 from threestudio_rf.priors.base import Condition, Prior
 from threestudio_rf.priors.twin import NAME as TWIN
@@ -17,6 +18,7 @@ from threestudio_rf.priors.twin import Twin
 from threestudio_rf.priors.views import OCTANT_WORDS, VIEWS, Curves, view_prompts
 from threestudio_rf.trainer.lift import LiftSettings, Times, Views
 from threestudio_rf.trainer.ramp import Value, ramp
+from threestudio_rf.trainer.settings import WORDINGS
 
 
 def pair(values: list[float]) -> tuple[float, float]:
@@ -40,7 +42,7 @@ def _views(config: Config) -> Views:
         front=prior.front,
         back=prior.back,
         overhead=prior.overhead,
-        wording=wording(prior),  # type: ignore[arg-type]
+        wording=one_of(wording(prior), WORDINGS),
     )
 
 
@@ -56,7 +58,7 @@ def lift_settings(config: Config) -> LiftSettings:
         times=Times(
             t_min=ramp(loss.t_min),
             t_max=ramp(loss.t_max),
-            law=loss.t_law,  # type: ignore[arg-type]
+            law=one_of(loss.t_law, LAWS),
             shift=loss.t_shift,
             width=loss.t_width,
             draws=loss.draws,
@@ -76,7 +78,7 @@ def lift_settings(config: Config) -> LiftSettings:
 def method_of(loss: LossConfig) -> Method:
     """The method that the settings spell out; ValueError where they do not fit together."""
     return Method(
-        space=loss.space,  # type: ignore[arg-type]
+        space=one_of(loss.space, KINDS),
         weight=loss.weight,
         noise=loss.noise,
         scale=loss.scale,
@@ -167,4 +169,4 @@ def build_twin(config: Config, prior: Prior, like: Condition) -> Twin | None:
     if TWIN not in method_of(loss).roles:
         return None
     posed = SCENES[config.scene.name].posed
-    return Twin(prior, like, rank=loss.twin_rank, rate=loss.twin_lr, posed=posed, seed=config.seed)  # type: ignore[arg-type]
+    return Twin(prior, like, rank=loss.twin_rank, rate=loss.twin_lr, posed=posed, seed=config.seed)

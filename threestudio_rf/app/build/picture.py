@@ -53,7 +53,7 @@ def read_mask(path: Path | str, key: str) -> Tensor:
 
 def _opened(path: Path | str, key: str) -> Any:
     """A PIL picture, turned as its EXIF data say. UserError as `read_picture`."""
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     path = user_path(path, key)
     if not path.is_file():
@@ -68,7 +68,7 @@ def _opened(path: Path | str, key: str) -> Any:
             picture = ImageOps.exif_transpose(file)
     except Image.DecompressionBombError as error:
         raise UserError(f"{key}={path}: the picture is too large ({error})") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise UserError(f"{key}={path}: not a picture (PNG, JPEG, WebP and others are read)") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise UserError(f"{key}={path}: the file is broken ({error})") from None

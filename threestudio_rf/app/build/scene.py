@@ -18,7 +18,7 @@ from threestudio_rf.app.build.prior import text_cache as text_cache
 from threestudio_rf.app.build.start import start_mesh
 from threestudio_rf.app.console import LOG
 from threestudio_rf.app.errors import UserError
-from threestudio_rf.app.settings.config import Config
+from threestudio_rf.app.settings.config import Config, one_of
 from threestudio_rf.app.settings.groups import BackgroundConfig, ImageConfig, SceneConfig, ShadingConfig
 from threestudio_rf.core.random import generator
 from threestudio_rf.export.mesh import Mesh
@@ -27,7 +27,7 @@ from threestudio_rf.scenes.background import EnvironmentBackground, SolidBackgro
 from threestudio_rf.scenes.base import Scene, Surface
 from threestudio_rf.scenes.field import HashGridField
 from threestudio_rf.scenes.hashgrid import make_encoding
-from threestudio_rf.scenes.image import ImageScene
+from threestudio_rf.scenes.image import BOUNDS, INITS, ORDERS, PICTURES, ImageScene
 from threestudio_rf.scenes.mesh import MeshScene
 from threestudio_rf.scenes.nerf import HashGridNeRF
 from threestudio_rf.scenes.shade import Shading
@@ -147,13 +147,13 @@ def build_image(config: ImageConfig, prior: Prior, seed: int, device: torch.devi
     height, width = [config.size] * 2 if config.size else size
     return ImageScene(
         (config.particles, channels, height, width),
-        config.kind,  # type: ignore[arg-type]
+        one_of(config.kind, PICTURES),
         generator=generator(seed, 0, "image"),
         std=config.std,
-        init=config.init,  # type: ignore[arg-type]
-        bound=None if config.bound == "auto" else config.bound,  # type: ignore[arg-type]
+        init=one_of(config.init, INITS),
+        bound=None if config.bound == "auto" else one_of(config.bound, BOUNDS[config.kind]),
         per_step=config.per_step,
-        order=config.order,  # type: ignore[arg-type]
+        order=one_of(config.order, ORDERS),
     ).to(device)
 
 

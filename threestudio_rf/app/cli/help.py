@@ -6,7 +6,7 @@ from typing import Any
 
 from threestudio_rf.app.settings.config import Leaf, leaves
 from threestudio_rf.app.settings.files import defaults
-from threestudio_rf.app.settings.flags import choices, groups
+from threestudio_rf.app.settings.grammar import choices, groups
 
 EXAMPLES = (
     ('python launch.py prompt="a red mushroom"', "text to 3D with the embedded prior, on any machine"),

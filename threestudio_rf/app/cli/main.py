@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -253,7 +254,7 @@ def _run_prompts(config: Config, prompts: list[str], launch: Launch, start: Star
         if done is not None:
             LOG.info("finished with these settings: %s", done)
             continue
-        code = guarded(lambda one=one: run_one(one, None, launch, start, suffix=suffix))  # type: ignore[misc]
+        code = guarded(partial(run_one, one, None, launch, start, suffix=suffix))
         if code in (INTERRUPTED, 143):
             return code
         if code != GOOD:

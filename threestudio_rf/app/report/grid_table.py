@@ -60,8 +60,10 @@ class Result:
     @property
     def steps(self) -> float:
         """Steps of the run by its record, NaN where that is broken."""
+        if self.run is None:
+            return math.nan
         try:
-            return float(yaml.safe_load((self.run / "configs/parsed.yaml").read_text("utf-8"))["trainer"]["steps"])  # type: ignore[operator]
+            return float(yaml.safe_load((self.run / "configs/parsed.yaml").read_text("utf-8"))["trainer"]["steps"])
         except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
             return math.nan
 

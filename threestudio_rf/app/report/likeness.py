@@ -49,8 +49,8 @@ def _blur(x: Tensor) -> Tensor:
     line = torch.exp(-0.5 * (place / SPREAD) ** 2)
     line = line / line.sum()
     flat = x.flatten(0, 1)[:, None]
-    flat = F.conv2d(F.conv2d(flat, line[None, None, :, None]), line[None, None, None, :])
-    return flat[:, 0].unflatten(0, x.shape[:2])
+    blurred: Tensor = F.conv2d(F.conv2d(flat, line[None, None, :, None]), line[None, None, None, :])
+    return blurred.view(*x.shape[:2], *blurred.shape[2:])
 
 
 def likeness(one: Tensor, other: Tensor, part: Tensor | None = None) -> dict[str, float | None]:

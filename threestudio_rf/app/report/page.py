@@ -87,9 +87,9 @@ def _table(values: dict[str, object]) -> str:
 
 def figure_cells(key: str, value: object) -> tuple[str, str]:
     """A figure as it is shown, and what it means, in words."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    shown = f"{value:.4g}" if number else "-" if value is None else str(value)
-    words = meaning(key, value if number else None) if key in MEANING else ""  # type: ignore[arg-type]
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    shown = "-" if value is None else str(value) if number is None else f"{number:.4g}"
+    words = meaning(key, number) if key in MEANING else ""
     return html.escape(shown), html.escape(words)
 
 

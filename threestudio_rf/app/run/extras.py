@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Callable, Mapping
 from types import ModuleType
 
 from threestudio_rf.app.console import LOG
 from threestudio_rf.app.run.run import Run
-from threestudio_rf.app.settings.compose import plain
 
 Publish = Callable[[int, Mapping[str, float]], None]
 
@@ -27,7 +27,8 @@ def open_wandb(run: Run) -> Publish | None:
     wandb = optional("wandb", "the figures are in csv_logs/metrics.csv")
     if wandb is None:
         return None
-    started = wandb.init(project="threestudio_rf", name=run.folder.name, dir=str(run.folder), config=plain(run.config))
+    settings = dataclasses.asdict(run.config)
+    started = wandb.init(project="threestudio_rf", name=run.folder.name, dir=str(run.folder), config=settings)
 
     def publish(step: int, row: Mapping[str, float]) -> None:
         started.log(dict(row), step=step)

@@ -137,7 +137,7 @@ def _started(pid: int) -> float:
     import psutil
 
     try:
-        return psutil.Process(pid).create_time()
+        return float(psutil.Process(pid).create_time())
     except (psutil.Error, ValueError, OverflowError):  # also for numbers that no process can have
         return -1.0
 

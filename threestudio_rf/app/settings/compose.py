@@ -7,12 +7,12 @@ import re
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from threestudio_rf.app.errors import UserError, suggestion
 from threestudio_rf.app.settings.config import VERSION, Config, leaves, value_of
-from threestudio_rf.app.settings.flags import CONFIGS, choices, groups
+from threestudio_rf.app.settings.grammar import CONFIGS, choices, groups
 
 SETTING_GROUPS = ("prior", "scene", "loss")
 RUN_KEYS: tuple[str, ...] = (
@@ -104,7 +104,7 @@ def reason_of(error: BaseException) -> str:
     return re.sub(r"\b\w+(Exception|Error)\b:? ?", "", told)
 
 
-def typed(settings: DictConfig) -> Config:
+def typed(settings: DictConfig | ListConfig) -> Config:
     """The dataclasses of composed settings; UserError for a missing value or a wrong type."""
     try:
         result = OmegaConf.to_object(settings)
@@ -115,15 +115,10 @@ def typed(settings: DictConfig) -> Config:
     return result
 
 
-def plain(config: Config | DictConfig) -> dict[str, Any]:
-    """Settings as plain dictionaries, lists, numbers and text."""
-    settings = config if isinstance(config, DictConfig) else OmegaConf.structured(config)
-    return OmegaConf.to_container(settings, resolve=True)  # type: ignore[return-value]
-
-
 def to_text(config: Config) -> str:
     """Settings as YAML that `from_text` reads back."""
-    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True, width=1000)
+    text: str = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True, width=1000)
+    return text
 
 
 def escaped(node: Any) -> Any:
@@ -161,7 +156,7 @@ def from_text(text: str, source: str) -> Config:
         raise UserError(f"{source}: unknown key {unknown[0]}{suggestion(unknown[0], leaves())}")
     _as_written(data, written)
     try:
-        return typed(OmegaConf.merge(OmegaConf.structured(Config), escaped(data)))  # type: ignore[arg-type]
+        return typed(OmegaConf.merge(OmegaConf.structured(Config), escaped(data)))
     except OmegaConfBaseException as error:
         raise UserError(f"{source}: {reason_of(error)}") from None
 

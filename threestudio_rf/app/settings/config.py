@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 from threestudio_rf.app.settings.edit import EditConfig
 from threestudio_rf.app.settings.groups import (
@@ -28,6 +28,7 @@ from threestudio_rf.app.settings.groups import (
 from threestudio_rf.app.settings.loss import LossConfig
 from threestudio_rf.app.settings.train_tiny import TrainTinyConfig
 
+Name = TypeVar("Name", bound=str)
 VERSION = 1
 TASKS = ("lift", "sample", "edit", "invert", "evaluate", "export", "train_tiny", "grid", "doctor")
 
@@ -93,14 +94,22 @@ def _leaves(node: type, prefix: str) -> dict[str, Leaf]:
     hints = get_type_hints(node)
     for item in dataclasses.fields(node):
         kind, key = hints[item.name], prefix + item.name
-        if dataclasses.is_dataclass(kind):
-            found |= _leaves(kind, key + ".")  # type: ignore[arg-type]
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            found |= _leaves(kind, key + ".")
         else:
             default = item.default
             if item.default_factory is not dataclasses.MISSING:
                 default = item.default_factory()
             found[key] = Leaf(kind, default, dict(item.metadata))
     return found
+
+
+def one_of(value: str, names: tuple[Name, ...]) -> Name:
+    """A setting as one of the names that a function takes; ValueError for any other text."""
+    for name in names:
+        if name == value:
+            return name
+    raise ValueError(f"got {value!r}, expected one of {', '.join(names)}")
 
 
 def value_of(config: Config, key: str) -> Any:

@@ -73,7 +73,7 @@ def _short(items: list[str]) -> dict[str, str]:
 def _parts(item: str, short: dict[str, str]) -> tuple[str, str, str]:
     """(sign, key, value) of a `key=value`, where the key is ours or a peer's."""
     key, equals, value = item.partition("=")
-    sign = re.match(r"[+~]*", key).group()  # type: ignore[union-attr]
+    sign = key[: len(key) - len(key.lstrip("+~"))]
     if not equals and not sign:
         raise UserError(f'{item!r} is neither a flag nor key=value; a text is given as prompt="{item}"')
     key = key[len(sign) :]

@@ -30,7 +30,7 @@ def settings(choice: Mapping[str, str] | None = None, changes: Mapping[str, Any]
 
 def on_preset(config: Config, name: str) -> Config:
     """Settings with those of a preset's own file on top."""
-    return typed(OmegaConf.merge(OmegaConf.structured(config), file_of(f"preset/{name}")[1]))  # type: ignore[arg-type]
+    return typed(OmegaConf.merge(OmegaConf.structured(config), file_of(f"preset/{name}")[1]))
 
 
 def _changed(made: DictConfig, changes: Mapping[str, Any]) -> DictConfig:

@@ -113,7 +113,7 @@ def parameters_of_network(config: Config) -> float:
         if files:
             with safe_open(files[0], "pt") as opened:
                 first = opened.get_tensor(next(iter(opened.keys())))
-            return sum(file.stat().st_size for file in files) / first.element_size()
+            return sum(file.stat().st_size for file in files) / int(first.element_size())
     named = [count for name, count in NAMED.items() if name in prior.path]
     return named[0] if named else PUBLISHED[facts_of(prior).adapter]
 

@@ -11,12 +11,13 @@ from threestudio_rf.app.console import LOG
 from threestudio_rf.app.errors import GOOD, UserError, user_path
 from threestudio_rf.app.report.score import show
 from threestudio_rf.app.run.run import Run
-from threestudio_rf.app.settings.config import Config
+from threestudio_rf.app.settings.config import Config, one_of
 from threestudio_rf.app.settings.train_tiny import TrainTinyConfig
 from threestudio_rf.app.tasks import doctor, edit, grid, invert, lift, sample
 from threestudio_rf.app.tasks.output.finish import shown
 from threestudio_rf.app.tasks.output.result import stored
-from threestudio_rf.tiny.train.denoise import Objective
+from threestudio_rf.core.convert import KINDS
+from threestudio_rf.tiny.train.denoise import NORMS, Objective
 from threestudio_rf.tiny.train.stage import Sharpening
 from threestudio_rf.tiny.train.unet import OBJECTIVES
 
@@ -92,8 +93,8 @@ def _objective(settings: TrainTinyConfig) -> Objective | None:
     try:
         chosen = replace(
             own,
-            kind=settings.target or own.kind,  # type: ignore[arg-type]
-            norm=settings.norm,  # type: ignore[arg-type]
+            kind=one_of(settings.target, KINDS) if settings.target else own.kind,
+            norm=one_of(settings.norm, NORMS),
             elbo=settings.elbo,
             learn_logvar=settings.learn_logvar,
         )

@@ -248,4 +248,4 @@ def vae_factor(folder: Path, channels: int) -> int:
             config.real(key, 0.0 if key == "shift_factor" else 0.18215)
     key = "encoder_block_out_channels" if config.content.get("encoder_block_out_channels") else "block_out_channels"
     levels = config.wholes(key) if key in config.content else []
-    return 2 ** max(0, len(levels) - 1)
+    return 1 << max(0, len(levels) - 1)

@@ -160,7 +160,8 @@ def misshapen(cls: Any, folder: Path, files: list[Path]) -> list[str]:
 def _pretrained_model() -> type:
     from transformers import PreTrainedModel
 
-    return PreTrainedModel
+    found: type = PreTrainedModel
+    return found
 
 
 def load_part(

@@ -168,7 +168,7 @@ class FolderParts:
         vae = self.vae
         scale, shift = self._scale()
         z = latents.to(self.device, torch.float32) / scale + shift
-        image = vae.decode(z.to(self.vae_dtype)).sample.float()
+        image: Tensor = vae.decode(z.to(self.vae_dtype)).sample.float()
         return (image / 2 + 0.5).clamp(0, 1).to(latents.device)
 
     def _comes_back(self, x: Tensor) -> bool:

@@ -6,6 +6,7 @@ gradient is always summed in float32 (double for double points), so it needs no 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +42,15 @@ class Lattice:
 
 
 @jit
-def _cell(points, n, axis: tl.constexpr, inside, sizes, numbers, level):  # type: ignore[no-untyped-def]
+def _cell(
+    points: tl.tensor,
+    n: tl.tensor,
+    axis: tl.constexpr,
+    inside: tl.tensor,
+    sizes: tl.tensor,
+    numbers: tl.tensor,
+    level: tl.tensor,
+) -> tl.tensor:
     """Products of cell and multiplier for the near vertex, the multiplier, and the position within the cell."""
     x = tl.load(points + n * 3 + axis, mask=inside, other=0.0)
     scaled = x * tl.load(numbers + level * 2) + tl.load(numbers + level * 2 + 1)
@@ -51,7 +60,7 @@ def _cell(points, n, axis: tl.constexpr, inside, sizes, numbers, level):  # type
 
 
 @jit
-def _row(a, b, c, sizes, level):  # type: ignore[no-untyped-def]
+def _row(a: tl.tensor, b: tl.tensor, c: tl.tensor, sizes: tl.tensor, level: tl.tensor) -> tl.tensor:
     """Row in the table of the vertex whose products are a, b, c; 64 bits, because features multiply it."""
     size = tl.load(sizes + level * 8 + 5)
     dense = a + b + c
@@ -62,14 +71,22 @@ def _row(a, b, c, sizes, level):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _side(fraction, far: tl.constexpr):  # type: ignore[no-untyped-def]
+def _side(fraction: tl.tensor, far: tl.constexpr) -> tl.tensor:
     return fraction if far else 1 - fraction
 
 
 @jit
-def _forward(  # type: ignore[no-untyped-def]
-    points, table, sizes, numbers, out, count, F: tl.constexpr, PADDED: tl.constexpr, B: tl.constexpr
-):
+def _forward(
+    points: tl.tensor,
+    table: tl.tensor,
+    sizes: tl.tensor,
+    numbers: tl.tensor,
+    out: tl.tensor,
+    count: tl.tensor,
+    F: tl.constexpr,
+    PADDED: tl.constexpr,
+    B: tl.constexpr,
+) -> None:
     level = tl.program_id(1)
     n = tl.program_id(0) * B + tl.arange(0, B)
     inside = n < count
@@ -89,9 +106,17 @@ def _forward(  # type: ignore[no-untyped-def]
 
 
 @jit
-def _table_gradient(  # type: ignore[no-untyped-def]
-    points, grad, sizes, numbers, out, count, F: tl.constexpr, PADDED: tl.constexpr, B: tl.constexpr
-):
+def _table_gradient(
+    points: tl.tensor,
+    grad: tl.tensor,
+    sizes: tl.tensor,
+    numbers: tl.tensor,
+    out: tl.tensor,
+    count: tl.tensor,
+    F: tl.constexpr,
+    PADDED: tl.constexpr,
+    B: tl.constexpr,
+) -> None:
     level = tl.program_id(1)
     n = tl.program_id(0) * B + tl.arange(0, B)
     inside = n < count
@@ -109,9 +134,19 @@ def _table_gradient(  # type: ignore[no-untyped-def]
 
 
 @jit
-def _point_gradient(  # type: ignore[no-untyped-def]
-    points, table, grad, sizes, numbers, out, count, levels, F: tl.constexpr, PADDED: tl.constexpr, B: tl.constexpr
-):
+def _point_gradient(
+    points: tl.tensor,
+    table: tl.tensor,
+    grad: tl.tensor,
+    sizes: tl.tensor,
+    numbers: tl.tensor,
+    out: tl.tensor,
+    count: tl.tensor,
+    levels: tl.tensor,
+    F: tl.constexpr,
+    PADDED: tl.constexpr,
+    B: tl.constexpr,
+) -> None:
     n = tl.program_id(0) * B + tl.arange(0, B)
     inside = n < count
     f = tl.arange(0, PADDED)
@@ -170,6 +205,9 @@ class Encode(torch.autograd.Function):
         by_table = _by_table(table, points, ctx.grid, grad) if wanted[0] else None
         by_points = _by_points(table, points, ctx.grid, grad, ctx.half) if wanted[1] else None
         return by_table, by_points, None, None
+
+
+encode: Callable[[Tensor, Tensor, Lattice, bool], Tensor] = Encode.apply
 
 
 def _widths(table: Tensor) -> tuple[int, int, int]:

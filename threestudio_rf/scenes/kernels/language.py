@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+__all__ = ["blocks", "jit", "on", "tl"]
+
 try:
     import triton
     import triton.language as tl

@@ -5,6 +5,7 @@ Packed samples of ray r are start[r] to start[r + 1]. Marching takes two walks: 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,10 +17,12 @@ RAYS, CHUNK = 128, 64
 
 
 @jit
-def _march(  # type: ignore[no-untyped-def]
-    origins, directions, near, length, jitter, occupied, depth, start, points, distance, place,
-    rays, n, radius, scale, limit, slots, WRITE: tl.constexpr, B: tl.constexpr
-):  # fmt: skip
+def _march(
+    origins: tl.tensor, directions: tl.tensor, near: tl.tensor, length: tl.tensor, jitter: tl.tensor,
+    occupied: tl.tensor, depth: tl.tensor, start: tl.tensor, points: tl.tensor, distance: tl.tensor, place: tl.tensor,
+    rays: tl.tensor, n: tl.tensor, radius: tl.tensor, scale: tl.tensor, limit: tl.tensor, slots: tl.tensor,
+    WRITE: tl.constexpr, B: tl.constexpr
+) -> None:  # fmt: skip
     """Counts the samples of each ray into `start`, or writes them from `start` on: points (M, 3), distance, place."""
     ray = tl.program_id(0) * B + tl.arange(0, B)
     inside = ray < rays
@@ -61,14 +64,14 @@ def _march(  # type: ignore[no-untyped-def]
 
 
 @jit
-def _alpha(depth):  # type: ignore[no-untyped-def]
+def _alpha(depth: tl.tensor) -> tl.tensor:
     """1 - exp(-depth), by its series where the difference would cancel."""
     series = depth * (1 - depth / 2 * (1 - depth / 3 * (1 - depth / 4 * (1 - depth / 5 * (1 - depth / 6)))))
     return tl.where(depth < 0.25, series, 1 - tl.exp(-depth))
 
 
 @jit
-def _weigh(depth, start, out, light, C: tl.constexpr):  # type: ignore[no-untyped-def]
+def _weigh(depth: tl.tensor, start: tl.tensor, out: tl.tensor, light: tl.tensor, C: tl.constexpr) -> None:
     """Weights exp(-sum of the depths before) (1 - exp(-depth)) of a ray's samples, and what light passes each."""
     ray = tl.program_id(0)
     begin, end = tl.load(start + ray), tl.load(start + ray + 1)
@@ -85,7 +88,9 @@ def _weigh(depth, start, out, light, C: tl.constexpr):  # type: ignore[no-untype
 
 
 @jit
-def _weigh_gradient(start, weights, light, grad, out, C: tl.constexpr):  # type: ignore[no-untyped-def]
+def _weigh_gradient(
+    start: tl.tensor, weights: tl.tensor, light: tl.tensor, grad: tl.tensor, out: tl.tensor, C: tl.constexpr
+) -> None:
     """grad light - sum of grad weight of the samples behind, from the last sample to the first."""
     ray = tl.program_id(0)
     begin, end = tl.load(start + ray), tl.load(start + ray + 1)
@@ -101,7 +106,9 @@ def _weigh_gradient(start, weights, light, grad, out, C: tl.constexpr):  # type:
 
 
 @jit
-def _sum(values, start, out, samples, rays, C: tl.constexpr):  # type: ignore[no-untyped-def]
+def _sum(
+    values: tl.tensor, start: tl.tensor, out: tl.tensor, samples: tl.tensor, rays: tl.tensor, C: tl.constexpr
+) -> None:
     """Sums of a channel over the samples of a ray."""
     ray, channel = tl.program_id(0), tl.program_id(1).to(tl.int64)
     begin, end = tl.load(start + ray), tl.load(start + ray + 1)
@@ -177,6 +184,9 @@ class Weights(torch.autograd.Function):
         return out, None
 
 
+weigh: Callable[[Tensor, Tensor], Tensor] = Weights.apply
+
+
 class Sums(torch.autograd.Function):
     """Sums (C, R) of `values` (C, M) over the samples of each ray; always in the same order, unlike atomic adds."""
 
@@ -196,3 +206,6 @@ class Sums(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (ray,) = ctx.saved_tensors
         return grad.index_select(1, ray), None, None
+
+
+add_up: Callable[[Tensor, Tensor, Tensor], Tensor] = Sums.apply

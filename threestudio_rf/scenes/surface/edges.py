@@ -62,7 +62,8 @@ def outline(screen: Screen, edges: Edges) -> tuple[Tensor, Tensor]:
     x, y = x - x[:, :1], y - y[:, :1]
     side = x[:, 1:2] * y[:, 2:] - y[:, 1:2] * x[:, 2:]
     seen = (side.prod(1) > 0) & (z.amin(1) > NEAR)
-    return seen.nonzero(as_tuple=True)  # type: ignore[return-value]
+    view, edge = seen.nonzero(as_tuple=True)
+    return view, edge
 
 
 def crossings(screen: Screen, edges: Edges, depth: Tensor) -> Crossings:

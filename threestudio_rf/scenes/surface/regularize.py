@@ -14,7 +14,8 @@ from threestudio_rf.scenes.surface.tetra import Triangles
 def face_normals(mesh: Triangles) -> Tensor:
     """Normals (F, 3) of the faces, twice as long as their area."""
     a, b, c = (mesh.vertices.index_select(0, corner) for corner in mesh.faces.t())
-    return torch.linalg.cross(b - a, c - a)
+    normals: Tensor = torch.linalg.cross(b - a, c - a)
+    return normals
 
 
 def vertex_normals(mesh: Triangles) -> Tensor:

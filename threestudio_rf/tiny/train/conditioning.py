@@ -62,7 +62,8 @@ class Conditioned(nn.Module):
             context = _joined(condition["crossattn"], len(x), config.cross_attention_dim)
         if "adm" in condition:
             vector = _shaped(condition["adm"], (len(x), config.projection_class_embeddings_input_dim), "adm")
-        return self.network(x, label, context, class_labels=vector).sample
+        out: Tensor = self.network(x, label, context, class_labels=vector).sample
+        return out
 
 
 def _known(kind: str) -> str:
@@ -157,7 +158,8 @@ class ConditionedPart:
         """Mean squared error of x0_hat (a scalar) under a condition, right or wrong."""
         t = self.t_min + (1 - self.t_min) * torch.rand(len(x0), generator=draw)
         eps = torch.randn(x0.shape, generator=draw)
-        return (self.network(noise(x0, eps, rectified_flow(t)), 1000 * t, condition) - x0).square().mean()
+        found: Tensor = self.network(noise(x0, eps, rectified_flow(t)), 1000 * t, condition)
+        return (found - x0).square().mean()
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,7 @@ STEPS = 1000
 WORDS = 0.05
 """Weight of the cross-entropy of what a caption says."""
 Norm = Literal["l1", "l2"]
+NORMS: tuple[Norm, ...] = get_args(Norm)
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def teach_words(encoder: Any, heard: Heard, table: CaptionTable, *, steps: int, 
     An encoder that knows its words already is hardly moved.
     """
     optimiser = torch.optim.AdamW([*encoder.parameters(), *heard.parameters()], lr=1e-3)
-    sizes, losses = (len(TEMPLATES) - 1, len(SHAPES), len(COLOURS), len(WORDINGS)), []
+    sizes, losses = (len(TEMPLATES) - 1, len(SHAPES), len(COLOURS), len(WORDINGS)), list[float]()
     for step in range(steps):
         draw = generator(seed, step, "train/words")
         index = [torch.randint(size, (batch,), generator=draw) for size in sizes]

@@ -119,7 +119,8 @@ class PatchDiscriminator(nn.Module):
                 f"got {image.shape[1]} channels and a condition of {given}, "
                 f"expected {self.channels} and {self.condition}"
             )
-        return self.body(image if condition is None else torch.cat([image, condition], dim=1))
+        logits: Tensor = self.body(image if condition is None else torch.cat([image, condition], dim=1))
+        return logits
 
 
 def hinge(real: Tensor, fake: Tensor) -> Tensor:
@@ -139,7 +140,8 @@ def adaptive_weight(nll: Tensor, g: Tensor, last: Tensor) -> Tensor:
     """|d nll / d last| / (|d g / d last| + 1e-4), clamped to [0, 1e4], detached: it makes both terms pull equally hard
     at the decoder's last weights `last` (Esser et al. 2021, eq. 7)."""
     of_nll, of_g = (torch.autograd.grad(value, last, retain_graph=True)[0].norm() for value in (nll, g))
-    return (of_nll / (of_g + 1e-4)).clamp(0, 1e4).detach()
+    weight: Tensor = of_nll / (of_g + 1e-4)
+    return weight.clamp(0, 1e4).detach()
 
 
 def generator_loss(discriminator: nn.Module, image: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -147,7 +149,8 @@ def generator_loss(discriminator: nn.Module, image: Tensor, condition: Tensor | 
     are reached, so the sum of this and the discriminator's loss gives each network its own gradient."""
     state = {name: value.detach() for name, value in discriminator.named_parameters()}
     state |= {name: value.clone() for name, value in discriminator.named_buffers()}
-    return -functional_call(discriminator, state, (image, condition)).float().mean()
+    logits: Tensor = functional_call(discriminator, state, (image, condition))
+    return -logits.float().mean()
 
 
 @dataclass(frozen=True)

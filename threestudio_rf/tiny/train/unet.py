@@ -35,7 +35,8 @@ OBJECTIVES = {"sd": Objective(), "sd_v": Objective(kind="v"), "instaflow": FLOW,
 PREDICTION_TYPES = {"eps": "epsilon", "v": "v_prediction", "x0": "sample", "flow": "epsilon"}
 """diffusers' name of each target; it has none for a flow in a UNet's folder."""
 STARTS = {"sd": "instaflow", "sd_v": "instaflow", "reflow": "instaflow"}
-PAIRS = {"rounds": 2, "steps": 12, "scale": 3.0}
+PAIR_ROUNDS, PAIR_STEPS, PAIR_SCALE = 2, 12, 3.0
+"""Rounds through all captions, steps and guidance of the pairs of a reflow."""
 WORD_STEPS = 300
 """Steps on captions alone before the first picture."""
 COMPARED = 11
@@ -122,7 +123,9 @@ def load_pairs(folder: Path, flow: Flow, report: Report) -> tuple[Latents, Tenso
     file = folder / "pairs.safetensors"
     if not file.exists():
         report("making noise-image pairs")
-        pairs, noises = make_pairs(flow, _shape(flow), seed=SEED, **PAIRS)  # type: ignore[arg-type]
+        pairs, noises = make_pairs(
+            flow, _shape(flow), rounds=PAIR_ROUNDS, steps=PAIR_STEPS, scale=PAIR_SCALE, seed=SEED
+        )
         save_file(pairs._asdict() | {"noise": noises}, file)
     tensors = load_file(file)
     noises = tensors.pop("noise")
@@ -143,7 +146,7 @@ def compare(
     figures: dict[str, float] = {}
     captions, judge = captions_of(1)[::COMPARED], load_judge(weights_folder()).to(device_of(vae))
     for name, flow in flows.items():
-        for scale in (1.0, float(PAIRS["scale"])):
+        for scale in (1.0, PAIR_SCALE):
             start = normal((len(captions), *_shape(flow)), generator(seed, 0, "straightness"), device=device_of(vae))
             velocity = flow.velocity(captions, scale)
             path, single = follow(velocity, start, steps), follow(velocity, start, 1)

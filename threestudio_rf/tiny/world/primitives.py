@@ -20,26 +20,31 @@ def at(points: Tensor, x: float = 0.0, y: float = 0.0, z: float = 0.0) -> Tensor
     return points - points.new_tensor((x, y, z))
 
 
+def _length(vectors: Tensor) -> Tensor:
+    length: Tensor = vectors.norm(dim=-1)
+    return length
+
+
 def sphere(points: Tensor, radius: float) -> Tensor:
     """Ball around the origin."""
-    return points.norm(dim=-1) - radius
+    return _length(points) - radius
 
 
 def box(points: Tensor, half: tuple[float, float, float], rounding: float = 0.015) -> Tensor:
     """Box of half sides `half`, its edges rounded."""
     q = points.abs() - (points.new_tensor(half) - rounding)
-    return q.clamp_min(0).norm(dim=-1) + q.amax(dim=-1).clamp_max(0) - rounding
+    return _length(q.clamp_min(0)) + q.amax(dim=-1).clamp_max(0) - rounding
 
 
 def cylinder(points: Tensor, radius: float, half: float, rounding: float = 0.015) -> Tensor:
     """Cylinder along z, its edges rounded."""
-    q = torch.stack((points[:, :2].norm(dim=-1) - radius, points[:, 2].abs() - half), dim=-1) + rounding
-    return q.clamp_min(0).norm(dim=-1) + q.amax(dim=-1).clamp_max(0) - rounding
+    q = torch.stack((_length(points[:, :2]) - radius, points[:, 2].abs() - half), dim=-1) + rounding
+    return _length(q.clamp_min(0)) + q.amax(dim=-1).clamp_max(0) - rounding
 
 
 def capped_cone(points: Tensor, low: float, high: float, half: float) -> Tensor:
     """Radius `low` at z = -half and `high` at z = half."""
-    q = torch.stack((points[:, :2].norm(dim=-1), points[:, 2]), dim=-1)
+    q = torch.stack((_length(points[:, :2]), points[:, 2]), dim=-1)
     k1, k2 = q.new_tensor((high, half)), q.new_tensor((high - low, 2 * half))
     cap = torch.stack(
         ((q[:, 0] - torch.where(q[:, 1] < 0, low, high)).clamp_min(0), q[:, 1].abs() - half),
@@ -52,7 +57,7 @@ def capped_cone(points: Tensor, low: float, high: float, half: float) -> Tensor:
 
 def torus(points: Tensor, ring: float, tube: float) -> Tensor:
     """Ring in the x-y plane."""
-    flat = points[:, :2].norm(dim=-1) - ring
+    flat = _length(points[:, :2]) - ring
     return (flat**2 + points[:, 2] ** 2).sqrt() - tube
 
 
@@ -64,7 +69,7 @@ def union(*distances: Tensor) -> Tensor:
 def extrude(flat: Tensor, x: Tensor, half: float) -> Tensor:
     """A figure in the y-z plane with thickness 2 half along x."""
     q = torch.stack((flat, x.abs() - half), dim=-1)
-    return q.clamp_min(0).norm(dim=-1) + q.amax(dim=-1).clamp_max(0)
+    return _length(q.clamp_min(0)) + q.amax(dim=-1).clamp_max(0)
 
 
 def polygon(points: Tensor, corners: list[tuple[float, float]]) -> Tensor:

@@ -140,7 +140,9 @@ def paint(view: View, colour: Tensor) -> Tensor:
     if view.part is None:
         return colour[:, 0, :, None, None]
     index = view.part.flatten(1)[:, :, None].expand(-1, -1, 3)
-    return colour.expand(len(index), -1, -1).gather(1, index).transpose(1, 2).unflatten(2, view.mask.shape[-2:])
+    chosen = colour.expand(len(index), -1, -1).gather(1, index).transpose(1, 2)
+    painted: Tensor = chosen.unflatten(2, view.mask.shape[-2:])
+    return painted
 
 
 def compose(view: View, colour: Tensor, background: Tensor) -> Tensor:

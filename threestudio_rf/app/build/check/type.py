@@ -8,7 +8,7 @@ import torch
 
 from threestudio_rf.app.errors import PATHS, UserError
 from threestudio_rf.app.settings.config import Config, leaves, value_of
-from threestudio_rf.scenes.hashgrid import plan
+from threestudio_rf.scenes.lattice import plan
 
 WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 PER_PARAMETER = 16

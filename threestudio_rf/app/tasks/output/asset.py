@@ -7,8 +7,9 @@ from pathlib import Path
 from threestudio_rf.app.console import LOG
 from threestudio_rf.app.run.extras import optional
 from threestudio_rf.app.run.run import Run
+from threestudio_rf.app.settings.config import one_of
 from threestudio_rf.app.settings.groups import ExportConfig
-from threestudio_rf.export.files import write
+from threestudio_rf.export.files import LOOKS, SIZES, UPS, write
 from threestudio_rf.export.mesh import Mesh
 from threestudio_rf.export.texture import Atlas, colours_of, texture_size, textured
 from threestudio_rf.scenes.base import Scene, Surface
@@ -32,9 +33,9 @@ def write_asset(run: Run, scene: Scene, mesh: Mesh, folder: Path) -> list[Path]:
         folder,
         formats=settings.formats,
         atlas=atlas_of(run, scene, mesh),
-        up=settings.up,  # type: ignore[arg-type]
-        scale=settings.scale,  # type: ignore[arg-type]
-        material=settings.material,  # type: ignore[arg-type]
+        up=one_of(settings.up, UPS),
+        scale=one_of(settings.scale, SIZES),
+        material=one_of(settings.material, LOOKS),
     )
 
 

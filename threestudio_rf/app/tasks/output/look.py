@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ def renderings(scene: Scene, camera: Camera, device: torch.device, *, normals: b
     for i in range(len(camera)):
         with torch.no_grad():
             seen = scene.render(camera.select([i]).to(device), normals=normals)
-        yield Rendering(*(None if x is None else x.cpu() for x in seen))  # type: ignore[arg-type]
+        yield Rendering._make(None if x is None else x.cpu() for x in seen)
 
 
 def turn_fps(frames: int) -> float:
@@ -143,13 +144,13 @@ def mesh_of(run: Run, scene: Scene) -> Mesh:
     if settings.resolution >= LARGE:
         LOG.info("surface: %d^3 densities, which takes minutes on a CPU", settings.resolution)
 
-    def at(threshold: float | str) -> Mesh:
+    def at(threshold: float | Literal["auto"]) -> Mesh:
         return extract(
             surface.density,
             surface.colour,
             radius=surface.radius,
             resolution=settings.resolution,
-            threshold=threshold,  # type: ignore[arg-type]
+            threshold=threshold,
             smooth=settings.smooth,
             faces=faces,
             device=run.device,

@@ -29,9 +29,10 @@ def standing_out(images: Tensor, contrast: float = CONTRAST) -> Tensor:
     the middle of a flat background, and what distillation leaves of that may be stained."""
     edge = border(images)
     background = edge.median(dim=2, keepdim=True).values
-    stains = (edge - background).norm(dim=1).median(dim=1).values
+    stains: Tensor = (edge - background).norm(dim=1).median(dim=1).values
     least = (2 * stains).clamp(min=contrast)[:, None, None, None]
-    return ((images - background[..., None]).norm(dim=1, keepdim=True) > least).float()
+    distance: Tensor = (images - background[..., None]).norm(dim=1, keepdim=True)
+    return (distance > least).float()
 
 
 def outline_left(before: Tensor, raw: Tensor, kept: Tensor) -> Tensor:

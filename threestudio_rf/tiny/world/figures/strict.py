@@ -33,7 +33,8 @@ def own_mask(images: Tensor) -> Tensor:
     """Where pictures (N, 3, H, W) in [0, 1] are further (Euclidean, rgb) than 0.25 from the median of their border;
     bool (N, H, W)."""
     background = border(images).median(dim=2).values[..., None, None]
-    return (images - background).norm(dim=1) > CONTRAST
+    distance: Tensor = (images - background).norm(dim=1)
+    return distance > CONTRAST
 
 
 def nearest_iou(seen: Tensor, true: Tensor) -> Tensor:
