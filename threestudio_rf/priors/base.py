@@ -57,6 +57,7 @@ class Condition:
         return Condition(self.expand(len(azimuth)).tensors | {POSE: pose})
 
     def to(self, device: torch.device | str) -> Condition:
+        """A copy of the tensors on `device`."""
         return Condition({name: tensor.to(device) for name, tensor in self.tensors.items()})
 
     @staticmethod
@@ -85,7 +86,9 @@ class Prior(Protocol):
         """The prior that hears times between the entries of its table as they are; itself where there is none."""
         ...
 
-    def embed(self, prompts: list[str]) -> Condition: ...
+    def embed(self, prompts: list[str]) -> Condition:
+        """The condition of the prompts, in their order; what it holds is the adapter's own affair."""
+        ...
 
     def fits(self, text: str) -> bool:
         """Whether the prior reads `text` to its end."""

@@ -39,6 +39,7 @@ class ConditionCache:
         self.memory: dict[str, dict[str, Tensor]] = {}
 
     def file(self, text: str) -> Path | None:
+        """Where the tensors of `text` are kept on disk; None when they are remembered in memory only."""
         if self.folder is None:
             return None
         name = hashlib.sha256(json.dumps([*self.key, text]).encode()).hexdigest()
@@ -58,6 +59,7 @@ class ConditionCache:
         return self.memory.get(text)
 
     def put(self, text: str, tensors: dict[str, Tensor]) -> None:
+        """Remember the tensors of `text`, without leading dimension; a warning when the file cannot be written."""
         self.memory[text] = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         file = self.file(text)
         if file is None:

@@ -53,6 +53,7 @@ class GaussianPrior:
         self.latent_shape = (means.shape[1], means.shape[2], means.shape[3])
 
     def embed(self, prompts: list[str]) -> Condition:
+        """Each prompt chooses the modes whose names occur in it, all of them where none does."""
         chosen = torch.tensor([[name in prompt for name in self.names] for prompt in prompts], dtype=torch.bool)
         chosen[~chosen.any(1)] = True
         return Condition({"modes": chosen.float()})
@@ -67,6 +68,7 @@ class GaussianPrior:
 
     @torch.no_grad()
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """`kind` from the exact posterior means under the chosen modes: (B, C, h, w), (B,) -> (B, C, h, w)."""
         level = self.schedule(t)
         alpha, sigma = level.like(x_t[:, None])
         centred = x_t[:, None] - alpha * self.means.to(x_t)
@@ -87,5 +89,6 @@ class GaussianPrior:
         return 2 * pooled.repeat(1, channels // 3, 1, 1) - 1
 
     def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, 3 k, h, w) as pictures (B, 3, h, w) in [0, 1]: the mean of their k copies."""
         copies: Tensor = latents.unflatten(1, (-1, 3)).mean(1)
         return ((copies + 1) / 2).clamp(0, 1)

@@ -34,7 +34,9 @@ class Adaptable(Prior, Protocol):
     """A prior whose network can carry adapters."""
 
     @property
-    def network(self) -> Any: ...
+    def network(self) -> Any:
+        """The denoiser, on the device."""
+        ...
 
     def answer(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """`predict` with a graph."""

@@ -111,6 +111,7 @@ class PerpNeg(NamedTuple):
 
 
 def decay(r: Tensor, a: float, b: float, c: float) -> Tensor:
+    """The weight a exp(-b r) + c at r; the letters of `Curves`."""
     return a * torch.exp(-b * r) + c
 
 

@@ -69,11 +69,17 @@ class Surface(Protocol):
     """
 
     @property
-    def radius(self) -> float: ...
+    def radius(self) -> float:
+        """Half the side of its cube."""
+        ...
 
-    def density(self, points: Tensor) -> Tensor: ...
+    def density(self, points: Tensor) -> Tensor:
+        """Densities (N,) >= 0 at world points (N, 3)."""
+        ...
 
-    def colour(self, points: Tensor) -> Tensor: ...
+    def colour(self, points: Tensor) -> Tensor:
+        """Colours (N, 3) in [0, 1] at world points (N, 3)."""
+        ...
 
 
 @runtime_checkable
@@ -81,6 +87,10 @@ class Meshed(Surface, Protocol):
     """A `Surface` that has its mesh, closed and oriented outwards: the surface of its density at `level`."""
 
     @property
-    def level(self) -> float: ...
+    def level(self) -> float:
+        """The density at the surface."""
+        ...
 
-    def surface(self) -> Triangles: ...
+    def surface(self) -> Triangles:
+        """The mesh of the present parameters, with a graph."""
+        ...

@@ -37,6 +37,7 @@ class GridLevel(NamedTuple):
 
     @property
     def multipliers(self) -> tuple[int, int, int]:
+        """What the vertex (x, y, z) is multiplied by: strides of a dense level, the primes of the hash otherwise."""
         return (1, self.edge, self.edge * self.edge) if self.dense else PRIMES
 
     @property

@@ -58,10 +58,12 @@ class Desk:
 
     @property
     def seed(self) -> int:
+        """The seed of the run."""
         return self.run.config.seed
 
     @cached_property
     def lpips(self) -> LPIPS | None:
+        """The perceptual distance of `edit.lpips`; None where no folder of weights is named."""
         folder = self.run.config.edit.lpips
         return load_lpips(folder) if folder else None
 
@@ -75,6 +77,7 @@ class Desk:
 
     @cached_property
     def prior(self) -> Prior:
+        """The given prior, or that of the settings, loaded once; words that it does not know are warned of."""
         config = self.run.config
         if self.given_prior is not None:
             return self.given_prior
@@ -83,11 +86,13 @@ class Desk:
 
     @cached_property
     def method(self) -> Settings:
+        """The settings of the editing or inversion method that the task names."""
         config = self.run.config
         return method_of(name_of(config), config.prior.name, config.edit)
 
     @cached_property
     def size(self) -> tuple[int, int]:
+        """Height and width, in pixels, of the pictures that the prior makes."""
         return picture_size(self.prior, self.run.device)
 
     @cached_property

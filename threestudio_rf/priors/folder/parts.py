@@ -72,11 +72,22 @@ class Parts(Protocol):
     """Phase 2 as an adapter sees it: images are (B, 3, H, W) in [0, 1], latents as the network reads them."""
 
     @property
-    def network(self) -> Any: ...
+    def network(self) -> Any:
+        """The denoiser, on the device."""
+        ...
+
     @property
-    def vae(self) -> Any: ...
-    def encode(self, image: Tensor, generator: Generator | None) -> Tensor: ...
-    def decode(self, latents: Tensor) -> Tensor: ...
+    def vae(self) -> Any:
+        """The autoencoder, on the device."""
+        ...
+
+    def encode(self, image: Tensor, generator: Generator | None) -> Tensor:
+        """Pictures -> latents: the posterior's mode, or a sample where a generator is given."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents -> pictures."""
+        ...
 
 
 class FolderParts:
