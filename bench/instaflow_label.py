@@ -2,7 +2,7 @@
 
     python bench/instaflow_label.py [--prior tiny_instaflow] [--scales 2 7] [--steps 300] [--lr 0.03] [--sheet FILE]
 
-Latents of the gallery's prompts x seeds, "front view", are distilled at once. Both labels start from the same latents
+Latents of sixteen prompts x seeds, "front view", are distilled at once. Both labels start from the same latents
 and draw the same noise and times, uniform in 0.02..0.98. Rows: true renders through the first stage (the bound), the
 prior's own sampler (20 Euler steps), and both labels at each guidance scale. Columns: share of pictures whose judged
 shape AND colour are the prompt's; mean CIE76 colour error of what stands out from the background; pictures in which
@@ -22,7 +22,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from gallery import OTHERS, REVOLUTION
 from prior import PRESETS
 from torch import Tensor
 
@@ -43,7 +42,25 @@ from threestudio_rf.tiny.world.judge import Judge, load_judge
 from threestudio_rf.tiny.world.truth import subject
 from threestudio_rf.tiny.world.views import COLOURS, IMAGE_SIZE, SHAPES, View, compose, random_backgrounds, render
 
-PROMPTS = (*REVOLUTION, *OTHERS)
+PROMPTS = (
+    "a red mushroom",
+    "a purple donut",
+    "an orange snowman",
+    "a blue ball",
+    "a green cone",
+    "a yellow cylinder",
+    "a white mushroom",
+    "a pink snowman",
+    "a blue cube",
+    "a yellow table",
+    "a brown chair",
+    "a white house",
+    "a green arrow",
+    "an orange star",
+    "a cyan chair",
+    "a red house",
+)
+"""Of the twelve shapes that every prior knows, one at least each."""
 SUBJECTS = [(found.solid.name, found.colours[0]) for prompt in PROMPTS if (found := subject(prompt))]
 FRONT = orbit(1, height=IMAGE_SIZE, width=IMAGE_SIZE)
 WINDOW = (0.02, 0.98)

@@ -7,12 +7,15 @@ nearest; a sign or an argument of v; no slip where the slip is wanted, parenthes
 both sides of a loss exchanged; eq. 13 without either root; clipping where there is none; half the error with the wrong
 sign; a list that is not limited; a sign in the closed form of the variance; k ignored; columns of a run exchanged, or
 divided by the wrong deviation; offsets of four bytes, fan-in upside down, ones for biases, a file that is not renamed;
+an import of a name that is not there;
 in the package, rev_noise with the sign of x0, no limit in p_mean_variance, the sign of x0_hat in split.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
+import importlib.util
 import math
 import sys
 from pathlib import Path
@@ -169,3 +172,36 @@ def test_weights_written_tensor_by_tensor_are_a_whole_safetensors_file(laws, tmp
     assert folders.drawing(1)("kernel", torch.Size([50, 40, 3, 3])).std().item() == pytest.approx(360**-0.5, rel=0.02)
     assert torch.equal(found["a.weight"], draw("a.weight", shapes["a.weight"]).bfloat16())
     assert {value.dtype for value in found.values()} == {torch.bfloat16}
+
+
+def defined(file: Path) -> set[str]:
+    """The names that a module has after it was run, read from its text."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("script", sorted(Path(BENCH).glob("*.py")), ids=lambda path: path.stem)
+def test_every_import_of_a_script_is_there(script):
+    tree = ast.parse(script.read_text(encoding="utf-8"))
+    own = [line for line in (ast.get_docstring(tree) or "").splitlines() if "pip install" in line]
+    roots = [Path(BENCH), Path(BENCH).parent, Path(BENCH).parent / "tests" / "app"]
+    for node in ast.walk(tree):
+        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        modules += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+        for module in modules:
+            near = [root.joinpath(*module.split(".")) for root in roots]
+            files = [
+                path for each in near for path in (each.with_suffix(".py"), each / "__init__.py") if path.is_file()
+            ]
+            package = module.partition(".")[0]
+            assert files or package in " ".join(own) or importlib.util.find_spec(package) is not None, module
+            if files and isinstance(node, ast.ImportFrom):
+                beside = {path.stem for path in files[0].parent.glob("*")} if files[0].stem == "__init__" else set()
+                assert {alias.name for alias in node.names} <= defined(files[0]) | beside, module

@@ -1,6 +1,6 @@
 """A setting that is named and changes nothing is refused, with what decides that and what is read instead.
 
-Seen to fail: each rule removed in turn; keys of files and of presets taken for named ones; a sweep not checked.
+Seen to fail: each rule removed in turn; keys of files and of presets taken for named ones; those of peers not checked, or each of several alone; a sweep not checked.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from threestudio_rf.app.build.check.config import check
-from threestudio_rf.app.build.check.reads import OF_NOISE, OF_ROLE, OF_TASK, check_named, named, unread
+from threestudio_rf.app.build.check.reads import OF_NOISE, OF_ROLE, OF_TASK, check_named, unread
 from threestudio_rf.app.build.scene import SCENES
 from threestudio_rf.app.errors import UserError
 from threestudio_rf.app.run.run import Run
@@ -30,7 +30,7 @@ def asked(*line: str) -> Config:
     launch = translate(["prompt=a red ball", *line])
     config = typed(compose(launch.overrides))
     check(config)
-    check_named(config, named(launch.argv, launch.overrides))
+    check_named(config, launch.named)
     return config
 
 
@@ -91,13 +91,37 @@ def test_what_is_read_is_not(line):
     asked(*line.split())
 
 
-def test_only_what_the_command_line_itself_spells_is_named():
-    overrides = ["+prompt=x", "sample.steps=3", "loss.scale=4", "experiment=tiny"]
-    assert named(["prompt=x", "steps=3", "experiment=tiny", "--gpu=0"], overrides) == [
-        "prompt",
-        "sample.steps",
-        "experiment",
-    ]
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("scene=image data.fovy_range=[40,50]", r"data.fovy_range=.40,50. .camera.fovy=.*: scene.name=image does not"),
+        ("scene=image data.width=32", r"data.width=32 .camera.sizes=.32.*: scene.name=image does not read it"),
+        ("loss=rfds system.guidance.inversion_n_steps=5", r"inversion_n_steps=5 .loss.invert_steps=5.: loss.noise=ran"),
+        ("loss=rfds system.optimizer.params.guidance.lr=0.1", r"loss.twin_lr=0.1.: loss.combiner=cfg does not read it"),
+        ("system.prompt_processor.perp_neg_f_sb=[1,2,3]", r"loss.perp_neg=false does not read it"),
+        ("prior=tiny_exact system.prompt_processor.front_threshold=20", r"prior.front=20.*: prior.views=octants does n"),
+        ("task=sample trainer.max_steps=3", r"trainer.max_steps=3 .trainer.steps=3.: task=sample does not read it"),
+        ("task=sample init=somewhere", r"init=somewhere .weights=somewhere.: task=sample does not read it"),
+        ("-m task=sample data.n_val_views=3,4", r"camera.validation_views=3.: task=sample does not read it"),
+        ("scene=mesh system.geometry.density_blob_std=0.2", r"blob_radius=0.2.: scene.name=mesh does not read it"),
+    ],
+)
+def test_what_a_peer_calls_otherwise_is_refused_alike(line, message):
+    with pytest.raises(UserError, match=message) as caught:
+        asked(*(item.replace("3,4", "3") for item in line.split()))
+    assert "\n" not in str(caught.value)
+
+
+def test_of_several_settings_that_a_peers_key_means_one_that_is_read_is_enough():
+    asked("scene=mesh", "system.optimizer.args.lr=0.01")
+    asked("data.width=64", "data.height=64", "loss=rfds", "system.loss.lambda_orient=0")
+
+
+def test_only_what_the_command_line_itself_spells_is_named(tmp_path):
+    (tmp_path / "mine.yaml").write_text("trainer: {steps: 3}\nprompt: x\n")
+    launch = translate(["--config", str(tmp_path / "mine.yaml"), "task=sample", "steps=3", "data.n_val_views=2"])
+    ours = ("task",), ("sample.steps",), ("camera.validation_views",)
+    assert launch.named == list(zip(["task=sample", "steps=3", "data.n_val_views=2"], ours, strict=True))
 
 
 def test_a_sweep_is_checked_too(launcher, tmp_path):

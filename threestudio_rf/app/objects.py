@@ -132,5 +132,5 @@ def lift(
     changes = {"prompt": prompt, "seed": seed, "device": device} | ({} if steps is None else {"trainer.steps": steps})
     config = settings_from({key: name for key, name in chosen.items() if name}, changes | (settings or {}))
     check(config)
-    check_named(config, settings or {})
+    check_named(config, [(key, (key,)) for key in settings or ()])
     return Lifting(config, pick_device(device))

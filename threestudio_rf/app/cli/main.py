@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from threestudio_rf.app.build.check.config import check
-from threestudio_rf.app.build.check.reads import check_named, named
+from threestudio_rf.app.build.check.reads import check_named
 from threestudio_rf.app.build.scene import pick_device, prior_id
 from threestudio_rf.app.cli.together import alone, several, together
 from threestudio_rf.app.console import LOG, close_log, open_log, traceback_place
@@ -69,7 +69,7 @@ def settings_of(launch: Launch) -> tuple[Config, Loaded | None]:
         config = merge_stored(config, launch.overrides, loaded)
     check(config)
     several(config)
-    check_named(config, named(launch.argv, launch.overrides))
+    check_named(config, launch.named)
     return config, loaded
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from threestudio_rf.app.build.check.config import check
-from threestudio_rf.app.build.check.reads import check_named, named
+from threestudio_rf.app.build.check.reads import check_named
 from threestudio_rf.app.console import open_log
 from threestudio_rf.app.errors import FAILED, RunError, UserError, user_text
 from threestudio_rf.app.run.places import resolve_paths
@@ -69,7 +69,7 @@ def sweep(launch: Launch, run_one: Callable[[Config, int], int], guarded: Callab
             if config.resume or config.weights:
                 raise UserError("a sweep (-m) begins new runs; resume= and weights= are for one run")
             check(config)
-            check_named(config, named(launch.argv, launch.overrides))
+            check_named(config, launch.named)
             return run_one(config, number)
 
         codes.append(guarded(work))

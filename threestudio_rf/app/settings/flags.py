@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -41,6 +41,17 @@ class Launch:
     multirun: bool = False
     show: str = ""
     notes: list[str] = field(default_factory=list)
+    named: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
+    """What the command line itself names, in ours or a peer's spelling: `key=value` as typed, and our keys it sets."""
+
+
+class Part(NamedTuple):
+    """One `key=value` of a command line: as typed, its sign (+, ~), the key by our name where it has one, the value."""
+
+    typed: str
+    sign: str
+    key: str
+    value: str
 
 
 def _check_key(key: str) -> None:
@@ -70,14 +81,14 @@ def _short(items: list[str]) -> dict[str, str]:
     return {name: f"{group}.{name}" for name in names if name not in leaves()}
 
 
-def _parts(item: str, short: dict[str, str]) -> tuple[str, str, str]:
-    """(sign, key, value) of a `key=value`, where the key is ours or a peer's."""
+def _part(item: str, short: dict[str, str]) -> Part:
+    """A `key=value`, where the key is ours or a peer's."""
     key, equals, value = item.partition("=")
     sign = key[: len(key) - len(key.lstrip("+~"))]
     if not equals and not sign:
         raise UserError(f'{item!r} is neither a flag nor key=value; a text is given as prompt="{item}"')
     key = key[len(sign) :]
-    return sign, short.get(key) or RENAMED.get(key, key), value
+    return Part(item, sign, short.get(key) or RENAMED.get(key, key), value)
 
 
 def _override(key: str, value: str, *, multirun: bool) -> str:
@@ -101,20 +112,17 @@ def _value(text: str) -> Any:
         return text
 
 
-def _translated(items: list[tuple[str, str, str]], meaning: Meaning, told: given.Told, multirun: bool) -> list[str]:
-    """The overrides of a command line. In a sweep the values between commas are translated one by one."""
-    found: list[str] = []
-    for sign, key, value in items:
-        if not known(key):
-            _check_key(key)
-            if sign.startswith("~"):
-                raise UserError(f"{sign}{key}: settings can be changed, not removed")
-            found.append(_override(key, value, multirun=multirun))
-            continue
-        several = re.split(r",(?![^\[]*\])", value) if multirun else [value]
-        each = [given.changes(key, _value(text), meaning, told) or {} for text in several]
-        found += [f"{name}={','.join(spelled(one[name]) for one in each)}" for name in each[0]]
-    return found
+def _translated(part: Part, meaning: Meaning, told: given.Told, multirun: bool) -> dict[str, str]:
+    """The overrides of one part by key. In a sweep the values between commas are translated one by one."""
+    _, sign, key, value = part
+    if not known(key):
+        _check_key(key)
+        if sign.startswith("~"):
+            raise UserError(f"{sign}{key}: settings can be changed, not removed")
+        return {key: _override(key, value, multirun=multirun)}
+    several = re.split(r",(?![^\[]*\])", value) if multirun else [value]
+    each = [given.changes(key, _value(text), meaning, told) or {} for text in several]
+    return {name: f"{name}={','.join(spelled(one[name]) for one in each)}" for name in each[0]}
 
 
 MODES = ("--train", "--validate", "--test", "--export")
@@ -185,8 +193,8 @@ def _settings(items: list[str], launch: Launch) -> None:
     strict = _strict(items, launch)
     file = given.read(launch.config) if launch.config else given.File()
     short = _short([*(f"{key}={value}" for key, value in file.values.items() if key == "task"), *items])
-    parts = [_parts(item, short) for item in items]
-    typed = {key: value for _, key, value in parts}
+    parts = [_part(item, short) for item in items]
+    typed = {part.key: part.value for part in parts}
     experiment = typed.get("experiment", file.base).replace("-", "_")
     meaning = given.meaning_of(file, {key: _value(value) for key, value in typed.items()}, experiment)
     told, said = given.Told(), given.Told()
@@ -197,9 +205,11 @@ def _settings(items: list[str], launch: Launch) -> None:
     chosen = tuple(f"{group}." for group in given.LAYERS if group in typed)
     kept = {key: value for key, value in below.items() if key not in typed and not key.startswith(chosen or ("\n",))}
     first = [f"experiment={file.base}"] if file.base and "experiment" not in typed else []
-    own = _translated(parts, meaning, said, launch.multirun)
+    own = [_translated(part, meaning, said, launch.multirun) for part in parts]
     launch.notes += said.settle("command line", strict=strict)
-    launch.overrides = [*first, *(f"{key}={value}" for key, value in kept.items()), *launch.overrides, *own]
+    launch.named = [(part.typed, tuple(found)) for part, found in zip(parts, own, strict=True)]
+    lines = [line for found in own for line in found.values()]
+    launch.overrides = [*first, *(f"{key}={value}" for key, value in kept.items()), *launch.overrides, *lines]
 
 
 def _implied(overrides: list[str]) -> list[str]:

@@ -156,23 +156,23 @@ def unread(config: Config) -> dict[str, Rule]:
     return found
 
 
-def named(argv: Iterable[str], overrides: Iterable[str]) -> list[str]:
-    """The settings among `overrides` that a command line spells as ours, by their key or its last parts."""
-    given = tuple(item.lstrip("+").partition("=")[0] for item in argv if "=" in item and not item.startswith("--"))
-    keys = [item.lstrip("+").partition("=")[0] for item in overrides]
-    return [key for key in keys if key in leaves() and any(key == name or key.endswith(f".{name}") for name in given)]
+Named = Iterable[tuple[str, tuple[str, ...]]]
+"""What somebody names: `key=value` as spelled, in our words or a peer's, and our keys that it sets."""
 
 
-def check_named(config: Config, keys: Iterable[str]) -> None:
-    """UserError for the first of the named settings that would change nothing."""
+def check_named(config: Config, named: Named) -> None:
+    """UserError for the first that is named and would change nothing by any of its keys."""
     deaf = unread(config)
-    for key in keys:
-        if key not in deaf:
+    for spelled, keys in named:
+        settings = [key for key in keys if key in leaves()]
+        if not settings or any(key not in deaf for key in settings):
             continue
-        rule = deaf[key]
+        key, rule = settings[0], deaf[settings[0]]
+        shown, ours = f"{key}={value_of(config, key)}", spelled.lstrip("+").partition("=")[0]
+        shown = shown if key == ours or key.endswith(f".{ours}") else f"{spelled} ({shown})"
         reads = [other for other in leaves() if other.startswith(rule.keys) and other not in deaf]
         tail = f"it reads {', '.join(_short(reads))}" if reads else "it reads none of this kind"
-        raise UserError(f"{key}={value_of(config, key)}: {rule.who(config)} does not read it; {tail}")
+        raise UserError(f"{shown}: {rule.who(config)} does not read it; {tail}")
 
 
 def _short(keys: list[str]) -> list[str]:
