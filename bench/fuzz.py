@@ -4,8 +4,9 @@
 
 Every case is one command in this process, below a folder of its own. Right is: exit code 0 (the value is fine, or the
 older good file was taken), or exit code 2 with one line; no exception's name is shown, nothing is written outside and
-nothing in a file is executed. A case longer than LIMIT seconds is stopped; it was taken as a good one. Prints the
-share of right answers of each kind, with --show the wrong ones; exit code 1 when there are any.
+nothing in a file is executed. A case longer than LIMIT seconds is stopped: settings that ask for that much were taken
+as good ones, anything else waits for what never comes. Prints the share of right answers of each kind, with --show the
+wrong ones; exit code 1 when there are any.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from threestudio_rf.app.cli.start import start
 from threestudio_rf.app.errors import PATHS
 from threestudio_rf.app.settings.config import leaves
 
-LIMIT = 20
+LIMIT, BUSY, STOPPED = 20, 123, 124
 NAMES = re.compile(r"\b[A-Z]\w*(Error|Exception|Interrupt|Warning)\b|Traceback|<class |object at 0x")
 VALUES = ("null", "true", "abc", "-1", "0", "1e30", "nan", "inf", "-inf", "[]", "[1,2", "{a:1}", "[[1]]", "''", "${x}")
 VALUES += ("${oc.env:HOME}", "${now:%Y}", "\udce9", "2.5", "99999999999999999999", "[null]", "[abc,1]", "a=b", "'", "~")
@@ -77,7 +78,7 @@ class Answer(NamedTuple):
             return f"shows {found[0]!r}"
         if self.code == 2 and (len(lines) != 1 or self.err.rstrip().splitlines()[-1] != lines[0].rstrip()):
             return "exit code 2 without one line"
-        return "" if self.code in (0, 2) else f"exit code {self.code}"
+        return "" if self.code in (0, 2, BUSY) else f"exit code {self.code}"
 
 
 class Stopped(BaseException):
@@ -109,7 +110,7 @@ def answer(line: list[str], place: Path) -> Answer:
         with redirect_stdout(out), redirect_stderr(err), limited(LIMIT):
             code = start(line)
     except Stopped:
-        code = 0
+        code = STOPPED
     finally:
         os.chdir(home)
     changed = sorted(str(path) for path in set(place.glob("work/*")) ^ set(before))
@@ -171,6 +172,17 @@ def damaged_entry(rng: random.Random, node: Any) -> Any:
     return rng.choice(ENTRIES)
 
 
+def misplaced(rng: random.Random, file: Path, place: Path) -> None:
+    """Something else in the place of a file: a folder, a link to a file outside, to itself or to nowhere, a pipe."""
+    how = rng.randrange(5)
+    if how == 0:
+        file.mkdir()
+    elif how == 1:
+        os.mkfifo(file)
+    else:
+        file.symlink_to((place / "canary", file, place / "nowhere")[how - 2])
+
+
 def damaged_checkpoint(rng: random.Random, folder: Path) -> None:
     """One entry of the newest checkpoint replaced, with a manifest that believes it."""
     file = folder / "ckpts" / "last.ckpt"
@@ -195,10 +207,8 @@ def runs_case(rng: random.Random, place: Path, run: Path) -> list[str]:
         data = file.read_bytes() if file.exists() else b'{"pid": -1, "host": 1, "started": NaN}'
         file.unlink(missing_ok=True)
         how = rng.random()
-        if how < 0.1:
-            file.mkdir()
-        elif how < 0.2:
-            file.symlink_to(place / "canary")
+        if how < 0.25:
+            misplaced(rng, file, place)
         elif how < 0.5 and file.suffix == ".json" and data:
             file.write_text(json.dumps(damaged_entry(rng, json.loads(data))))
         else:
@@ -215,7 +225,10 @@ def priors_case(rng: random.Random, place: Path, prior: Path) -> list[str]:
     folder = place / "out" / "priors" / f"prior{rng.randrange(10**9)}"
     shutil.copytree(prior, folder)
     file = rng.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
-    if file.suffix == ".json" and rng.random() < 0.75:
+    if rng.random() < 0.1:
+        file.unlink()
+        misplaced(rng, file, place)
+    elif file.suffix == ".json" and rng.random() < 0.75:
         file.write_text(json.dumps(damaged_entry(rng, json.loads(file.read_text()))))
     elif file.suffix == ".safetensors" and rng.random() < 0.6:
         damaged_weights(rng, file)
@@ -267,7 +280,9 @@ def cases(kind: str, count: int, seed: int, place: Path) -> Iterator[tuple[list[
     thing = prepare(place)
     for number in range(count):
         line = draw(random.Random(f"{seed} {kind} {number}"), place, thing)
-        yield line, answer(line, place)
+        found = answer(line, place)
+        busy = kind == "settings" and found.code == STOPPED
+        yield line, found._replace(code=BUSY) if busy else found
         shutil.rmtree(place / "out", ignore_errors=True)
 
 

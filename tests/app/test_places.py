@@ -2,7 +2,8 @@
 variables and bytes in paths and prompts.
 
 Seen to fail: the stored exp_root_dir taken for a moved run, folders of refused commands left, stale frames left, a mesh
-replaced without a word, finished prompts run again, the status left at "running", an interpolation taken literally.
+replaced without a word, finished prompts run again, the status left at "running", an interpolation taken literally,
+each kind of thing in the place of a file.
 """
 
 from __future__ import annotations
@@ -184,3 +185,45 @@ def test_a_value_of_several_lines_is_told_in_one(launcher, tmp_path: Path) -> No
     for item in ("preset=\n", "sample.sampler=a\nb"):
         code, _, _, err = launcher(*SAMPLE, item, f"exp_root_dir={tmp_path}/out")
         assert code == 2 and len(err.strip().splitlines()) == 1 and item.partition("=")[0] in err
+
+
+@pytest.mark.parametrize(
+    ("name", "made", "line", "words"),
+    [
+        ("run.json", "folder", "trainer.steps=7", "run.json is a folder, expected a file; move it elsewhere"),
+        ("configs/parsed.yaml", "folder", "trainer.steps=7", "parsed.yaml is a folder, expected a file"),
+        ("save", "file", "task=export", "save is no folder, expected one"),
+        ("save/it6-test", "loop", "mode=test", "it6-test is no folder, expected one"),
+        ("save/it6-export/model.glb", "folder", "task=export", "model.glb is a folder, expected a file"),
+        ("ckpts", "file", "mode=validate", "last.ckpt: No such"),
+        ("ckpts/last.ckpt", "pipe", "mode=validate", ""),
+        ("ckpts/manifest.json", "pipe", "mode=validate", ""),
+        ("cmd.txt", "pipe", "mode=validate", ""),
+        ("log.txt", "pipe", "mode=validate", ""),
+        ("metrics.json", "pipe", "mode=validate", ""),
+        ("csv_logs/metrics.csv", "loop", "trainer.steps=7", ""),
+    ],
+)
+def test_what_is_no_file_in_a_run_is_named_or_an_older_file_taken(moved, launcher, name, made, line, words) -> None:
+    place = moved / name
+    shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
+    if made == "folder":
+        (place / "inside").mkdir(parents=True)
+    elif made == "file":
+        place.write_text("x")
+    elif made == "loop":
+        place.symlink_to(place)
+    else:
+        os.mkfifo(place)
+    code, _, _, err = launcher(line, "camera.test_views=1", "export.formats=[ply]", f"resume={moved}")
+    last = err.strip().splitlines()[-1] if err.strip() else ""
+    assert (code, words in last) == (2 if words else 0, True) and "Error" not in err, err
+
+
+def test_a_place_that_may_not_be_written_is_the_users_to_mend(moved: Path, launcher, monkeypatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(moved / "cmd.txt"))
+
+    monkeypatch.setattr(main, "write_command", refused)
+    code, _, _, err = launcher("mode=validate", f"resume={moved}")
+    assert code == 2 and err.strip().splitlines()[-1] == f"error: {moved}/cmd.txt: Permission denied"

@@ -1,6 +1,7 @@
 """A setting that is named and changes nothing is refused, with what decides that and what is read instead.
 
-Seen to fail: each rule removed in turn; keys of files and of presets taken for named ones; those of peers not checked, or each of several alone; a sweep not checked.
+Seen to fail: each rule removed in turn; keys of files and of presets taken for named ones;
+those of peers not checked, or each of several alone; a sweep not checked.
 """
 
 from __future__ import annotations
@@ -99,7 +100,10 @@ def test_what_is_read_is_not(line):
         ("loss=rfds system.guidance.inversion_n_steps=5", r"inversion_n_steps=5 .loss.invert_steps=5.: loss.noise=ran"),
         ("loss=rfds system.optimizer.params.guidance.lr=0.1", r"loss.twin_lr=0.1.: loss.combiner=cfg does not read it"),
         ("system.prompt_processor.perp_neg_f_sb=[1,2,3]", r"loss.perp_neg=false does not read it"),
-        ("prior=tiny_exact system.prompt_processor.front_threshold=20", r"prior.front=20.*: prior.views=octants does n"),
+        (
+            "prior=tiny_exact system.prompt_processor.front_threshold=20",
+            r"prior.front=20.*: prior.views=octants does n",
+        ),
         ("task=sample trainer.max_steps=3", r"trainer.max_steps=3 .trainer.steps=3.: task=sample does not read it"),
         ("task=sample init=somewhere", r"init=somewhere .weights=somewhere.: task=sample does not read it"),
         ("-m task=sample data.n_val_views=3,4", r"camera.validation_views=3.: task=sample does not read it"),

@@ -1,6 +1,7 @@
 """Files appear whole or not at all, links are not followed, and what a killed process left is cleaned.
 
-Seen to fail: the second file replaced before the first is on the disk, writing through a link, leftovers kept.
+Seen to fail: the second file replaced before the first is on the disk, writing through a link, leftovers kept,
+a pipe read or appended to (which waits for ever).
 """
 
 from __future__ import annotations
@@ -10,7 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from threestudio_rf.core.files import remove_leftovers, temporary, write_files, write_text
+from threestudio_rf.core.files import (
+    own_file,
+    read_bytes,
+    read_text,
+    remove_leftovers,
+    temporary,
+    write_files,
+    write_text,
+)
 
 
 def test_all_files_are_written_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,3 +62,23 @@ def test_leftovers_of_killed_processes_are_removed_and_nothing_else(tmp_path: Pa
 def test_bytes_that_are_no_text_are_written_as_what_they_are(tmp_path):
     write_text(tmp_path / "x", "caf\udce9 \ud800")
     assert (tmp_path / "x").read_text(encoding="utf-8") == "caf\\udce9 \\ud800"
+
+
+def test_what_is_read_is_a_file_and_nobody_waits_for_a_pipe(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(b"a\r\nb\xff\n")
+    assert (
+        read_bytes(tmp_path / "text") == b"a\r\nb\xff\n" and read_text(tmp_path / "text", "replace") == "a\nb\ufffd\n"
+    )
+    with pytest.raises(ValueError, match="utf-8"):
+        read_text(tmp_path / "text")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "to_pipe").symlink_to(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "none")
+    for name in ("pipe", "to_pipe", "loop", "nowhere", "none", "."):
+        with pytest.raises(OSError, match=r"pipe|levels|No such|directory"):
+            read_bytes(tmp_path / name)
+    for name in ("pipe", "to_pipe", "loop", "nowhere", "text"):
+        with own_file(tmp_path / name).open("a") as handle:
+            handle.write("x")
+    assert not (tmp_path / "none").exists() and (tmp_path / "text").read_bytes().endswith(b"\nx")

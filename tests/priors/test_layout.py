@@ -5,6 +5,7 @@ the part's; a snapshot that is not main's; LoRA weights called a single-file che
 """
 
 import json
+import os
 import shutil
 from typing import Literal, Optional
 
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from threestudio_rf.priors.base import PriorError
-from threestudio_rf.priors.folder.layout import fits
+from threestudio_rf.priors.folder.layout import fits, read_index
 from threestudio_rf.priors.sd import load_sd
 from threestudio_rf.priors.sd3 import load_sd3
 
@@ -152,6 +153,17 @@ def test_words_that_the_encoder_does_not_know_are_refused(copied_sd):
     edit(copied_sd / "text_encoder/config.json", "vocab_size", 20)
     with pytest.raises(PriorError, match="its encoder text_encoder knows 20"):
         load_sd(copied_sd).embed(["red"])
+
+
+@pytest.mark.parametrize("name", ["tokenizer/merges.txt", "unet/more.safetensors", "scheduler/scheduler_config.json"])
+def test_a_pipe_in_a_folder_is_refused_and_nobody_waits_for_it(copied_sd, name):
+    (copied_sd / name).unlink(missing_ok=True)
+    os.mkfifo(copied_sd / name)
+    with pytest.raises(PriorError, match=f"{name} is a pipe, socket or device"):
+        read_index(copied_sd, "sd")
+    (copied_sd / name).unlink()
+    (copied_sd / name).symlink_to(copied_sd / "nowhere")
+    assert read_index(copied_sd, "sd")["_class_name"] == "StableDiffusionPipeline"
 
 
 def test_a_folder_of_the_hubs_cache_means_its_snapshot(tmp_path, sd_folder):

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from threestudio_rf.core.files import sync, temporary, write_files, write_text
+from threestudio_rf.core.files import read_bytes, read_text, sync, temporary, write_files, write_text
 
 FORMAT = "threestudio_rf checkpoint 1"
 LAST, MANIFEST = "last.ckpt", "manifest.json"
@@ -130,7 +130,7 @@ def _remove_leftovers(folder: Path) -> None:
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     """The entries by file name; empty when there is none or it is broken (it is written anew by the next save)."""
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = json.loads(read_text(folder / MANIFEST))["files"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
     return {str(name): entry for name, entry in files.items() if _is_entry(entry)} if isinstance(files, dict) else {}
@@ -148,7 +148,7 @@ def write_manifest(folder: Path, files: dict[str, dict[str, Any]]) -> None:
 def _read(path: Path, known: set[str]) -> dict[str, Any]:
     """One file, checked. CheckpointError says what is wrong with it in one line."""
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from None
     if known and hashlib.sha256(data).hexdigest() not in known:

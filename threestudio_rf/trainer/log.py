@@ -54,7 +54,7 @@ class Metrics:
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Append one row and flush it."""
         row = {"step": float(step), **values}
-        if not self.file.exists() or self.file.is_symlink() or any(name not in self.columns for name in row):
+        if not self.file.is_file() or self.file.is_symlink() or any(name not in self.columns for name in row):
             rows = [*self.rows(), row]
             self.columns += [name for name in row if name not in self.columns]
             self._write(rows)

@@ -33,7 +33,7 @@ from threestudio_rf.app.run.folder import (
     write_start,
     write_status,
 )
-from threestudio_rf.app.run.places import resolve_paths
+from threestudio_rf.app.run.places import check_places, resolve_paths
 from threestudio_rf.app.run.run import Run, find_checkpoint, home, merge_stored, open_checkpoint, run_text
 from threestudio_rf.app.settings.compose import compose, on_top, to_text, typed
 from threestudio_rf.app.settings.config import Config
@@ -56,6 +56,17 @@ MEMORY = (
 OF_A_RUN = ("lift", "export", "evaluate")
 """Tasks whose results belong into the folder of the run that is resumed."""
 FIXED = {"train_tiny": tiny_folder, "grid": grid_folder}
+IN_THE_WAY: tuple[int, ...] = (
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ELOOP,
+    errno.EROFS,
+    errno.ENXIO,
+)
+IN_THE_WAY += (errno.EEXIST, errno.ENOTEMPTY)
+"""What the system says where something else is than a file that may be read and written: the user can mend it."""
 STATUS = {GOOD: "finished", FAILED: "failed", USER_ERROR: "refused"}
 
 
@@ -104,6 +115,8 @@ def guarded(work: Callable[[], int]) -> int:
         raise
     except OSError as error:
         hint = "; free some space and go on with resume=" if error.errno == errno.ENOSPC else ""
+        if error.errno in IN_THE_WAY:
+            return _told(USER_ERROR, f"{error.filename2 or error.filename}: {error.strerror}")
         return _told(FAILED, f"{error}{hint}")
     except Exception as error:  # the last line of defence: a user sees one line, log.txt has the rest
         reason = next(
@@ -138,6 +151,7 @@ def run_one(config: Config, loaded: Loaded | None, launch: Launch, start: Start,
     absent = missing(place)
     folder = folder_of(config, loaded, suffix, launch.argv)
     fresh = folder in absent or folder.parent == place
+    check_places(folder)
     lock = Lock(folder)
     lock.take()
     code, look = INTERRUPTED, only_looks(config, loaded)

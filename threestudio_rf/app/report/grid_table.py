@@ -17,7 +17,7 @@ from torch import Tensor
 from threestudio_rf.app.build.picture import read_picture
 from threestudio_rf.app.errors import UserError, user_path, user_text
 from threestudio_rf.app.report.curves import snapshots
-from threestudio_rf.core.files import write_files
+from threestudio_rf.core.files import read_text, write_files
 from threestudio_rf.export.letters import typeface
 from threestudio_rf.export.media import contact_sheet, png
 from threestudio_rf.trainer.log import Metrics
@@ -63,7 +63,7 @@ class Result:
         if self.run is None:
             return math.nan
         try:
-            return float(yaml.safe_load((self.run / "configs/parsed.yaml").read_text("utf-8"))["trainer"]["steps"])
+            return float(yaml.safe_load(read_text(self.run / "configs/parsed.yaml"))["trainer"]["steps"])
         except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
             return math.nan
 

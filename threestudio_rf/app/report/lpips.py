@@ -96,7 +96,7 @@ def load_lpips(folder: Path | str, net: str = "") -> LPIPS:
     """LPIPS of `net`, or of the first of alex and squeeze whose files lie in `folder`; UserError when none does."""
     root = user_path(folder, "edit.lpips")
     for name, one in nets().items():
-        files = [sorted(root.glob(pattern)) for pattern in one.files]
+        files = [sorted(file for file in root.glob(pattern) if file.is_file()) for pattern in one.files]
         if net in ("", name) and all(files):
             try:
                 return LPIPS(one, *(torch.load(found[0], weights_only=True, map_location="cpu") for found in files))

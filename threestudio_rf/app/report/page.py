@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from threestudio_rf.app.report.score import MEANING, meaning
 from threestudio_rf.app.run.folder import read_object
-from threestudio_rf.core.files import write_text
+from threestudio_rf.core.files import read_text, write_text
 from threestudio_rf.trainer.log import Metrics
 
 CURVES = ("loss", "residual_norm", "opacity", "grad_norm")
@@ -161,8 +161,8 @@ def write_report(folder: Path, title: str) -> Path:
     figures = read_object(folder / "metrics.json")
     kept = ("started", "commit", "prior")
     about = {key: value for key, value in read_object(folder / "run.json").items() if key in kept}
-    settings = (folder / "configs" / "parsed.yaml").read_text(encoding="utf-8", errors="replace")
-    command = (folder / "cmd.txt").read_text(encoding="utf-8", errors="replace")
+    settings = read_text(folder / "configs" / "parsed.yaml", "replace")
+    command = read_text(folder / "cmd.txt", "replace")
     parts = [
         f"<!doctype html><meta charset='utf-8'><title>{html.escape(title)}</title><style>{STYLE}</style>",
         "<meta name='viewport' content='width=device-width'>",

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from threestudio_rf.app.errors import UserError, user_path
-from threestudio_rf.core.files import own_file, write_text
+from threestudio_rf.core.files import own_file, read_text, write_text
 
 ALLOWED = "_,'’().+-"
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)", re.IGNORECASE)
@@ -48,7 +48,7 @@ SHOWN = re.compile(r"(HF_|HUGGING|CUDA_|OMP_|MKL_|NCCL_|SLURM_JOB|TRANSFORMERS_|
 def read_object(file: Path) -> dict[str, Any]:
     """The object that a JSON file holds; nothing where it is missing, broken or something else."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(read_text(file))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -205,7 +205,7 @@ def finished(root: str, name: str, text: str, settings: str) -> Path | None:
     """A finished run of this name and text whose record says these very settings."""
     for run in sorted(_within(user_path(root, "exp_root_dir"), name).glob("*@*")):
         try:
-            stored = (run / "configs" / "parsed.yaml").read_text(encoding="utf-8", errors="replace")
+            stored = read_text(run / "configs" / "parsed.yaml", "replace")
         except OSError:
             continue
         if stored == settings and read_object(run / "run.json").get("status") == "finished":

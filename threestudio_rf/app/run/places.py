@@ -1,9 +1,18 @@
-"""Settings that name files and folders: `${oc.env:NAME}` is resolved in them, and in no text."""
+"""Files and folders: `${oc.env:NAME}` is resolved in settings that name them, and in no text; what stands in a run's
+folder is of its kind."""
 
 from __future__ import annotations
 
-from threestudio_rf.app.errors import PATHS, user_path
+import re
+from pathlib import Path
+
+from threestudio_rf.app.errors import PATHS, UserError, user_path
 from threestudio_rf.app.settings.config import Config, value_of
+
+PLACES = re.compile(r"ckpts|configs|csv_logs|save(/(it\d+-(test|export)|progress))?")
+"""The folders in a run's folder."""
+WRITTEN = re.compile(r"\.(ckpt|csv|gif|glb|html|json|mp4|mtl|obj|ply|png|stl|txt|yaml)")
+"""Endings of the files in it."""
 
 
 def resolve_paths(config: Config) -> None:
@@ -14,3 +23,12 @@ def resolve_paths(config: Config) -> None:
         if value and "${" in value:
             group, _, name = key.rpartition(".")
             setattr(value_of(config, group) if group else config, name, str(user_path(value, key)))
+
+
+def check_places(folder: Path) -> None:
+    """UserError for what stands where a run has its folders and is none, and for a folder in the place of a file."""
+    for path in (path for pattern in ("*", "*/*", "save/*/*") for path in folder.glob(pattern)):
+        if path.is_dir() and WRITTEN.fullmatch(path.suffix):
+            raise UserError(f"{path} is a folder, expected a file; move it elsewhere")
+        if PLACES.fullmatch(path.relative_to(folder).as_posix()) and not path.is_dir():
+            raise UserError(f"{path} is no folder, expected one; move it elsewhere")

@@ -109,7 +109,8 @@ def parameters_of_network(config: Config) -> float:
     """Of a folder by the size of its files and the format of the first tensor; of the hub as published."""
     prior = config.prior
     for part in ("transformer", "unet"):
-        files = sorted(Path(prior.path).expanduser().glob(f"{part}/*.safetensors")) if prior.path else []
+        found = sorted(Path(prior.path).expanduser().glob(f"{part}/*.safetensors")) if prior.path else []
+        files = [file for file in found if file.is_file()]
         if files:
             with safe_open(files[0], "pt") as opened:
                 first = opened.get_tensor(next(iter(opened.keys())))

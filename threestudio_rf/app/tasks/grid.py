@@ -30,7 +30,7 @@ from threestudio_rf.app.run.signals import Stop
 from threestudio_rf.app.settings.config import Config
 from threestudio_rf.app.settings.flags import PACKAGE, choices
 from threestudio_rf.app.settings.groups import GridConfig
-from threestudio_rf.core.files import write_text
+from threestudio_rf.core.files import own_file, read_text, write_text
 
 STOPPED = (130, 143)
 WAIT = 0.2
@@ -160,7 +160,7 @@ def _here(run: Run, cells: Sequence[Cell]) -> Iterator[tuple[Cell, int]]:
         raise UserError("grid.jobs=0: expected a command line that can start others, use grid.jobs=1")
     for cell in cells:
         line = _begin(cell)
-        with cell.output.open("w", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
+        with own_file(cell.output).open("w", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
             code = run.start(line)
         open_log(run.config.log_level, run.folder / "log.txt")
         yield cell, code
@@ -177,7 +177,7 @@ def _processes(cells: Sequence[Cell], jobs: int, stop: Stop) -> Iterator[tuple[C
         while waiting and len(running) < jobs and not stop.asked:
             cell = waiting.popleft()
             line = [sys.executable, "-m", "threestudio_rf", *_begin(cell)]
-            with cell.output.open("wb") as file:
+            with own_file(cell.output).open("wb") as file:
                 process = subprocess.Popen(line, stdout=file, stderr=subprocess.STDOUT, env=environment)
             running[process] = cell
         if stop.asked and not asked:
@@ -192,7 +192,7 @@ def _processes(cells: Sequence[Cell], jobs: int, stop: Stop) -> Iterator[tuple[C
 
 def _lines(cell: Cell) -> list[str]:
     try:
-        return cell.output.read_text(encoding="utf-8", errors="replace").splitlines()
+        return read_text(cell.output, "replace").splitlines()
     except OSError:
         return []
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from threestudio_rf.priors.base import PriorError
-from threestudio_rf.priors.folder.layout import TINY, class_of, snapshot_of
+from threestudio_rf.priors.folder.layout import TINY, check_files, class_of, snapshot_of
 from threestudio_rf.priors.folder.load import weight_files
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -139,6 +139,7 @@ def locate_tiny(name: str, *, offline: bool = False) -> Path:
         return folder / "vae" if whole else folder
 
     def complete(folder: Path) -> None:
+        check_files(inner(folder))
         found = class_of(inner(folder))
         if found != TINY:
             raise PriorError(f"prior.vae={name} holds a {found}, expected an {TINY} such as madebyollin/taesd")

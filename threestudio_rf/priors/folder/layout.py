@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from threestudio_rf.core.files import read_text
 from threestudio_rf.priors.base import PriorError
 
 KINDS = {"SD3Transformer2DModel": "sd3", "UNet2DConditionModel": "sd"}
@@ -24,13 +25,13 @@ REQUIRED = object()
 def read_json(file: Path) -> dict[str, Any]:
     """The table that a JSON file holds; PriorError for everything else."""
     try:
-        content = json.loads(file.read_text("utf-8"))
+        content = json.loads(read_text(file))
     except FileNotFoundError:
         raise PriorError(f"{file} is missing: the folder is not a whole diffusers folder") from None
     except RecursionError:
         raise PriorError(f"{file} cannot be read: it is nested too deep") from None
     except (OSError, ValueError) as error:
-        raise PriorError(f"{file} cannot be read: {error}") from None
+        raise PriorError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not isinstance(content, dict):
         raise PriorError(f"{file}: got {type(content).__name__}, expected a table of names and values")
     return content
@@ -166,12 +167,20 @@ def read_index(folder: Path, wanted: str) -> dict[str, Any]:
     folder seems to be."""
     if not (folder / "model_index.json").is_file():
         raise PriorError(f"{folder} holds no model_index.json, so it is not a diffusers folder{_seems(folder)}")
+    check_files(folder)
     index = read_json(folder / "model_index.json")
     found = kind_of(index)
     if found != wanted:
         hint = ADVICE.get(found, "no adapter of this project reads it")
         raise PriorError(f"{folder} holds a {index.get('_class_name')}, expected the kind {wanted!r}: {hint}")
     return index
+
+
+def check_files(folder: Path) -> None:
+    """PriorError for what is no file in a folder, such as a pipe, for which libraries would wait."""
+    for path in folder.rglob("*"):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise PriorError(f"{path} is a pipe, socket or device, expected a file")
 
 
 def _seems(folder: Path) -> str:
@@ -206,7 +215,7 @@ def snapshot_of(folder: Path) -> Path | None:
     if not (folder / "snapshots").is_dir() or (folder / "model_index.json").exists():
         return None
     main = folder / "refs" / "main"
-    commit = main.read_text("utf-8", errors="replace").strip() if main.is_file() else ""
+    commit = read_text(main, "replace").strip() if main.is_file() else ""
     found = [entry for entry in (folder / "snapshots").iterdir() if entry.is_dir()]
     named = [entry for entry in found if entry.name == commit]
     return max(named or found, key=lambda entry: entry.stat().st_mtime, default=None)
