@@ -7,7 +7,9 @@ from typing import Literal
 
 STORED = ("dtype", "vae", "vae_checkpointing", "storage", "quantization", "offload")
 """Settings of how network and VAE are kept."""
-HUB = ("path", "revision", "variant", "offline", *STORED)
+CHANGED = ("lora", "delta", "delta_from", "delta_scale")
+"""Settings of what changes its weights."""
+HUB = ("path", "revision", "variant", "offline", *STORED, *CHANGED)
 
 
 @dataclass(frozen=True)

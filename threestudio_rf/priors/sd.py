@@ -262,7 +262,7 @@ def load_sd(
     at = _places(path, revision=revision, variant=variant, vae=options.vae, offline=offline)
     found: Kind = read_kind(at.folder) if kind == "auto" else cast(Kind, kind)
     table = table_of(at.folder, found)
-    text = SDText(at.folder, dtype, device, variant)
+    text = SDText(at.folder, dtype, device, variant, options.changes)
     return SDPrior(
         read_shape(at),
         FolderParts(at, NETWORK, device=device, dtype=dtype, shifted=False, variant=variant, options=options),

@@ -155,7 +155,7 @@ def load_sd3(
     options.check(device)
 
     at = _places(path, revision=revision, variant=variant, t5=t5, vae=options.vae, offline=offline)
-    text = _text(at.folder, t5, max_sequence_length, dtype=dtype, device=device, variant=variant)
+    text = _text(at.folder, t5, max_sequence_length, dtype=dtype, device=device, variant=variant, options=options)
     model = f"{path} t5={text.t5} length={text.length}"
     shape = read_shape(at)
     scheduler = Table(at.folder / "scheduler/scheduler_config.json")
@@ -171,14 +171,21 @@ def load_sd3(
 
 
 def _text(
-    folder: Path, t5: bool, length: int | None, *, dtype: torch.dtype, device: torch.device, variant: str | None
+    folder: Path,
+    t5: bool,
+    length: int | None,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    variant: str | None,
+    options: PartOptions,
 ) -> SD3Text:
     index = read_index(folder, "sd3")
     if length is None:
         table = Table(folder / "model_index.json")
         length = table.whole("_max_sequence_length", MAX_SEQUENCE_LENGTH, low=0, high=LONGEST)
     width = Table(folder / "transformer/config.json").whole("joint_attention_dim")
-    return SD3Text(folder, width, length, t5 and present(index, T5[1]), dtype, device, variant)
+    return SD3Text(folder, width, length, t5 and present(index, T5[1]), dtype, device, variant, options.changes)
 
 
 def _places(

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from threestudio_rf.core.collector import uncollected
 from threestudio_rf.priors.base import PriorError
+from threestudio_rf.priors.folder.changes import UNCHANGED, Changes
 from threestudio_rf.priors.folder.layout import Table, is_number
 from threestudio_rf.priors.folder.load import in_one_line, load_part, quiet
 
@@ -104,6 +105,7 @@ class SDText:
     dtype: torch.dtype
     device: torch.device
     variant: str | None = None
+    changes: Changes = UNCHANGED
 
     def tokenizer(self) -> Any:
         """PriorError when its files are broken."""
@@ -120,6 +122,7 @@ class SDText:
         tokenizer = self.tokenizer()
         warn_cut(texts, tokenizer)
         encoder = load_part(CLIPTextModel, self.folder / ENCODER, dtype=self.dtype, variant=self.variant)
+        self.changes.apply(encoder, self.folder / ENCODER)
         encoder = encoder.to(self.device)
         masked = bool(getattr(encoder.config, "use_attention_mask", False))
         rows = []
@@ -130,8 +133,8 @@ class SDText:
         return rows
 
     def revision(self) -> str:
-        """Hash of the text parts' files."""
-        return digest(self.folder, (TOKENIZER, ENCODER))
+        """Hash of the text parts' files, and what changes them."""
+        return digest(self.folder, (TOKENIZER, ENCODER)) + self.changes.revision(self.folder, (ENCODER,))
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,7 @@ class SD3Text:
     dtype: torch.dtype
     device: torch.device
     variant: str | None = None
+    changes: Changes = UNCHANGED
 
     def tokenizer(self, name: str) -> Any:
         """Tokenizer of a part; PriorError when its files are broken."""
@@ -193,8 +197,11 @@ class SD3Text:
         return [encoder(one)[0].to(self.dtype).cpu() for one in ids]
 
     def _encoder(self, cls: Any, name: str) -> Any:
-        return load_part(cls, self.folder / name, dtype=self.dtype, variant=self.variant).to(self.device)
+        encoder = load_part(cls, self.folder / name, dtype=self.dtype, variant=self.variant)
+        self.changes.apply(encoder, self.folder / name)
+        return encoder.to(self.device)
 
     def revision(self) -> str:
-        """Hash of the text parts' files."""
-        return digest(self.folder, [name for pair in (*CLIPS, T5) for name in pair])
+        """Hash of the text parts' files, and what changes them."""
+        names = [name for pair in (*CLIPS, T5) for name in pair]
+        return digest(self.folder, names) + self.changes.revision(self.folder, names)

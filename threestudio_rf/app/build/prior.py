@@ -14,6 +14,8 @@ from threestudio_rf.app.errors import user_path
 from threestudio_rf.app.settings.groups import PriorConfig
 from threestudio_rf.priors.base import Prior
 from threestudio_rf.priors.facts import FACTS, Facts
+from threestudio_rf.priors.folder.changes import Changes, Delta
+from threestudio_rf.priors.folder.lora import parse_loras
 from threestudio_rf.priors.folder.parts import PartOptions
 from threestudio_rf.priors.gaussian import GaussianPrior
 from threestudio_rf.priors.sd import load_sd
@@ -102,7 +104,14 @@ def part_options(config: PriorConfig) -> PartOptions:
         storage=config.storage,
         quantization=config.quantization,
         offload=config.offload,
+        changes=changes_of(config),
     )
+
+
+def changes_of(config: PriorConfig) -> Changes:
+    """What changes the prior's weights; PriorError for what cannot be read."""
+    delta = Delta(config.delta, config.delta_from or config.path, config.delta_scale) if config.delta else None
+    return Changes(parse_loras(config.lora), delta, config.offline)
 
 
 def _tiny(config: PriorConfig, device: torch.device) -> Prior:
@@ -181,4 +190,7 @@ def prior_id(config: PriorConfig) -> dict[str, str]:
     """What identifies a prior in a checkpoint and in run.json."""
     found = {"name": config.name, "path": config.path, "revision": config.revision or ""}
     found |= {} if config.kind == "auto" else {"kind": config.kind}
+    found |= {"lora": config.lora} if config.lora else {}
+    if config.delta:
+        found["delta"] = f"{config.delta} less {config.delta_from or config.path} times {config.delta_scale:g}"
     return found | ({"mirror_time": "mirrored time"} if config.mirror_time else {})

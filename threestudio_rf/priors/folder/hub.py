@@ -42,7 +42,8 @@ def locate(
         complete(snapshot or local)
         return snapshot or local
     if local.is_file():
-        raise PriorError(f"{path} is a file; expected a folder in the layout of diffusers, or owner/name")
+        hint = "; LoRA weights go into prior.lora" if local.suffix == ".safetensors" else ""
+        raise PriorError(f"{path} is a file; expected a folder in the layout of diffusers, or owner/name{hint}")
     if not REPOSITORY.fullmatch(path):
         raise PriorError(f"no such folder {path}; to download write owner/name")
     return from_hub(path, fetch, complete, offline=offline)

@@ -191,8 +191,8 @@ def _seems(folder: Path) -> str:
     cached = [name for name in names if name.startswith("models--")]
     if lora:
         return (
-            f": {lora[0]} are LoRA weights, which change a prior and are none; fuse them into theirs "
-            "(pipe.load_lora_weights, pipe.fuse_lora, pipe.save_pretrained) and give that folder"
+            f": {lora[0]} are LoRA weights, which change a prior and are none; give the prior's folder as prior.path "
+            f"and prior.lora={folder}"
         )
     if inner:
         return f"; the folder in it, {folder / inner[0]}, is one"

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from threestudio_rf.core.collector import uncollected
 from threestudio_rf.priors.base import PriorError
+from threestudio_rf.priors.folder.changes import UNCHANGED, Changes
 from threestudio_rf.priors.folder.hub import Places
 from threestudio_rf.priors.folder.layout import TINY, class_of
 from threestudio_rf.priors.folder.load import load_part
@@ -35,7 +36,8 @@ class PartOptions:
     `vae`: folder or owner/name of an AutoencoderTiny (TAESD, TAESD3) instead of the folder's own, "" for that one.
     `vae_checkpointing`: its encoder forgets what backward needs and computes it again. `storage`: the network's weights
     rest in float8 and are cast layer by layer. `quantization`: its linear layers in int8 or 4-bit NormalFloat.
-    `offload`: of network and VAE only the one in use is on the device, the other rests on the CPU.
+    `offload`: of network and VAE only the one in use is on the device, the other rests on the CPU. `changes`: LoRAs and
+    a difference of weights, merged as parts load.
 
     PriorError for an unknown name and for combinations that no library supports.
     """
@@ -45,6 +47,7 @@ class PartOptions:
     storage: str = "none"
     quantization: str = "none"
     offload: bool = False
+    changes: Changes = UNCHANGED
 
     def __post_init__(self) -> None:
         got = (self.storage, self.quantization)
@@ -52,6 +55,10 @@ class PartOptions:
             raise PriorError(f"storage, quantization: got {got}, expected one of {STORAGES}, {(*QUANTIZATIONS,)}")
         if "none" not in got:
             raise PriorError(f"storage, quantization: got {got}, expected only one of them")
+        if self.quantization != "none" and self.changes:
+            raise PriorError(
+                f"quantization, lora, delta: got {self.quantization} with changed weights, expected no quantization"
+            )
         if self.quantization == "nf4" and self.offload:
             raise PriorError("quantization, offload: got nf4 and True, expected no offload, as nf4 stays on the GPU")
 
@@ -109,6 +116,7 @@ class FolderParts:
         variant: str | None = None,
         options: PartOptions = PLAIN,
     ) -> None:
+        options.changes.check(places.folder)
         self.places, self.network_at = places, network_at
         self.device, self.dtype, self.shifted, self.variant = device, dtype, shifted, variant
         self.vae_dtype = torch.float32 if dtype == torch.float16 else dtype
@@ -207,8 +215,9 @@ def load_network(
     cls: Any, folder: Path, *, dtype: torch.dtype, variant: str | None = None, options: PartOptions = PLAIN
 ) -> Any:
     """The network of a folder, quantised or stored as `options` say; PriorError as `load_part`, and for weights beyond
-    the range of float8."""
+    the range of float8. Its weights are changed as they ask, before they are rounded."""
     network = load_part(cls, folder, dtype=dtype, variant=variant, quantization=quantization(options, dtype))
+    options.changes.apply(network, folder)
     if options.storage == "fp8":
         large = [name for name, weight in network.named_parameters() if weight.abs().max() > FP8_LARGEST]
         if large:

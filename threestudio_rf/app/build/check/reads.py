@@ -106,6 +106,7 @@ def _if(keys: Keys, when: Callable[[Config], bool]) -> Callable[[Config], Keys]:
 
 _SCENE: Keys = ("scene.", "camera.", "export.", "optim.lr_", "evaluate.size")
 _VIEWER: Keys = ("viewer",)
+_DELTA: Keys = ("prior.delta_from", "prior.delta_scale")
 _PERP: Keys = ("loss.perp_neg_f_",)
 _LIT: Keys = tuple(f"scene.shading.{name}" for name in ("diffuse", "textureless", "ambient", "spread", "distance"))
 _EDITED: Keys = ("edit.prompts", "edit.keep", "edit.video", "edit.fps")
@@ -128,6 +129,7 @@ def rules() -> tuple[Rule, ...]:
         Rule(_VIEWER, scene, _if(_VIEWER, lambda config: SCENES[config.scene.name].posed)),
         Rule(("viewer_port",), _said("viewer"), _if(("viewer_port",), lambda config: config.viewer)),
         Rule(_prior_keys(), _said("prior.name"), _of_prior),
+        Rule(_DELTA, _said("prior.delta"), _if(_DELTA, lambda config: bool(config.prior.delta))),
         Rule(VIEWED, lambda config: f"{task(config)} {scene(config)}", _of_views),
         Rule(FOUR, lambda config: f"prior.views={wording(config.prior)}", _of_wording),
         Rule(size, lambda config: f"{task(config)} {scene(config)}", _if(size, _sized)),
