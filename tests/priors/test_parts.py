@@ -17,7 +17,8 @@ from threestudio_rf.core.random import generator
 from threestudio_rf.priors.base import PriorError
 from threestudio_rf.priors.folder import parts as module
 from threestudio_rf.priors.folder.load import file_faults, weight_files
-from threestudio_rf.priors.folder.parts import PartOptions, Recomputed
+from threestudio_rf.priors.folder.parts import PartOptions
+from threestudio_rf.priors.folder.vaes import Recomputed
 from threestudio_rf.priors.sd import load_sd
 from threestudio_rf.priors.sd3 import load_sd3
 

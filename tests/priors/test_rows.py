@@ -5,6 +5,7 @@ not passed on; image_size not looked at; sd's multiples taken for sd3's.
 """
 
 import json
+from importlib import import_module
 
 import pytest
 import torch
@@ -31,13 +32,17 @@ def settings(name, folder, tmp_path, **changes):
 def config_with(name, *, sizes=(64,), device="cpu", **changes):
     config = Config(prompt="a red ball", device=device)
     config.camera.sizes, config.camera.milestones = list(sizes), []
-    path = "owner/name" if name in ("sd", "sd3", "instaflow") else ""
+    path = "owner/name" if FACTS[name].source == "hub" else ""
     config.prior = PriorConfig(**({"name": name, "path": path} | changes))
     return config
 
 
 def test_every_name_has_a_row_a_choice_and_a_file_of_settings():
-    assert list(PRIORS) == list(FACTS) and {row.facts.adapter for row in PRIORS.values()} == set(ADAPTERS)
+    assert list(PRIORS) == list(FACTS) and set(ADAPTERS) < {row.facts.adapter for row in PRIORS.values()}
+    folders = {name for name, row in PRIORS.items() if row.facts.adapter not in ADAPTERS}
+    modules = {name: import_module(f"threestudio_rf.priors.adapters.{FACTS[name].adapter}") for name in folders}
+    rows = {name: (module.ADAPTER.name, module.ADAPTER.network[1]) for name, module in modules.items()}
+    assert rows == {name: (name, FACTS[name].network) for name in folders}
     assert set(choices("prior")) == {*FACTS, "sd21", "sd35", "sd3_as_rendered"}
     assert EMBEDDED == ("tiny_sd3", "tiny_sd", "tiny_sd_v", "tiny_instaflow")
     assert STORAGES == parts.STORAGES and tuple(parts.QUANTIZATIONS) == QUANTIZATIONS

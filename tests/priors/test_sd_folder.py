@@ -128,7 +128,7 @@ def test_networks_of_another_input_are_refused(copied_sd, changes, words, change
 
 def test_sdxl_is_no_sd(copied_sd, change_json):
     change_json(copied_sd / "model_index.json", text_encoder_2=["transformers", "CLIPTextModelWithProjection"])
-    with pytest.raises(PriorError, match="no adapter of this project reads it"):
+    with pytest.raises(PriorError, match="use prior=sdxl"):
         load_sd(copied_sd)
 
 

@@ -112,6 +112,31 @@ class Continuous:
         return high.to(straight.dtype)
 
 
+@dataclass(frozen=True)
+class Heard:
+    """`path` at the times that a network makes of those it is told: its levels at t (B,) are those of `hear(t)`.
+
+    Where a network rounds its own label (in bfloat16), x_t is then noised with what it hears.
+    """
+
+    path: Schedule
+    hear: Callable[[Tensor], Tensor]
+
+    @property
+    def table(self) -> DiscreteVP | None:
+        """The path's own."""
+        return self.path.table
+
+    def __call__(self, t: Tensor) -> Level:
+        """The level (B,) at t (B,); ValueError outside 0..1."""
+        _check_time(t)
+        return self.path(self.hear(t))
+
+    def time_at(self, straight: Tensor) -> Tensor:
+        """The path's own."""
+        return self.path.time_at(straight)
+
+
 def _check_time(t: Tensor) -> None:
     if not bool(((t >= 0) & (t <= 1)).all()):
         raise ValueError(f"got times {t}, expected all of them in 0..1")

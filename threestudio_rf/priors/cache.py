@@ -20,13 +20,15 @@ from torch import Tensor
 from threestudio_rf.core.files import write_files
 from threestudio_rf.priors.base import Condition
 
-DIMENSIONS = {"prompt": 2, "pooled": 1}
+DIMENSIONS = {"prompt": 2, "pooled": 1, "mask": 1}
 
 
 def is_text(tensors: dict[str, Tensor]) -> bool:
-    """Whether these are an embedded text: `prompt` (T, D) and maybe `pooled` (P,), finite fractions."""
+    """Whether these are an embedded text: finite fractions `prompt` (T, D) and maybe `pooled` (P,), truth values `mask`
+    (T,) of the tokens that count."""
     return "prompt" in tensors and all(
-        DIMENSIONS.get(name) == x.ndim and x.is_floating_point() and bool(x.isfinite().all())
+        DIMENSIONS.get(name) == x.ndim
+        and (x.dtype == torch.bool if name == "mask" else x.is_floating_point() and bool(x.isfinite().all()))
         for name, x in tensors.items()
     )
 

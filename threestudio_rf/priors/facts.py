@@ -21,12 +21,14 @@ class Facts:
     levels    its noise levels: a table of 1000 (VP), or the straight path of a flow
     multiple  the sides of its pictures are multiples of so many pixels: the VAE's factor times the network's own (SD's
               UNet halves latents thrice, SD3's patches are 2); 0: of its own size
-    size      height and width of a formula's pictures unless others are asked for
+    size      height and width of a formula's pictures unless others are asked for; 0: as its folder says
     kinds     what its network may be said to predict; one: what it predicts, none: there is nothing to say
     labels    its network is told the time as an integer label
     views     how it may be asked for a view; an embedded one by octant only where its words have them
     world     its prompts have a truth in the tiny world
     reads     settings of its own: of where the weights are, how they are kept, of the adapter
+    network   the class of diffusers whose weights it reads, "" for none; of several priors with one network
+    pipelines the classes of diffusers that use it in this prior's way, () for any
     """
 
     adapter: str
@@ -39,8 +41,14 @@ class Facts:
     views: tuple[str, ...] = ("four",)
     world: bool = False
     reads: tuple[str, ...] = ()
+    network: str = ""
+    pipelines: tuple[str, ...] = ()
 
 
+_SIZED = ("size", *(key for key in HUB if key not in CHANGED))
+_OWN_VAE = tuple(key for key in _SIZED if key != "vae")
+"""Of priors whose VAE has no tiny stand-in."""
+_SANA = ("SanaPipeline", "SanaSprintPipeline")
 _WORDS = ("four", "octants")
 FACTS: dict[str, Facts] = {
     "tiny_sd3": Facts("tiny", "embedded", "straight", views=_WORDS, world=True, reads=STORED),
@@ -66,12 +74,26 @@ FACTS: dict[str, Facts] = {
         world=True,
         reads=("size", "bank_views", "bank_std"),
     ),
-    "sd3": Facts("sd3", "hub", "straight", reads=("t5", "max_sequence_length", *HUB)),
+    "sd3": Facts("sd3", "hub", "straight", reads=("t5", "max_sequence_length", *HUB), network="SD3Transformer2DModel"),
     "sd": Facts(
-        "sd", "hub", "table", multiple=64, kinds=("eps", "v", "flow"), labels=True, reads=("kind", "mirror_time", *HUB)
+        "sd",
+        "hub",
+        "table",
+        multiple=64,
+        kinds=("eps", "v", "flow"),
+        labels=True,
+        reads=("kind", "mirror_time", *HUB),
+        network="UNet2DConditionModel",
     ),
     "instaflow": Facts(
         "sd", "hub", "straight", multiple=64, kinds=("flow",), labels=True, reads=("kind", "mirror_time", *HUB)
+    ),
+    "sdxl": Facts("sdxl", "hub", "table", multiple=32, reads=_SIZED, network="UNet2DConditionModel"),
+    "sana": Facts(
+        "sana", "hub", "straight", multiple=32, reads=_OWN_VAE, network="SanaTransformer2DModel", pipelines=_SANA
+    ),
+    "prx": Facts(
+        "prx", "hub", "straight", multiple=32, reads=_SIZED, network="PRXTransformer2DModel", pipelines=("PRXPipeline",)
     ),
     "gaussian": Facts("gaussian", "formula", "straight", multiple=0, size=8, reads=("size", "std")),
 }

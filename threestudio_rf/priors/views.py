@@ -153,7 +153,15 @@ def perp_neg_weights(azimuth: Tensor, elevation: Tensor, *, overhead: float = 60
 
 
 def mix(views: Condition, shares: Tensor) -> Condition:
-    """Condition of B samples as a linear mixture, `shares` (B, N), of the N prompts of `views`."""
+    """Condition of B samples as a linear mixture, `shares` (B, N), of the N prompts of `views`; masks are joined."""
     if shares.ndim != 2 or shares.shape[1] != len(views):
         raise ValueError(f"shares: got {tuple(shares.shape)}, expected (B, {len(views)})")
-    return Condition({k: torch.tensordot(shares.to(v), v, dims=1) for k, v in views.tensors.items()})
+    return Condition({name: _mixed(x, shares) for name, x in views.tensors.items()})
+
+
+def _mixed(x: Tensor, shares: Tensor) -> Tensor:
+    if x.dtype == torch.bool:
+        kept: Tensor = torch.tensordot((shares != 0).to(x.device, torch.float32), x.float(), dims=1) > 0
+        return kept
+    mixed: Tensor = torch.tensordot(shares.to(x), x, dims=1)
+    return mixed

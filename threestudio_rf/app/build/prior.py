@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -12,6 +13,8 @@ import torch
 from threestudio_rf.app.console import LOG
 from threestudio_rf.app.errors import user_path
 from threestudio_rf.app.settings.groups import PriorConfig
+from threestudio_rf.priors.adapters.base import Adapter
+from threestudio_rf.priors.adapters.load import load_adapted
 from threestudio_rf.priors.base import Prior
 from threestudio_rf.priors.facts import FACTS, Facts
 from threestudio_rf.priors.folder.changes import Changes, Delta
@@ -156,6 +159,23 @@ def _sd(config: PriorConfig, device: torch.device) -> Prior:
     )
 
 
+def _folder(config: PriorConfig, device: torch.device) -> Prior:
+    name = f"threestudio_rf.priors.adapters.{facts_of(config).adapter}"
+    adapter: Adapter = import_module(name).ADAPTER
+    return load_adapted(
+        adapter,
+        config.path,
+        device=device,
+        dtype=pick_dtype(config, device),
+        revision=config.revision,
+        variant=config.variant,
+        size=config.size,
+        cache=text_cache(config.cache),
+        options=part_options(config),
+        offline=config.offline,
+    )
+
+
 def _gaussian(config: PriorConfig, device: torch.device) -> Prior:
     colours = 2 * torch.tensor(list(COLOURS.values())) - 1
     size = config.size or facts_of(config).size
@@ -175,7 +195,8 @@ ADAPTERS: dict[str, Callable[[PriorConfig, torch.device], Prior]] = {
     "sd": _sd,
     "gaussian": _gaussian,
 }
-PRIORS = {name: PriorRow(ADAPTERS[facts.adapter], facts) for name, facts in FACTS.items()}
+"""Adapters that are opened in a way of their own; all others are files of `priors/adapters`."""
+PRIORS = {name: PriorRow(ADAPTERS.get(facts.adapter, _folder), facts) for name, facts in FACTS.items()}
 """Every prior by `prior.name`."""
 
 
@@ -193,4 +214,5 @@ def prior_id(config: PriorConfig) -> dict[str, str]:
     found |= {"lora": config.lora} if config.lora else {}
     if config.delta:
         found["delta"] = f"{config.delta} less {config.delta_from or config.path} times {config.delta_scale:g}"
+    found |= {"size": str(config.size)} if config.size and facts_of(config).source == "hub" else {}
     return found | ({"mirror_time": "mirrored time"} if config.mirror_time else {})

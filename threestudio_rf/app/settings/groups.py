@@ -71,7 +71,7 @@ class PriorConfig:
     prompt_back: str | None = opt(None, "the prompt to use from behind instead")
     prompt_overhead: str | None = opt(None, "the prompt to use from above instead")
     std: float = opt(0.1, "gaussian prior: standard deviation of each mode", above=0)
-    size: int = opt(0, "gaussian, tiny_exact: height and width of its pictures; 0: 8, 64", low=0, high=512)
+    size: int = opt(0, "height and width of its pictures; 0: its own (gaussian 8, tiny_exact 64)", low=0, high=4096)
     bank_views: int = opt(1500, "tiny_exact: true views per shape", low=1, high=20000)
     bank_std: float = opt(0.02, "tiny_exact: deviation of what its views do not resolve", above=0, high=1)
 

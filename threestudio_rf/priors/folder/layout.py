@@ -14,10 +14,22 @@ from torch import Tensor
 
 from threestudio_rf.core.files import read_text
 from threestudio_rf.priors.base import PriorError
+from threestudio_rf.priors.facts import FACTS
 
-KINDS = {"SD3Transformer2DModel": "sd3", "UNet2DConditionModel": "sd"}
-ADVICE = {"sd3": "use prior=sd3", "sd": "use prior=sd (prior=instaflow for a rectified flow)"}
+NETWORKS = ("transformer", "unet")
 TINY, VAES = "AutoencoderTiny", ("AutoencoderKL", "AutoencoderTiny")
+ENCODERS = {
+    "CLIPTextModel": "clip",
+    "CLIPTextModelWithProjection": "clip",
+    "T5EncoderModel": "t5",
+    "T5GemmaEncoder": "t5",
+    "Gemma2Model": "gemma2",
+    "Qwen3ForCausalLM": "qwen3",
+    "Qwen3Model": "qwen3",
+    "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl",
+    "Qwen3VLTextModel": "qwen3_vl",
+}
+"""Classes of text encoders, and how the kind that their config.json names begins."""
 LARGEST = 2**31 - 1
 REQUIRED = object()
 
@@ -153,13 +165,27 @@ def class_of(folder: Path) -> str:
 
 
 def kind_of(index: dict[str, Any]) -> str:
-    """The kind of folder ("sd", "sd3") of a model_index.json, "" when no adapter reads it.
+    """The prior ("sd", "sd3") that reads the folder of a model_index.json, "" for none.
 
-    The network's class decides; a UNet with a second text encoder is SDXL's.
+    The network's class decides, of several with one network the pipeline's; a UNet with a second text encoder is
+    SDXL's.
     """
-    entries = [value for key, value in index.items() if key in ("transformer", "unet") and isinstance(value, list)]
-    kind = next((KINDS[value[1]] for value in entries if value[1:] and str(value[1]) in KINDS), "")
-    return "" if kind == "sd" and present(index, "text_encoder_2") else kind
+    entries = [index[key] for key in NETWORKS if isinstance(index.get(key), list)]
+    classes = [entry[1] for entry in entries if entry[1:]]
+    for name, facts in FACTS.items():
+        if facts.network not in classes or (facts.pipelines and index.get("_class_name") not in facts.pipelines):
+            continue
+        if facts.network == "UNet2DConditionModel":
+            return "sdxl" if present(index, "text_encoder_2") else "sd"
+        return name
+    return ""
+
+
+def advice_of(kind: str) -> str:
+    """What to do with a folder of that kind."""
+    if not kind:
+        return "no adapter of this project reads it"
+    return f"use prior={kind}{' (prior=instaflow for a rectified flow)' if kind == 'sd' else ''}"
 
 
 def read_index(folder: Path, wanted: str) -> dict[str, Any]:
@@ -171,8 +197,8 @@ def read_index(folder: Path, wanted: str) -> dict[str, Any]:
     index = read_json(folder / "model_index.json")
     found = kind_of(index)
     if found != wanted:
-        hint = ADVICE.get(found, "no adapter of this project reads it")
-        raise PriorError(f"{folder} holds a {index.get('_class_name')}, expected the kind {wanted!r}: {hint}")
+        held = index.get("_class_name")
+        raise PriorError(f"{folder} holds a {held}, expected the kind {wanted!r}: {advice_of(found)}")
     return index
 
 

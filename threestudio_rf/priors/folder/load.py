@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,19 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from threestudio_rf.priors.base import PriorError
-from threestudio_rf.priors.folder.layout import VAES, Table, class_of, expected_type, fits, is_whole, read_json
+from threestudio_rf.priors.folder.layout import (
+    ENCODERS,
+    VAES,
+    Table,
+    class_of,
+    expected_type,
+    fits,
+    is_whole,
+    read_json,
+)
 
 POINTER = b"version https://git-lfs.github.com/spec/"
 SHARD = re.compile(r"-\d{5}-of-\d{5}")
-ENCODERS = {"CLIPTextModel": "clip", "CLIPTextModelWithProjection": "clip", "T5EncoderModel": "t5"}
-"""Classes of text encoders, and how the kind that their config.json names begins."""
 OLDER = ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0."))
 """Names of attention weights in files of the first diffusers versions, which its loader renames."""
 
@@ -223,11 +230,8 @@ def _why(cls: Any, folder: Path, files: list[Path], error: BaseException) -> str
         wrong = misshapen(cls, folder, files)
     except Exception as other:  # the same config.json, without weights
         return f"config.json cannot be used: {in_one_line(other)}"
-    return (
-        f"weights do not fit config.json: {'; '.join(wrong[:3])}"
-        if wrong
-        else f"cannot be loaded: {in_one_line(error)}"
-    )
+    fault = f"weights do not fit config.json: {'; '.join(wrong[:3])}"
+    return fault if wrong else f"cannot be loaded: {in_one_line(error)}"
 
 
 def in_one_line(error: BaseException) -> str:
@@ -236,12 +240,14 @@ def in_one_line(error: BaseException) -> str:
     return re.sub(r"\b\w*(Error|Exception)\b:?\s*", "", plain)[:300] or "no reason is given"
 
 
-def check_parts(folder: Path, parts: Collection[str], classes: dict[str, str], variant: str | None) -> None:
+def check_parts(
+    folder: Path, parts: Collection[str], classes: Mapping[str, str], variant: str | None, vaes: Collection[str] = VAES
+) -> None:
     """Look at every part without loading it; its class is in `classes` (part -> class of diffusers or transformers), a
-    VAE is one of VAES. PriorError for what is missing, broken or of another class. The only variant is told."""
+    VAE is one of `vaes`. PriorError for what is missing, broken or of another class. The only variant is told."""
     for name in parts:
         weight_files(folder / name, variant)
-        check_class(folder / name, (classes[name],) if name in classes else VAES)
+        check_class(folder / name, (classes[name],) if name in classes else vaes)
     only = {taken for name in parts if (taken := variant_of(folder / name, variant)) and taken != variant}
     if only:
         warnings.warn(f"{folder} holds the variant {', '.join(sorted(only))} alone: it is used", stacklevel=4)

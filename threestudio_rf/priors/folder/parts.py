@@ -6,7 +6,6 @@ trade time for memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,8 +19,9 @@ from threestudio_rf.core.collector import uncollected
 from threestudio_rf.priors.base import PriorError
 from threestudio_rf.priors.folder.changes import UNCHANGED, Changes
 from threestudio_rf.priors.folder.hub import Places
-from threestudio_rf.priors.folder.layout import TINY, class_of
+from threestudio_rf.priors.folder.layout import VAES, class_of
 from threestudio_rf.priors.folder.load import load_part
+from threestudio_rf.priors.folder.vaes import CODECS, PIXELS, Scale
 
 STORAGES = ("none", "fp8")
 QUANTIZATIONS = {"none": "", "int8": "torchao>=0.15", "nf4": "bitsandbytes>=0.43.3"}
@@ -101,8 +101,9 @@ class FolderParts:
     """Network and VAE, loaded and checked when first asked for.
 
     `network_at` is (subfolder, class of diffusers); `shifted`: latents are (z - shift_factor) scaling_factor of the
-    VAE's output z, else z scaling_factor, both from its config. The VAE computes in float32 where the network is in
-    float16: its gradients of order 1/M would be subnormal there.
+    VAE's output z, else z scaling_factor, both from its config. `pixels`: there is no VAE, latents are the picture
+    itself in [-1, 1]. The VAE computes in float32 where the network is in float16: its gradients of order 1/M would be
+    subnormal there.
     """
 
     def __init__(
@@ -113,14 +114,17 @@ class FolderParts:
         device: torch.device,
         dtype: torch.dtype,
         shifted: bool,
+        pixels: bool = False,
         variant: str | None = None,
         options: PartOptions = PLAIN,
     ) -> None:
         options.changes.check(places.folder)
         self.places, self.network_at = places, network_at
         self.device, self.dtype, self.shifted, self.variant = device, dtype, shifted, variant
-        self.vae_dtype = torch.float32 if dtype == torch.float16 else dtype
-        self.options, self.tiny = options, class_of(places.vae) == TINY
+        self.vae_dtype = torch.float32 if pixels or dtype == torch.float16 else dtype
+        self.options, self.pixels = options, pixels
+        self.vae_class = "" if pixels else class_of(places.vae) or VAES[0]
+        self.codec = PIXELS if pixels else CODECS[self.vae_class]
         self.loaded: dict[str, Any] = {}
         self._present: set[str] = set()
 
@@ -162,12 +166,14 @@ class FolderParts:
 
     @uncollected()
     def _load_vae(self) -> Any:
-        from diffusers import AutoencoderKL, AutoencoderTiny
+        import diffusers
 
-        cls = AutoencoderTiny if self.tiny else AutoencoderKL
+        if self.pixels:
+            return nn.Identity()
+        cls = getattr(diffusers, self.vae_class)
         vae = load_part(cls, self.places.vae, dtype=self.vae_dtype, variant=self.variant)
-        if self.options.vae_checkpointing:
-            recompute_encoder(vae, tiny=self.tiny)
+        if self.options.vae_checkpointing and self.codec.recompute is not None:
+            self.codec.recompute(vae)
         return vae
 
     def encode(self, image: Tensor, generator: Generator | None = None) -> Tensor:
@@ -175,9 +181,8 @@ class FolderParts:
         or a sample of it with a generator; an AutoencoderTiny has no posterior."""
         self.on_device("vae")
         x = 2 * image.to(self.device, self.vae_dtype) - 1
-        # With `offload` the VAE may be away when backward needs it: computing again brings it back.
-        out = checkpoint(self._encoded, x, use_reentrant=False) if self._comes_back(x) else self._encoded(x)
-        z = out if self.tiny else _drawn(out, generator)
+        out = checkpoint(self._encoded, x, use_reentrant=False) if self._twice(x) else self._encoded(x)
+        z = self.codec.drawn(out, generator)
         scale, shift = self._scale()
         return ((z.float() - shift) * scale).to(image.device)
 
@@ -187,28 +192,22 @@ class FolderParts:
         vae = self.vae
         scale, shift = self._scale()
         z = latents.to(self.device, torch.float32) / scale + shift
-        image: Tensor = vae.decode(z.to(self.vae_dtype)).sample.float()
+        image: Tensor = self.codec.decoded(vae, z.to(self.vae_dtype)).float()
         return (image / 2 + 0.5).clamp(0, 1).to(latents.device)
 
-    def _comes_back(self, x: Tensor) -> bool:
-        return self.options.offload and torch.is_grad_enabled() and x.requires_grad
+    def _twice(self, x: Tensor) -> bool:
+        """With `offload` the VAE may be away when backward needs it: computing again brings it back."""
+        whole = self.options.vae_checkpointing and self.codec.recompute is None
+        return (self.options.offload or whole) and torch.is_grad_enabled() and x.requires_grad
 
     def _encoded(self, x: Tensor) -> Tensor:
-        out = self.vae.encode(x)
-        encoded: Tensor = out.latents if self.tiny else out.latent_dist.parameters
-        return encoded
+        return self.codec.said(self.vae, x)
 
-    def _scale(self) -> tuple[float, float]:
-        config = self.loaded["vae"].config
-        return config.scaling_factor, (config.shift_factor or 0.0) if self.shifted else 0.0
-
-
-def _drawn(moments: Tensor, generator: Generator | None) -> Tensor:
-    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-
-    posterior = DiagonalGaussianDistribution(moments)
-    z: Tensor = posterior.mode() if generator is None else posterior.sample(generator)
-    return z
+    def _scale(self) -> Scale:
+        scale, shift = (
+            x.to(self.device) if isinstance(x, Tensor) else x for x in self.codec.factors(self.loaded["vae"])
+        )
+        return scale, shift if self.shifted else 0.0
 
 
 def load_network(
@@ -238,27 +237,3 @@ def quantization(options: PartOptions, dtype: torch.dtype) -> Any:
 
         return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     return None
-
-
-class Recomputed(nn.Module):
-    """A layer that keeps only its input for backward and computes the rest again."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        run: Callable[[Tensor], Tensor] = self.layer
-        return checkpoint(run, x, use_reentrant=False) if torch.is_grad_enabled() else run(x)
-
-
-def recompute_encoder(vae: Any, *, tiny: bool) -> None:
-    """Checkpoint the encoder of a VAE in place; latents and gradients stay as they are.
-
-    AutoencoderTiny's own flag must not be used: with it EncoderTiny leaves out its map from [-1, 1] to [0, 1]
-    (diffusers 0.40 to 0.42.1 at least), so every layer is wrapped instead.
-    """
-    if tiny:
-        vae.encoder.layers = nn.Sequential(*(Recomputed(layer) for layer in vae.encoder.layers))
-    else:
-        vae.enable_gradient_checkpointing()

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -91,12 +92,16 @@ REFUSALS = (
 class Scheduler:
     """scheduler_config.json of a prior whose levels are those of `table`, of a flow if it is None.
 
-    `tokens` is how many patches the network sees at its native size, for dynamic shifts.
+    `tokens` is how many patches the network sees at its native size, for dynamic shifts. `even`: the folder's pipeline
+    asks for sigmas 1 .. 1/S before they are shifted. `law` is a dynamic shift's own mu (tokens, steps), which is then
+    no property of the path: `time_shift` is 1.
     """
 
     config: Table
     table: DiscreteVP | None
     tokens: int = 0
+    even: bool = False
+    law: Callable[[int, int], float] | None = None
 
     @property
     def name(self) -> str:
@@ -129,14 +134,14 @@ class Scheduler:
         if self.table is not None:
             return 1.0
         if self._get("use_dynamic_shifting") and self.name != FLOWS[1]:
-            return math.exp(self.mu)
+            return math.exp(self.mu) if self.law is None else 1.0
         return self.config.real("flow_shift" if self._get("use_flow_sigmas") else "shift", 1.0, above=0)
 
     @property
     def mu(self) -> float:
-        """The exponent of a dynamic shift: linear in the number of tokens, as in diffusers' SD3 pipeline."""
+        """The exponent of a dynamic shift: linear in the number of tokens, as in diffusers' pipelines."""
         low, high = self.config.whole("base_image_seq_len", 256), self.config.whole("max_image_seq_len", 4096)
-        base, most = self.config.real("base_shift", 0.5), self.config.real("max_shift", 1.16)
+        base, most = self.config.real("base_shift", 0.5), self.config.real("max_shift", 1.15 if self.even else 1.16)
         if low == high:
             raise self.config.refuse("max_image_seq_len", f"another number than base_image_seq_len, {low}")
         return base + (most - base) * (self.tokens - low) / (high - low)
@@ -177,7 +182,7 @@ class Scheduler:
         for key, known in REFUSED.items():
             if self._get(key) not in known:
                 raise self.config.refuse(key, " or ".join(str(value) for value in known if value is not None))
-        plain = self.name == FLOWS[1] or not any(self._get(key) for key in RESHAPED)
+        plain = self.name == FLOWS[1] or not (self.even or any(self._get(key) for key in RESHAPED))
         if self.name in FLOWS and (shift is not None or plain):
             return Grid(flow_match_spacing(steps, shift=self.time_shift if shift is None else shift, n=self.trained))
         found = self._asked(steps, {"steps_offset": 1 if offset is None else offset} | _shifted(shift))
@@ -197,10 +202,17 @@ class Scheduler:
         config = {key: value for key, value in {**self.config.content, **changes}.items() if key in known}
         try:
             scheduler = made(**config)
-            scheduler.set_timesteps(steps, **({"mu": self.mu} if self._get("use_dynamic_shifting") else {}))
+            scheduler.set_timesteps(steps, **self._given(steps))
         except REFUSALS as error:
             raise PriorError(f"{self.config.file}: {error}") from None
         return scheduler
+
+    def _given(self, steps: int) -> dict[str, Any]:
+        """What the folder's pipeline passes to set_timesteps."""
+        given: dict[str, Any] = {"sigmas": torch.linspace(1, 1 / steps, steps).tolist()} if self.even else {}
+        if self._get("use_dynamic_shifting"):
+            given["mu"] = self.mu if self.law is None else self.law(self.tokens, steps)
+        return given
 
     def _between(self, sigmas: Tensor, labels: Tensor, initial: float | None) -> Grid:
         """The grid of diffusers' sigmas (S + 1,), those of a table being sigma / alpha, and labels (S,).
