@@ -8,7 +8,10 @@ Without --docs it is printed.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from threestudio_rf.app.settings.peers import CONVERTED, DEFAULTS, RENAMED
 from threestudio_rf.app.settings.unneeded import FIXED, Fixed

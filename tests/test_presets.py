@@ -8,7 +8,7 @@ by sigma^2 -> gradients that their code prints; opaqueness of 10 throughout, t_m
 the scale 100 in dreamfusion_sd, 512 pixels from the start in prolificdreamer, elevations up to 90, 512 pixels for the
 encoder in rfds_sd3 -> 3D tables; lambda_distill 1, three particles, no accumulation in 2d_rfds, no shift in
 2d_rfds_sd3, InstaFlow's k in 2d_rfds_rev_sd3 -> 2D script; no experiment implied by scene=image -> the preset of its
-prior.
+prior; upright cameras, all levels, dreamfusion_sd's light in magic3d or sdi, no price of hollows -> 3D tables.
 """
 
 from __future__ import annotations
@@ -83,6 +83,10 @@ class Row:
     rates: tuple[float, float, float] = (0.01, 0.001, 0.001)
     decay: float = 0.01
     random: float = 0.5
+    stray: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    bands: tuple[int, int, int] | None = None
+    light: tuple[int, float, float, str, bool] | None = None
+    convex: tuple[float, float] = (0.0, 0.0)
 
 
 WIDE, CLEANER = (0.02, 0.98), (0.30, 0.98)
@@ -107,7 +111,9 @@ STUDIO |= {
     "radius": 2.0,
     "rates": (0.01, 0.01, 0.001),
 }
-STUDIO |= {"distance": (1.5, 2.0), "eval_distance": 2.0}
+STUDIO |= {"distance": (1.5, 2.0), "eval_distance": 2.0, "stray": (0.1, 0.2, 0.02), "bands": (8, 2000, 500)}
+STUDIO |= {"light": (2001, 0.75, 0.5, "normal", False)}
+PLAIN = {"stray": (0.0, 0.0, 0.0), "bands": None, "light": None}
 REFERENCE = {
     "rfds": Row("rfds-3d", noise="random", **INSTAFLOW),
     "rfds_rev": Row("rfds-rev-3d", noise="rev", rev_step=1.0, **INSTAFLOW),
@@ -115,13 +121,19 @@ REFERENCE = {
     "rfds_rev_sd3": Row("rfds-rev-sd3-3d", noise="rev", sparsity=(0.2, 0.2), **SD3),
     "rfds_rev_sd3_low_memory": Row("rfds-rev-sd3-3d", noise="rev", sparsity=(0.2, 0.2), samples=256, **SD3),
     "dreamfusion_sd": Row("dreamfusion-sd", scale=101, weight="sigma2", orient=(10, 1000), **STUDIO),
-    "magic3d_coarse_sd": Row("magic3d-coarse-sd", scale=101, orient=(10, 1000), **STUDIO),
+    "magic3d_coarse_sd": Row(
+        "magic3d-coarse-sd",
+        scale=101,
+        orient=(10, 1000),
+        **STUDIO | {"bands": None, "light": (2001, 0.75, 0.5, "cone", True)},
+    ),
     "sjc": Row(
         "sjc",
         scale=101,
         **STUDIO
         | {"early": (0.01, 0.97), "late": (0.01, 0.97), "distance": (1.5, 1.5), "eval_distance": 1.5, "radius": 1.0}
-        | {"eval_elevation": 20.0, "rates": (0.01, 0.001, 0.0001)},
+        | {"eval_elevation": 20.0, "rates": (0.01, 0.001, 0.0001)}
+        | PLAIN,
     ),
     "prolificdreamer": Row(
         "prolificdreamer",
@@ -145,7 +157,8 @@ REFERENCE = {
         law="annealed",
         **STUDIO
         | {"noise": "inverted", "sparsity": (0.15, 0), "opaque": (0.1, 0.1), "sizes": (512, 512)}
-        | {"early": (0.25, 0.98), "late": (0.25, 0.98)},
+        | {"early": (0.25, 0.98), "late": (0.25, 0.98), "convex": (1.0, 0.1)}
+        | {"light": (1000, 0.3, 0.75, "normal", False)},
     ),
 }
 
@@ -165,8 +178,8 @@ def test_a_3d_preset_has_the_numbers_of_its_file(experiment):
         row.rev_step,
     )
     assert method.weight == row.weight
-    names = ("sparsity", "opaqueness", "orientation", "z_variance")
-    wanted = (row.sparsity, row.opaque, row.orient, (row.z_variance, row.z_variance))
+    names = ("sparsity", "opaqueness", "orientation", "z_variance", "convex")
+    wanted = (row.sparsity, row.opaque, row.orient, (row.z_variance, row.z_variance), row.convex)
     for name, pair in zip(names, wanted, strict=True):
         assert (made.factor(name, 0), made.factor(name, LATE)) == pytest.approx(pair), name
     assert (made.perp_neg is not None) == row.perp_neg
@@ -183,6 +196,14 @@ def test_a_3d_preset_looks_encodes_and_learns_as_its_file(experiment):
     assert (made.views.distance, made.views.front, made.views.back) == (row.distance, row.front, row.front)
     looked = (camera.eval_distance, camera.eval_elevation, camera.eval_fovy, camera.eval_size, camera.test_views)
     assert looked == (row.eval_distance, row.eval_elevation, 70, 512, 120)
+    assert made.views.stray == row.stray
+    light, bands = config.scene.shading, config.scene.encoding
+    assert light.start == (row.light and row.light[0]) and bands.start_level == (row.bands and row.bands[0])
+    if row.light is not None:
+        assert (light.diffuse, light.textureless, light.law, light.soft) == row.light[1:]
+        assert (light.ambient, light.spread, light.distance) == (0.1, 1.0, [0.8, 1.5])
+    if row.bands is not None:
+        assert (bands.start_step, bands.update_steps) == row.bands[1:]
     optim, scene = config.optim, config.scene
     assert (optim.lr_encoding, optim.lr_networks, optim.lr_background, optim.weight_decay) == (*row.rates, row.decay)
     assert (optim.betas, optim.eps, optim.clip, optim.accumulate) == ([0.9, 0.99], 1e-15, 0, 1)
@@ -201,6 +222,17 @@ def test_a_3d_preset_builds_with_the_closed_form_prior(experiment):
     found = {group["name"]: group["lr"] for group in make_optimiser(scene, rates(config)).param_groups}
     assert found == dict(zip(("encoding", "networks", "background"), REFERENCE[experiment].rates, strict=True))
     assert len(conditions) == 4
+
+
+def test_the_second_stage_of_magic3d_has_the_numbers_of_its_file():
+    config = composed("magic3d_refine_sd", "weights=some.glb")
+    made, scene, light = lift_settings(config), config.scene, config.scene.shading
+    assert (scene.name, scene.mesh.resolution, scene.radius, scene.encoding.start_level) == ("mesh", 128, 2.0, None)
+    assert (light.start, light.diffuse, light.textureless, light.law, light.soft) == (0, 0.75, 0.5, "cone", True)
+    assert (made.views.sizes, made.views.fovy, made.views.stray) == ([512], (30, 45), (0.1, 0.2, 0.02))
+    assert (made.steps, made.times.t_max(0), made.method.scale, made.method.weight) == (5000, 0.5, 101, "sigma2")
+    assert {name: made.factor(name, 0) for name in made.lambdas} == {"distill": 16384, "normal_consistency": 10000}
+    assert {rate(0) for name, rate in made.rates.items() if name != "image"} == {0.01}
 
 
 def test_the_window_of_a_3d_preset_changes_at_step_5000_and_what_it_cuts_is_the_clean_end():

@@ -34,7 +34,7 @@ from threestudio_rf.app.report.grid_table import (
 )
 from threestudio_rf.app.settings.compose import compose, typed
 from threestudio_rf.app.settings.flags import translate
-from threestudio_rf.app.settings.groups import GridConfig
+from threestudio_rf.app.settings.train_tiny import GridConfig
 from threestudio_rf.app.tasks import grid
 from threestudio_rf.export.media import png
 from threestudio_rf.trainer.log import Metrics

@@ -81,8 +81,8 @@ def test_files_that_cannot_begin_a_run_are_refused(lines, told, rest, launcher, 
 def test_terms_of_a_mesh_are_refused_for_a_field_and_a_setting_of_the_shared_grid_must_fit(
     rest, finished, launcher, tmp_path
 ):
-    code, _, _, err = launcher(*rest, "prompt=a", "loss.lambda_convex=1", f"exp_root_dir={tmp_path}")
-    assert code == 2 and "loss.lambda_convex=1: expected none with scene=nerf, which has no mesh" in err
+    code, _, _, err = launcher(*rest, "prompt=a", "loss.lambda_laplacian=1", f"exp_root_dir={tmp_path}")
+    assert code == 2 and "loss.lambda_laplacian=1: expected none with scene=nerf, which has no mesh" in err
     line = [*rest, *MESH, "prompt=a", f"init={finished}", "scene.radius=0.7", f"exp_root_dir={tmp_path}"]
     code, _, _, err = launcher(*line)
     assert code == 2 and "scene.radius: 0.6 -> 0.7" in err

@@ -144,7 +144,7 @@ FILES: dict[str, dict[str, Any]] = {
         "magic3d-system",
         data=FAR | {"width": 64, "height": 64, "light_sample_strategy": "magic3d"},
         system=LIGHT
-        | {"geometry": GEOMETRY | {"isosurface_resolution": 128, "isosurface_threshold": "auto"}}
+        | {"geometry=": GEOMETRY | BLOB | {"pos_encoding_config": HASH, "isosurface_resolution": 128}}
         | {"material=": {"ambient_only_steps": 2001, "soft_shading": True}}
         | {"guidance": SHARES | {"weighting_strategy": "uniform"}, "loss": SDS_LOSS, "optimizer": TWO},
     ),
@@ -329,6 +329,9 @@ def test_a_whole_file_means_their_defaults_where_it_says_nothing(tmp_path):
     assert (found.camera.elevation, found.camera.distance, found.camera.eval_distance) == ([-10, 90], [1, 1.5], 1.5)
 
 
+GRID, LAMP, POINT = "system.geometry.pos_encoding_config", "system.material", "diffuse-with-point-light-material"
+TETRA, CELLS, LIT = "tetrahedra-sdf-grid", "scene.mesh.resolution=64", "scene.shading.ambient=0.2"
+HOLLOW, STILL_MESH = "loss.lambda_convex=1", ["optim.lr_geometry=0", "scene.mesh.reach=0"]
 SDS, FLOW, FALL = "experiment=dreamfusion_sd", "experiment=rfds", "experiment=rfds_sd3"
 
 
@@ -357,7 +360,21 @@ SDS, FLOW, FALL = "experiment=dreamfusion_sd", "experiment=rfds", "experiment=rf
         (["system.prompt_processor.prompt_side=a hat, from the side"], ["prior.prompt_side='a hat, from the side'"]),
         (["-m", SDS, "system.guidance.guidance_scale=7,100"], ["loss.scale=8,101"]),
         (["system.loggers.wandb.project=x", "trainer.precision=16-mixed", "use_timestamp=true"], []),
-        (["system.geometry.density_bias=blob_magic3d", "data.camera_perturb=0."], []),
+        (["system.geometry.density_bias=blob_magic3d", "system.refinement=true"], []),
+        (["data.camera_perturb=0.0", "data.up_perturb=0.1"], ["camera.position_perturb=0.0", "camera.up_perturb=0.1"]),
+        ([f"{GRID}.start_level=4", f"{GRID}.otype=ProgressiveBandHashGrid"], ["scene.encoding.start_level=4"]),
+        ([f"{GRID}.otype=HashGrid"], ["scene.encoding.start_level=null"]),
+        (["system.material_type=no-material", f"{LAMP}.ambient_only_steps=7"], ["scene.shading.start=null"]),
+        ([f"system.material_type={POINT}", f"{LAMP}.ambient_only_steps=7"], ["scene.shading.start=7"] * 2),
+        (
+            [f"{LAMP}.ambient_only_steps=7", f"{LAMP}.soft_shading=true"],
+            ["scene.shading.start=7", "scene.shading.soft=true"],
+        ),
+        ([f"{LAMP}.ambient_light_color=[0.2,0.2,0.2]", f"{LAMP}.diffuse_light_color=[0.8,0.8,0.8]"], [LIT]),
+        (["data.light_sample_strategy=magic3d", "system.loss.lambda_convex=1"], ["scene.shading.law='cone'", HOLLOW]),
+        (["system.geometry.isosurface_resolution=64"], ["export.resolution=64"]),
+        ([f"system.geometry_type={TETRA}", "system.geometry.isosurface_resolution=64"], ["scene.name='mesh'", CELLS]),
+        (["system.geometry.fix_geometry=true", "system.geometry.isosurface_deformable_grid=false"], STILL_MESH),
         (
             ["system.geometry_convert_from=a, b.ckpt", "system.geometry_convert_override.isosurface_threshold=5."],
             ["weights='a, b.ckpt'"],
@@ -379,6 +396,10 @@ def test_a_key_on_the_command_line_goes_through_the_same_table(line, expected):
         (["system.loss.lambda_sds=1"], "nearest: .*loss.lambda_distill"),
         (["use_timestamp=false"], "nearest: tag=, in front of the time"),
         (["data.widht=64"], "unknown key data.widht; did you mean data.width"),
+        (["system.material_type=pbr-material"], "nearest: colours, no-material, or diffuse-with-point-light-material"),
+        (["system.material.diffuse_light_color=[0.5,0.5,0.5]"], "nearest: 0.9: both lights are 1 together"),
+        (["system.material.ambient_light_color=[0.1,0.1,0.2]"], "nearest: a grey light: scene.shading.ambient"),
+        (["system.geometry.pos_encoding_config.otype=Frequency"], "nearest: HashGrid or ProgressiveBandHashGrid"),
         (["strict=maybe"], "expected strict=true or strict=false"),
     ],
 )
@@ -388,7 +409,7 @@ def test_a_key_that_cannot_be_followed_is_refused(line, message):
 
 
 def test_what_is_done_otherwise_is_said():
-    notes = translate(["system.exporter_type=dummy-exporter", "data.light_distance_range=[1,2]"]).notes
+    notes = translate(["system.exporter_type=dummy-exporter", "system.material.ambient_only_on_test=false"]).notes
     assert len(notes) == 2 and "without a light" in "".join(notes) and "dummy-exporter" in "".join(notes)
 
 
@@ -471,8 +492,16 @@ def test_every_deviation_has_a_test_that_is_there():
 def test_every_key_of_the_tables_reaches_the_settings_that_they_name():
     for key, ours in RENAMED.items():
         assert translate([f"{key}=1"]).overrides[0].partition("=")[0] == ours in leaves(), key
-    samples = {"background_type": "solid-color-background", "color": "[0,0.5,1]", "name": "Adam", "fmt": "obj"}
+    samples = {
+        "diffuse_light_color": "[0.9,0.9,0.9]",
+        "background_type": "solid-color-background",
+        "color": "[0,0.5,1]",
+        "name": "Adam",
+        "fmt": "obj",
+    }
     samples |= {"weighting_strategy": "uniform", "resolution_milestones": "[5]", "save_texture": "false"}
+    samples |= {"otype": "HashGrid", "material_type": POINT, "ambient_light_color": "[0.2,0.2,0.2]"}
+    samples |= {"light_sample_strategy": "magic3d", "isosurface_deformable_grid": "false", "fix_geometry": "true"}
     samples |= {
         "view_dependent_prompting": "false",
         "geometry_type": "implicit-volume",
@@ -486,4 +515,6 @@ def test_every_key_of_the_tables_reaches_the_settings_that_they_name():
         found = translate(["experiment=dreamfusion_sd", f"{key}={value}"]).overrides[1:]
         named = {item.partition("=")[0] for item in found}
         wanted = {name for name in leaves() for each in row.ours.split(", ") if fnmatch(name, each)}
-        assert named and named - {"camera.milestones"} <= wanted | set(row.ours.split(", ")), key
+        assert (named or last == "diffuse_light_color") and named - {"camera.milestones"} <= wanted | set(
+            row.ours.split(", ")
+        ), key

@@ -41,9 +41,17 @@ SMALL = ["prompt='a red ball'", "scene.encoding.levels=2", "scene.encoding.log2_
 SMALL += ["scene.renderer.occupancy_resolution=4", "export.resolution=12", "experiment=tiny_rfds"]
 EDIT = ("task=edit", "prior=gaussian", "edit.image=TMP/given.png", "edit.source=red", "edit.steps=3")
 SAMPLE = ("task=sample", "sample.steps=4", "sample.n=3", "sample.batch=2")
+BANDS = "scene.encoding.start_level=1"
 SIGHTS: list[tuple[Any, ...]] = [
     (sights.lifted, "prior=gaussian"),
-    (sights.lifted, "prior=gaussian", "scene.background.name=environment", "scene.shading.start=3", "loss=rfds_rev"),
+    (
+        sights.lifted,
+        "prior=gaussian",
+        "scene.background.name=environment",
+        "scene.shading.start=3",
+        "loss=rfds_rev",
+        BANDS,
+    ),
     (sights.lifted, "prior=gaussian", "scene=image", "scene.image.per_step=2", "loss=sdi", "scene.image.view=side"),
     (sights.lifted, "prior=gaussian", "scene=mesh", "scene.mesh.resolution=8"),
     (sights.lifted, "prior=gaussian", "loss=ism"),
@@ -121,6 +129,12 @@ ELSEWHERE = {
 }
 """Settings of the rim, and the file that has a test of each."""
 HIDDEN = {
+    "camera.position_perturb": "stray.0",
+    "camera.center_perturb": "stray.1",
+    "camera.up_perturb": "stray.2",
+    "scene.encoding.start_level": "bands",
+    "scene.encoding.start_step": "bands.start",
+    "scene.encoding.update_steps": "bands.every",
     "scene.encoding.backend": "encoding.asked",
     "scene.encoding.base": "resolution",
     "scene.encoding.growth": "resolution",

@@ -1,12 +1,14 @@
 """Cameras against explicit geometry.
 
 Seen to fail: `sin_e` negated in `position`; `up` negated in `c2w`; y not flipped in `rays`; aspect ratio dropped; the
-field of view not halved; asin left out of the draw on the sphere; the range of the draw shrunk to its middle half.
+field of view not halved; asin left out of the draw on the sphere; the range of the draw shrunk to its middle half;
+a shift left out of the position, added to the look instead of its target, or of the wrong one of the three laws.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -131,8 +133,42 @@ def test_selecting_and_resizing_keep_the_views() -> None:
     assert len(camera.select(slice(0, 1))) == 1 and len(camera.to("cpu")) == 3
 
 
+def test_shifted_cameras_are_those_of_threestudios_cross_products() -> None:
+    plain = three()
+    same = replace(plain, shift=torch.zeros(3, 3, 3))
+    assert torch.allclose(same.c2w, plain.c2w, atol=1e-6) and torch.equal(same.position, plain.position)
+    shift = torch.randn(3, 3, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.1, 0.2, 0.02])[:, None]
+    camera = replace(plain, shift=shift)
+    for i in range(3):
+        place, centre = plain.position[i] + shift[i, 0], shift[i, 1]
+        look = (centre - place) / (centre - place).norm()
+        right = torch.linalg.cross(look, torch.tensor([0.0, 0.0, 1.0]) + shift[i, 2])
+        right = right / right.norm()
+        up = torch.linalg.cross(right, look)
+        assert torch.allclose(camera.c2w[i], torch.stack((right, up, -look), dim=-1), atol=1e-6)
+        origins, directions = camera.rays()
+        assert torch.allclose(origins[i, 0, 0], place) and torch.allclose(directions[i, 2, 3], look, atol=1e-6)
+    assert torch.equal(camera.select([2, 0]).position, camera.position[[2, 0]])
+    assert torch.equal(camera.share(1, 3).to("cpu").c2w, camera.c2w[1:2])
+    assert torch.equal(camera.resized(9, 3).c2w, camera.c2w)
+
+
+def test_cameras_stray_by_the_stated_laws_from_where_they_would_be() -> None:
+    draws = {"elevation": (-10.0, 45.0), "distance": (1.5, 2.0), "height": 4, "width": 4}
+    plain = random_views(4000, torch.Generator().manual_seed(1), **draws)  # type: ignore[arg-type]
+    moved = random_views(4000, torch.Generator().manual_seed(1), stray=(0.1, 0.2, 0.02), **draws)  # type: ignore[arg-type]
+    assert plain.shift is None and torch.equal(moved.azimuth, plain.azimuth) and torch.equal(moved.fovy, plain.fovy)
+    assert moved.shift is not None
+    place, centre, up = moved.shift.unbind(1)
+    assert 0.099 < place.abs().max() <= 0.1 and abs(place.std().item() - 0.1 / 3**0.5) < 0.001
+    assert abs(centre.std().item() - 0.2) < 0.005 and centre.abs().max() > 0.6
+    assert abs(up.std().item() - 0.02) < 0.0005 and moved.shift.mean().abs() < 0.003
+
+
 def test_bad_cameras_are_refused() -> None:
     one, two = torch.zeros(1), torch.zeros(2)
+    with pytest.raises(ValueError, match=r"shift must be .1, 3, 3.*got .1, 3."):
+        Camera(one, one, one, one, 4, 4, shift=torch.zeros(1, 3))
     with pytest.raises(ValueError, match=r"must all be \(B,\)"):
         Camera(one, two, one, one, 4, 4)
     with pytest.raises(ValueError, match="at least one view"):

@@ -1,7 +1,8 @@
 """Density blob, box and normals by closed form.
 
 Seen to fail: blob radius and density exchanged; softplus replaced by relu; the box left out; the sign of the normal;
-one tetrahedron corner wrong; the split of the network's output shifted.
+one tetrahedron corner wrong; the split of the network's output shifted; a level too
+many, or one more at the step itself; bands that are forgotten when the scene is stored.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from threestudio_rf.scenes.field import HashGridField, mlp, normals_by_differences
+from threestudio_rf.scenes.field import Bands, HashGridField, mlp, normals_by_differences
 from threestudio_rf.scenes.hashgrid import HashGrid
 
 
-def field(**changes: float) -> HashGridField:
+def field(**changes: float | Bands) -> HashGridField:
     generator = torch.Generator().manual_seed(0)
     grid = HashGrid(levels=3, log2_table=8, base=4, growth=1.5, generator=generator)
     return HashGridField(grid, out_features=6, hidden=8, generator=generator, **changes)  # type: ignore[arg-type]
@@ -76,3 +77,33 @@ def test_the_network_is_the_one_of_its_generator() -> None:
 def test_bad_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="blob_radius > 0"):
         field(blob_radius=0.0)
+
+
+@pytest.mark.parametrize(("step", "levels"), [(0, 1), (20, 1), (24, 1), (25, 2), (29, 2), (30, 3), (500, 3)])
+def test_levels_join_one_by_one_as_in_threestudios_progressive_grid(step: int, levels: int) -> None:
+    start_level, start_step, update_steps, n_level = 1, 20, 5, 3
+    assert levels == min(start_level + max(step - start_step, 0) // update_steps, n_level)  # its line
+    banded, whole = field(bands=Bands(1, 20, 5, width=2)), field()
+    banded.load_state_dict(whole.state_dict())
+    banded.update(step)
+    points = torch.rand(50, 3, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    with torch.no_grad():
+        for level in whole.encoding.levels[levels:]:  # type: ignore[union-attr]
+            whole.encoding.table[:, level.offset : level.offset + level.size] = 0  # type: ignore[index]
+    assert torch.allclose(banded.raw(points), whole.raw(points), atol=1e-7)
+    banded.raw(points).square().sum().backward()
+    gradient = banded.encoding.table.grad  # type: ignore[union-attr]
+    used = [bool(gradient[:, one.offset : one.offset + one.size].any()) for one in whole.encoding.levels]  # type: ignore[index,union-attr]
+    assert used == [level < levels for level in range(3)]
+
+
+def test_the_levels_of_a_stored_field_are_those_it_had() -> None:
+    early, late = field(bands=Bands(1, 20, 5, width=2)), field(bands=Bands(1, 20, 5, width=2))
+    early.update(26)
+    late.load_state_dict(early.state_dict())
+    assert late.mask.tolist() == [1, 1, 1, 1, 0, 0]
+    late.load_state_dict(field().state_dict())
+    assert late.mask.tolist() == [1] * 6, "what was stored without bands has all levels"
+    field().load_state_dict(early.state_dict())
+    with pytest.raises(ValueError, match="bands: got 0, 5, 2"):
+        Bands(0, 20, 5, width=2)

@@ -1,6 +1,6 @@
 """Regularisers by hand. Seen to fail: the 0.01 of sparsity moved out of the root; the second half of the cross-entropy
 dropped; the count of orientation over all pixels; > 0.5 turned round; an empty mean left as 0/0; one axis of the total
-variation dropped."""
+variation dropped; neighbours of the price of hollows exchanged, or one of its directions dropped."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from threestudio_rf.scenes.base import Rendering
 from threestudio_rf.scenes.regularize import (
     REGULARIZERS,
     border,
+    convex,
     opaqueness,
     orientation,
     sparsity,
@@ -69,7 +70,9 @@ def test_total_variation_adds_rows_and_columns() -> None:
 @pytest.mark.parametrize("name", REGULARIZERS)
 def test_an_empty_picture_costs_a_finite_number_with_a_zero_or_finite_gradient(name: str) -> None:
     x = torch.zeros(2, 1, 3, 4, requires_grad=True)
-    value = REGULARIZERS[name](rendering(x, spread=x * 2, away=x * 3)._replace(border=x * 4))
+    value = REGULARIZERS[name](
+        rendering(x, spread=x * 2, away=x * 3)._replace(border=x * 4, normal=x.repeat(1, 3, 1, 1))
+    )
     value.backward()
     assert value.isfinite() and x.grad is not None and x.grad.isfinite().all()
     if name in ("orientation", "z_variance", "border", "total_variation"):
@@ -86,3 +89,21 @@ def test_a_broken_pixel_that_does_not_count_does_not_spread() -> None:
 def test_a_missing_map_is_named(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}.*got None"):
         REGULARIZERS[name](rendering(torch.ones(1, 1, 2, 3)))
+
+
+def test_the_price_of_hollows_is_threestudios() -> None:
+    draws = torch.Generator().manual_seed(0)
+    normal = torch.randn(2, 3, 16, 24, generator=draws) * 0.3
+    opacity = torch.rand(2, 1, 16, 24, generator=draws)
+    shown = ((functional.normalize(normal, dim=1) + 1) / 2 * opacity).permute(0, 2, 3, 1)  # its comp_normal, B H W 3
+    small = functional.interpolate(shown.permute(0, 3, 1, 2), [8, 8], mode="bilinear", align_corners=False)
+    small = small.permute(0, 2, 3, 1)
+    wanted = []
+    for b in range(2):
+        flat = [torch.linalg.cross(small[b, i, j], small[b, i, j + 1])[2] for i in range(8) for j in range(7)]
+        tall = [torch.linalg.cross(small[b, i + 1, j], small[b, i, j])[2] for i in range(7) for j in range(8)]
+        wanted.append(-(torch.stack(flat).mean() + torch.stack(tall).mean()))
+    seen = Rendering(opacity.expand(-1, 3, -1, -1), opacity, None, normal)
+    assert convex(seen).item() == pytest.approx(torch.stack(wanted).mean().item(), rel=1e-4)
+    with pytest.raises(ValueError, match="expects a rendering with the map normal"):
+        convex(rendering(opacity))

@@ -1,7 +1,8 @@
 """Shading against Lambert's law, and scenes that stay as they are without it.
 
 Seen to fail: the cosine of the wrong side; the ambient share added once more; white left out; light before its step;
-normals of the field by four values at the corners of a tetrahedron; neighbours beyond the border.
+normals of the field by four values at the corners of a tetrahedron; neighbours beyond the border; a cone of 30 or 90
+degrees; one share of light from all sides for all views.
 """
 
 from __future__ import annotations
@@ -62,6 +63,22 @@ def test_the_shares_of_lit_and_of_white_views_and_the_lights_distance_are_those_
     assert 0.8 <= away.min().item() < 0.82 and 1.48 < away.max().item() <= 1.5 + 1e-6
     side = (light.position * camera.position).sum(-1) / away / camera.position.norm(dim=-1)
     assert side.mean().item() > 0.8
+
+
+def test_magic3ds_light_stands_within_60_degrees_of_the_camera_and_draws_its_ambient_share() -> None:
+    camera = sphere_views(4000, elevation=(-89.9, 89.9), height=4, width=4)
+    light = Shading(0, diffuse=1.0, law="cone", soft=True).draw(camera, 0, generator())
+    assert light is not None
+    axis = torch.nn.functional.normalize(camera.position, dim=-1)
+    away = torch.rad2deg(torch.acos((torch.nn.functional.normalize(light.position, dim=-1) * axis).sum(-1)))
+    assert 59 < away.max() <= 60.01 and abs(away.mean().item() - 30) < 1 and abs(away.std().item() - 60 / 12**0.5) < 0.5
+    side = torch.linalg.cross(axis, light.position)  # which way it is turned: as often to one side as to the other
+    assert abs((side[:, 2] > 0).float().mean().item() - 0.5) < 0.03
+    assert abs(light.ambient.mean().item() - 0.5) < 0.02 and abs(light.ambient.std().item() - 12**-0.5) < 0.01
+    plain = Shading(0, diffuse=1.0).draw(camera, 0, generator())
+    assert plain is not None and plain.ambient.unique().tolist() == pytest.approx([0.1])
+    with pytest.raises(ValueError, match="got the law 'sun', expected normal or cone"):
+        Shading(0, law="sun")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["nerf", "mesh"])

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Camera:
     """B pinhole cameras of one picture size. Angles in degrees, all (B,); `fovy` is the vertical field of view.
 
     `part` says which part of a batch they are, and of how many parts: what is drawn for them is what they would get in
-    the whole batch.
+    the whole batch. `shift` (B, 3, 3) is added to where they stand, to the origin they look at and to z, their up;
+    None adds nothing. ValueError for other shapes.
     """
 
     azimuth: Tensor
@@ -28,11 +30,14 @@ class Camera:
     height: int
     width: int
     part: tuple[int, int] = (0, 1)
+    shift: Tensor | None = None
 
     def __post_init__(self) -> None:
         shapes = {tuple(x.shape) for x in (self.azimuth, self.elevation, self.distance, self.fovy)}
         if len(shapes) != 1 or self.azimuth.ndim != 1:
             raise ValueError(f"azimuth, elevation, distance and fovy must all be (B,), got {sorted(shapes)}")
+        if self.shift is not None and self.shift.shape != (len(self), 3, 3):
+            raise ValueError(f"shift must be ({len(self)}, 3, 3), got {tuple(self.shift.shape)}")
 
     def __len__(self) -> int:
         return len(self.azimuth)
@@ -43,11 +48,14 @@ class Camera:
         azimuth, elevation = torch.deg2rad(self.azimuth), torch.deg2rad(self.elevation)
         flat = torch.cos(elevation)
         unit = torch.stack((flat * torch.cos(azimuth), flat * torch.sin(azimuth), torch.sin(elevation)), dim=-1)
-        return self.distance[:, None] * unit
+        place = self.distance[:, None] * unit
+        return place if self.shift is None else place + self.shift[:, 0]
 
     @property
     def c2w(self) -> Tensor:
-        """Rotation (B, 3, 3), columns [right, up, -lookat]; well defined at the poles too."""
+        """Rotation (B, 3, 3), columns [right, up, -lookat]; well defined at the poles too, without a shift."""
+        if self.shift is not None:
+            return _looking(self.shift[:, 1] - self.position, self.shift[:, 2])
         azimuth, elevation = torch.deg2rad(self.azimuth), torch.deg2rad(self.elevation)
         sin_a, cos_a, sin_e, cos_e = azimuth.sin(), azimuth.cos(), elevation.sin(), elevation.cos()
         right = torch.stack((-sin_a, cos_a, torch.zeros_like(sin_a)), dim=-1)
@@ -79,6 +87,7 @@ class Camera:
             elevation=self.elevation[index],
             distance=self.distance[index],
             fovy=self.fovy[index],
+            shift=None if self.shift is None else self.shift[index],
         )
 
     def share(self, index: int, parts: int) -> Camera:
@@ -96,7 +105,16 @@ class Camera:
             elevation=self.elevation.to(device),
             distance=self.distance.to(device),
             fovy=self.fovy.to(device),
+            shift=None if self.shift is None else self.shift.to(device),
         )
+
+
+def _looking(lookat: Tensor, tilt: Tensor) -> Tensor:
+    """Rotation (B, 3, 3) of cameras that look along `lookat` (B, 3), their up being z + `tilt` (B, 3)."""
+    lookat = functional.normalize(lookat, dim=-1)
+    up = torch.tensor([0.0, 0.0, 1.0], device=tilt.device) + tilt
+    right = functional.normalize(torch.linalg.cross(lookat, up), dim=-1)
+    return torch.stack((right, torch.linalg.cross(right, lookat), -lookat), dim=-1)
 
 
 def drawn(count: int, width: int, generator: torch.Generator, part: tuple[int, int]) -> Tensor:
@@ -145,11 +163,14 @@ def random_views(
     fovy: tuple[float, float] = (40.0, 52.0),
     sphere: float = 0.5,
     stratified: bool = True,
+    stray: tuple[float, float, float] = (0.0, 0.0, 0.0),
     height: int,
     width: int,
 ) -> Camera:
     """Random views. Each elevation is uniform on the sphere with probability `sphere`, asin(U(sin lo, sin hi)), else
-    uniform in degrees; azimuths are stratified over the batch on request. Raises ValueError for an empty range."""
+    uniform in degrees; azimuths are stratified over the batch on request. `stray` (a, b, c) shifts cameras as
+    threestudio does: the position by U(-a, a)^3, the point looked at by N(0, b^2), up by N(0, c^2). ValueError for
+    an empty range."""
     for name, (low, high) in {
         "elevation": elevation,
         "azimuth": azimuth,
@@ -167,4 +188,9 @@ def random_views(
     on_sphere = torch.rad2deg(torch.asin(between(draws[0], low, high))).clamp(*elevation)
     angle = torch.where(draws[4] < sphere, on_sphere, between(draws[0], *elevation))
     turn = (torch.arange(n) + draws[1]) / n if stratified else draws[1]
-    return Camera(between(turn, *azimuth), angle, between(draws[2], *distance), between(draws[3], *fovy), height, width)
+    shift = None
+    if any(stray):
+        moved = torch.rand(n, 1, 3, generator=generator) * 2 - 1
+        shift = torch.cat((moved, torch.randn(n, 2, 3, generator=generator)), 1) * torch.tensor(stray)[:, None]
+    where = between(turn, *azimuth), angle, between(draws[2], *distance), between(draws[3], *fovy)
+    return Camera(*where, height, width, shift=shift)

@@ -5,17 +5,39 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 
+@dataclass(frozen=True)
+class Bands:
+    """Levels of an encoding that join one by one, coarse to fine (threestudio's ProgressiveBandHashGrid): `first` of
+    them, each of `width` features, and after step `start` one more every `every` steps. ValueError for less than 1."""
+
+    first: int
+    start: int
+    every: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if min(self.first, self.every, self.width) < 1:
+            raise ValueError(f"bands: got {self.first}, {self.every}, {self.width}, expected at least 1 each")
+
+    def features(self, step: int) -> int:
+        """How many features count at a step: those of the coarse levels come first."""
+        return (self.first + max(step - self.start, 0) // self.every) * self.width
+
+
 class HashGridField(nn.Module):
     """density = softplus(raw + blob_density (1 - |x| / blob_radius)), rgb = sigmoid; no shading (threestudio's field).
 
     Points are world coordinates; outside the box [-radius, radius]^3 the density is zero. `out_features` is the number
-    of features that `encoding` gives for points (N, 3) in [0, 1]^3.
+    of features that `encoding` gives for points (N, 3) in [0, 1]^3. With `bands` those that do not count at the step of
+    the last `update` are 0; which do is stored with the parameters.
     """
 
     def __init__(
@@ -28,6 +50,7 @@ class HashGridField(nn.Module):
         radius: float = 1.0,
         blob_density: float = 10.0,
         blob_radius: float = 0.5,
+        bands: Bands | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -39,11 +62,30 @@ class HashGridField(nn.Module):
         self.encoding = encoding
         self.radius, self.blob_density, self.blob_radius = radius, blob_density, blob_radius
         self.network = mlp(out_features, hidden, layers, 4, generator)
+        self.bands = bands
+        if bands is not None:
+            self.register_buffer("mask", torch.ones(out_features))
+            self.mask: Tensor
+            self.update(0)
+
+    def update(self, step: int) -> None:
+        """Let as many levels count as `bands` say for this step."""
+        if self.bands is not None:
+            self.mask.copy_(torch.arange(len(self.mask)) < self.bands.features(step))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """What was stored without bands has all levels, and where there are none here all of them count."""
+        if self.bands is None:
+            state_dict.pop(prefix + "mask", None)
+        else:
+            state_dict.setdefault(prefix + "mask", torch.ones_like(self.mask))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def raw(self, points: Tensor) -> Tensor:
         """Network output (N, 4): raw density, raw rgb."""
         unit = (points + self.radius) / (2 * self.radius)
-        out: Tensor = self.network(self.encoding(unit).to(points.dtype))
+        features = self.encoding(unit).to(points.dtype)
+        out: Tensor = self.network(features if self.bands is None else features * self.mask)
         return out
 
     def activate(self, raw: Tensor, points: Tensor) -> Tensor:

@@ -98,8 +98,9 @@ class MeshScene(Scene):
         return float(error.item() ** 0.5)
 
     def update(self, step: int, generator: Generator) -> None:
-        """Remembers the step, for `shading`."""
+        """Remembers the step, for `shading`, and lets the levels of the field be those of the step."""
         self._step = step
+        self.field.update(step)
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """The shape, the hash grid, the network behind it, and the background."""

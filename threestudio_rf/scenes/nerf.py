@@ -90,8 +90,9 @@ class HashGridNeRF(Scene):
         return self.marching_reason
 
     def update(self, step: int, generator: Generator) -> None:
-        """Refreshes the occupancy grid every `update_every` steps."""
+        """Refreshes the occupancy grid every `update_every` steps; the levels of the field are those of the step."""
         self._step = step
+        self.field.update(step)
         if step % self.update_every == 0:
             self.occupancy.update(self.field.density, generator)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from threestudio_rf.scenes.base import Rendering
 
@@ -30,6 +31,17 @@ def orientation(rendering: Rendering) -> Tensor:
 def z_variance(rendering: Rendering) -> Tensor:
     """Mean variance of the distance along the ray, over pixels with opacity > 0.5 (HiFA, Zhu et al. 2023)."""
     return _mean_over(_present(rendering.z_variance, "z_variance", "the scene has no depth"), rendering.opacity > 0.5)
+
+
+def convex(rendering: Rendering) -> Tensor:
+    """Minus how much normals turn to the right and upwards, z component of the cross product of neighbours on a picture
+    of 8 x 8 (threestudio's SDI, which takes the normals as they are shown: (n + 1) / 2, times opacity)."""
+    n = functional.normalize(_present(rendering.normal, "normal", "render with normals"), dim=1)
+    small = functional.interpolate((n + 1) / 2 * rendering.opacity, (8, 8), mode="bilinear", align_corners=False)
+    right = torch.linalg.cross(small[..., :-1], small[..., 1:], dim=1)[:, 2]
+    above = torch.linalg.cross(small[..., 1:, :], small[..., :-1, :], dim=1)[:, 2]
+    turned: Tensor = -(right.mean() + above.mean())
+    return turned
 
 
 def border(rendering: Rendering) -> Tensor:
@@ -59,5 +71,6 @@ REGULARIZERS: dict[str, Callable[[Rendering], Tensor]] = {
     "orientation": orientation,
     "z_variance": z_variance,
     "border": border,
+    "convex": convex,
     "total_variation": total_variation,
 }

@@ -6,14 +6,18 @@ shadows, and a textureless one nothing else, so that form cannot be painted on.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
 from threestudio_rf.scenes.camera import Camera
+
+Law = Literal["normal", "cone"]
+LAWS: tuple[Law, ...] = get_args(Law)
 
 
 class Light(NamedTuple):
@@ -33,8 +37,9 @@ class Light(NamedTuple):
 class Shading:
     """From step `start` on a view is lit with probability `diffuse`, a lit one textureless with `textureless`.
 
-    The light stands in the direction of the camera's position plus N(0, spread^2), at a distance of the range.
-    ValueError for shares outside of [0, 1] and an empty range.
+    The light stands at a distance of the range, by the law "normal" in the direction of the camera's position plus
+    N(0, spread^2), by "cone" at an angle of up to 60 degrees from it, both angles uniform (Magic3D). With `soft` each
+    view draws its ambient share from U(0, 1). ValueError for shares outside of [0, 1], an empty range, another law.
     """
 
     start: int
@@ -43,6 +48,8 @@ class Shading:
     ambient: float = 0.1
     spread: float = 1.0
     distance: tuple[float, float] = (0.8, 1.5)
+    law: Law = "normal"
+    soft: bool = False
 
     def __post_init__(self) -> None:
         shares = (self.diffuse, self.textureless, self.ambient)
@@ -50,6 +57,8 @@ class Shading:
             raise ValueError(
                 f"shading: got {shares} and {self.distance}, expected shares in [0, 1] and 0 < low <= high"
             )
+        if self.law not in LAWS:
+            raise ValueError(f"shading: got the law {self.law!r}, expected {' or '.join(LAWS)}")
 
     def draw(self, camera: Camera, step: int, generator: Generator | None) -> Light | None:
         """The lights of B views; None where all show their albedo: before `start`, and without a generator. Always the
@@ -60,12 +69,26 @@ class Shading:
         chance = torch.rand(3, len(camera), generator=generator)
         lit = chance[0] < self.diffuse
         low, high = self.distance
-        position = functional.normalize(camera.position.cpu() + self.spread * toward, dim=-1)
-        position = position * (low + (high - low) * chance[1])[:, None]
+        own = torch.rand(3, len(camera), generator=generator) if self.soft or self.law == "cone" else chance
+        place = camera.position.cpu()
+        way = _tilted(place, own[0], own[1]) if self.law == "cone" else place + self.spread * toward
+        position = functional.normalize(way, dim=-1) * (low + (high - low) * chance[1])[:, None]
         white = (lit & (chance[2] < self.textureless)).float()
-        ambient = torch.where(lit, self.ambient, 1.0)
+        ambient = torch.where(lit, own[2] if self.soft else self.ambient, 1.0)
         light = Light(position, ambient, white)
         return Light(*(value.to(camera.position.device) for value in light)) if bool(lit.any()) else None
+
+
+def _tilted(axis: Tensor, angle: Tensor, around: Tensor) -> Tensor:
+    """Unit vectors (B, 3) at `angle` (B,) times 60 degrees from `axis` (B, 3), turned by `around` (B,) of a circle."""
+    axis = functional.normalize(axis, dim=-1)
+    other = functional.one_hot(axis.abs().argmin(-1), 3).to(axis)
+    x = functional.normalize(torch.linalg.cross(axis, other), dim=-1)
+    y = torch.linalg.cross(axis, x)
+    away, turn = angle * math.pi / 3, around * 2 * math.pi
+    side = turn.cos()[:, None] * x + turn.sin()[:, None] * y
+    tilted: Tensor = away.cos()[:, None] * axis + away.sin()[:, None] * side
+    return tilted
 
 
 def shade(albedo: Tensor, points: Tensor, normals: Tensor, light: Light) -> Tensor:

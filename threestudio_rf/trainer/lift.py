@@ -86,7 +86,7 @@ def lift(
         model = bind(prior, seen.conditions)
         if twin is not None:
             model = with_twin(model, twin, seen.of_twin, pose(asked))
-        normals = settings.factor("orientation", step) > 0
+        normals = any(settings.factor(name, step) > 0 for name in ("orientation", "convex"))
         rendering = scene.render(camera, generator(settings.seed, step, "render"), normals=normals)
         latents = encoded(rendering, prior, settings)
         terms = {name: partial(term, rendering) for name, term in REGULARIZERS.items()} | scene.terms()

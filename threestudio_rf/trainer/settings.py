@@ -32,7 +32,7 @@ def progress(step: int, steps: int) -> float:
 class Views:
     """Which cameras a step looks through: ranges in degrees and units, picture size and number of views by milestone,
     from where a view word holds, and how the prior is asked for a view: by SD's four words, by octant and height, or by
-    the camera itself."""
+    by the camera itself. `stray` as in `random_views`; view words are those of the cameras as they were before."""
 
     sizes: Sequence[int]
     milestones: Sequence[int]
@@ -47,6 +47,7 @@ class Views:
     back: float
     overhead: float
     wording: Wording
+    stray: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def camera(self, step: int, seed: int) -> Camera:
         """The cameras of a step."""
@@ -61,6 +62,7 @@ class Views:
             fovy=self.fovy,
             sphere=self.sphere,
             stratified=self.stratified,
+            stray=self.stray,
             height=size,
             width=size,
         )

@@ -39,6 +39,7 @@ def _views(config: Config) -> Views:
         fovy=pair(camera.fovy),
         sphere=camera.sphere,
         stratified=camera.stratified,
+        stray=(camera.position_perturb, camera.center_perturb, camera.up_perturb),
         front=prior.front,
         back=prior.back,
         overhead=prior.overhead,

@@ -25,12 +25,12 @@ from threestudio_rf.export.mesh import Mesh
 from threestudio_rf.priors.base import Prior
 from threestudio_rf.scenes.background import EnvironmentBackground, SolidBackground
 from threestudio_rf.scenes.base import Scene, Surface
-from threestudio_rf.scenes.field import HashGridField
+from threestudio_rf.scenes.field import Bands, HashGridField
 from threestudio_rf.scenes.hashgrid import make_encoding
 from threestudio_rf.scenes.image import BOUNDS, INITS, ORDERS, PICTURES, ImageScene
 from threestudio_rf.scenes.mesh import MeshScene
 from threestudio_rf.scenes.nerf import HashGridNeRF
-from threestudio_rf.scenes.shade import Shading
+from threestudio_rf.scenes.shade import LAWS, Shading
 from threestudio_rf.trainer.ranks import local_rank
 
 
@@ -77,6 +77,7 @@ def _field(config: SceneConfig, seed: int, device: torch.device) -> HashGridFiel
         generator=generator(seed, 0, "encoding"),
     )
     LOG.info("%s", reason)
+    joining = grid.start_level or 0, grid.start_step, grid.update_steps
     return HashGridField(
         encoding,
         out_features=grid.levels * grid.features,
@@ -85,6 +86,7 @@ def _field(config: SceneConfig, seed: int, device: torch.device) -> HashGridFiel
         radius=config.radius,
         blob_density=config.field.blob_density,
         blob_radius=config.field.blob_radius,
+        bands=None if grid.start_level is None else Bands(*joining, width=grid.features),
         generator=generator(seed, 0, "field"),
     )
 
@@ -100,6 +102,8 @@ def _shading(config: ShadingConfig) -> Shading | None:
         ambient=config.ambient,
         spread=config.spread,
         distance=(low, high),
+        law=one_of(config.law, LAWS),
+        soft=config.soft,
     )
 
 
@@ -199,7 +203,7 @@ NERF: tuple[str, ...] = (*SHOWN, "scene.field.", "scene.renderer.", "export.")
 MESH: tuple[str, ...] = (*SHOWN, "scene.field.hidden", "scene.field.layers", "scene.mesh.", "optim.lr_geometry")
 MESH += tuple(f"export.{name}" for name in ("resolution", "formats", "faces", "texture", "material", "up", "scale"))
 SCENES: dict[str, SceneRow] = {
-    "nerf": SceneRow(_nerf, maps=("orientation", "z_variance", "border"), check=check_memory, reads=NERF),
+    "nerf": SceneRow(_nerf, maps=("orientation", "z_variance", "border", "convex"), check=check_memory, reads=NERF),
     "image": SceneRow(
         _image,
         posed=False,

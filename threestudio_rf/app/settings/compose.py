@@ -43,7 +43,8 @@ RUN_GROUPS = ("export.", "sample.", "edit.", "evaluate.", "train_tiny.", "grid."
 FREE: tuple[str, ...] = ("scene.encoding.backend", "scene.encoding.half", "scene.background.random")
 FREE += ("scene.renderer.samples_per_ray", "scene.renderer.ray_chunk", "scene.renderer.marching")
 
-FREE += tuple(f"scene.shading.{name}" for name in ("start", "diffuse", "textureless", "ambient", "spread", "distance"))
+FREE += tuple(f"scene.encoding.{name}" for name in ("start_level", "start_step", "update_steps"))
+FREE += ("scene.shading.",)
 
 
 def register() -> None:
@@ -207,7 +208,7 @@ def differences(old: Config, new: Config) -> tuple[list[str], list[str]]:
         if value == before[key] or key in RUN_KEYS or key.startswith(RUN_GROUPS):
             continue
         line = f"{key}: {before[key]} -> {value}"
-        fixed = key.startswith("scene.") and key not in FREE
+        fixed = key.startswith("scene.") and not key.startswith(FREE)
         fixed = fixed or key in ("prior.name", "prior.path", "prior.revision", "prior.variant")
         (structural if fixed else other).append(line)
     return structural, other

@@ -16,7 +16,6 @@ from threestudio_rf.app.settings.groups import (
     CheckpointConfig,
     EvaluateConfig,
     ExportConfig,
-    GridConfig,
     OptimConfig,
     PriorConfig,
     SampleConfig,
@@ -26,7 +25,7 @@ from threestudio_rf.app.settings.groups import (
     opt,
 )
 from threestudio_rf.app.settings.loss import LossConfig
-from threestudio_rf.app.settings.train_tiny import TrainTinyConfig
+from threestudio_rf.app.settings.train_tiny import GridConfig, TrainTinyConfig
 
 Name = TypeVar("Name", bound=str)
 VERSION = 1

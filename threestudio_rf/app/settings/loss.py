@@ -59,4 +59,4 @@ class LossConfig:
     lambda_tv: Any = opt(0.0, "factor of the total variation of the picture", ramp=True, low=0)
     lambda_laplacian: Any = opt(0.0, "mesh: factor of vertices away from their neighbours' mean", ramp=True, low=0)
     lambda_normal_consistency: Any = opt(0.0, "mesh: factor of the angle between faces", ramp=True, low=0)
-    lambda_convex: Any = opt(0.0, "mesh: factor of hollows", ramp=True, low=0)
+    lambda_convex: Any = opt(0.0, "factor of hollows, of a mesh or of a field's rendered normals", ramp=True, low=0)

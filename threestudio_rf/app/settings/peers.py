@@ -26,7 +26,6 @@ RENAMED = {
     f"{FIELD}radius": "scene.radius",
     f"{FIELD}density_blob_scale": "scene.field.blob_density",
     f"{FIELD}density_blob_std": "scene.field.blob_radius",
-    f"{FIELD}isosurface_resolution": "export.resolution",
     f"{FIELD}isosurface_threshold": "export.threshold",
     f"{FIELD}mlp_network_config.n_neurons": "scene.field.hidden",
     f"{FIELD}mlp_network_config.n_hidden_layers": "scene.field.layers",
@@ -35,6 +34,14 @@ RENAMED = {
     f"{GRID}log2_hashmap_size": "scene.encoding.log2_table",
     f"{GRID}base_resolution": "scene.encoding.base",
     f"{GRID}per_level_scale": "scene.encoding.growth",
+    f"{GRID}start_level": "scene.encoding.start_level",
+    f"{GRID}start_step": "scene.encoding.start_step",
+    f"{GRID}update_steps": "scene.encoding.update_steps",
+    "system.material.diffuse_prob": "scene.shading.diffuse",
+    "system.material.textureless_prob": "scene.shading.textureless",
+    "system.material.soft_shading": "scene.shading.soft",
+    "data.light_position_perturb": "scene.shading.spread",
+    "data.light_distance_range": "scene.shading.distance",
     "system.loggers.wandb.enable": "wandb",
     "system.optimizer.args.betas": "optim.betas",
     "system.optimizer.args.eps": "optim.eps",
@@ -50,6 +57,9 @@ RENAMED = {
     "data.camera_distance_range": "camera.distance",
     "data.fovy_range": "camera.fovy",
     "data.batch_uniform_azimuth": "camera.stratified",
+    "data.camera_perturb": "camera.position_perturb",
+    "data.center_perturb": "camera.center_perturb",
+    "data.up_perturb": "camera.up_perturb",
     "data.eval_elevation_deg": "camera.eval_elevation",
     "data.eval_camera_distance": "camera.eval_distance",
     "data.eval_fovy_deg": "camera.eval_fovy",
@@ -57,7 +67,8 @@ RENAMED = {
     "data.n_test_views": "camera.test_views",
 }
 """The same value under another name."""
-RENAMED |= {f"{LOSS}lambda_{name}": f"loss.lambda_{name}" for name in ("sparsity", "opaque", "orient", "z_variance")}
+PRICES = ("sparsity", "opaque", "orient", "z_variance", "convex", "normal_consistency")
+RENAMED |= {f"{LOSS}lambda_{name}": f"loss.lambda_{name}" for name in PRICES}
 RENAMED |= {f"{PROMPT}perp_neg_f_{name}": f"loss.perp_neg_f_{name}" for name in ("fs", "sf", "fsb", "sb")}
 RENAMED |= {f"{PROMPT}{view}_threshold": f"prior.{view}" for view in ("front", "back", "overhead")}
 RENAMED |= {f"{PROMPT}prompt_{view}": f"prior.prompt_{view}" for view in ("side", "front", "back", "overhead")}
@@ -126,6 +137,35 @@ CONVERTED = {
         "implicit-volume: nerf, tetrahedra-sdf-grid: mesh",
         to.one_of("scene.name", KINDS, "the hash grid: scene.encoding.*, scene.field.*"),
     ),
+    f"{FIELD}isosurface_resolution": Converted(
+        "export.resolution, scene.mesh.resolution", "the latter for tetrahedra-sdf-grid", to.cells
+    ),
+    f"{FIELD}isosurface_deformable_grid": Converted(
+        "scene.mesh.reach", "false: 0", to.one_of("scene.mesh.reach", {True: None, False: 0}, "")
+    ),
+    f"{FIELD}fix_geometry": Converted(
+        "optim.lr_geometry", "true: 0", to.one_of("optim.lr_geometry", {True: 0, False: None}, "")
+    ),
+    f"{GRID}otype": Converted(
+        "scene.encoding.start_level",
+        "HashGrid: null, ProgressiveBandHashGrid: its start_level",
+        to.switch("scene.encoding.start_level", {"HashGrid": True, "ProgressiveBandHashGrid": False}),
+    ),
+    "system.material.ambient_only_steps": Converted(
+        "scene.shading.start", "the same; nothing beside no-material", to.lit_from
+    ),
+    "system.material_type": Converted(
+        "scene.shading.start",
+        "no-material: null, diffuse-with-point-light-material: ambient_only_steps, 1000",
+        to.material,
+    ),
+    "system.material.ambient_light_color": Converted("scene.shading.ambient", "grey", to.ambient),
+    "system.material.diffuse_light_color": Converted("scene.shading.ambient", "grey: 1 - it", to.diffuse),
+    "data.light_sample_strategy": Converted(
+        "scene.shading.law",
+        "dreamfusion: normal, magic3d: cone",
+        to.one_of("scene.shading.law", {"dreamfusion": "normal", "magic3d": "cone"}, "scene.shading.law"),
+    ),
     "system.background_type": Converted(
         "scene.background.name",
         "neural-environment-map: environment, solid-color: solid",
@@ -140,7 +180,7 @@ CONVERTED = {
     "system.background.random_aug": Converted("scene.background.random", "true: random_aug_prob", to.random_background),
     "system.optimizer.name": Converted("optim.weight_decay", "Adam: 0, AdamW: 0.01", to.optimiser),
     "system.optimizer.args.lr": Converted(
-        "optim.lr_*", "of every group", to.rates("encoding", "networks", "background")
+        "optim.lr_*", "of every group", to.rates("encoding", "networks", "background", "geometry")
     ),
     f"{RATE}geometry.lr": Converted("optim.lr_encoding, optim.lr_networks", "both", to.rates("encoding", "networks")),
     f"{RATE}geometry.encoding.lr": Converted("optim.lr_encoding", "the same", to.rates("encoding")),
@@ -176,6 +216,15 @@ DEFAULTS: dict[str, Any] = {
     "data.azimuth_range": [-180, 180],
     "data.camera_distance_range": [1.0, 1.5],
     "data.fovy_range": [40, 70],
+    "data.camera_perturb": 0.1,
+    "data.center_perturb": 0.2,
+    "data.up_perturb": 0.02,
+    "data.light_position_perturb": 1.0,
+    "data.light_distance_range": [0.8, 1.5],
+    "data.light_sample_strategy": "dreamfusion",
+    "system.material.diffuse_prob": 0.75,
+    "system.material.textureless_prob": 0.5,
+    "system.material.soft_shading": False,
     "data.eval_elevation_deg": 15.0,
     "data.eval_camera_distance": 1.5,
     "data.eval_fovy_deg": 70.0,
@@ -190,6 +239,7 @@ DEFAULTS: dict[str, Any] = {
     f"{LOSS}lambda_opaque": 0.0,
     f"{LOSS}lambda_orient": 0.0,
     f"{LOSS}lambda_z_variance": 0.0,
+    f"{LOSS}lambda_convex": 0.0,
 }
 """What a whole file of theirs means where it says nothing."""
 

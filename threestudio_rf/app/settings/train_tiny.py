@@ -1,4 +1,5 @@
-"""The settings of task=train_tiny, as `groups.py` declares the others. The module imports the standard library only."""
+"""The settings of task=train_tiny and task=grid, as `groups.py` declares the others. The module imports the
+standard library only."""
 
 from __future__ import annotations
 
@@ -29,3 +30,17 @@ class TrainTinyConfig:
     perceptual: float = opt(0.0, "vae with a discriminator: factor of the perceptual distance", low=0, high=100)
     folder: str = opt("", "where states and results are kept; empty: <exp_root_dir>/train_tiny")
     ship: bool = opt(False, "put the trained prior and judge into the package, with their sha256 sums")
+
+
+@dataclass
+class GridConfig:
+    """task=grid: one run per method, prior, prompt and seed; see docs/grid.md."""
+
+    name: str = opt("grid_2d", "folder of the results below exp_root_dir/grid")
+    methods: list[str] = opt([], "`<label> [key=value ...]`; without loss= in it the label is the loss")
+    priors: list[str] = opt([], "`<label> [key=value ...]`; without prior= in it the label is the prior")
+    prompts: list[str] = opt([], "the texts")
+    seeds: list[int] = opt([0], "the seeds", low=0)
+    set: list[str] = opt([], "key=value of every run")
+    docs: str = opt("", "Markdown file that gets the tables between <!-- <name> --> and <!-- end of <name> -->")
+    jobs: int = opt(1, "runs at once, each a process of its own; 0: one by one in this process", low=0, high=64)

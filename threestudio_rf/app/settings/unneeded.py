@@ -32,13 +32,11 @@ class Fixed(NamedTuple):
 
 
 OFF = (None, False, 0, 0.0, "", "None", ())
-LEVELS = "all levels of the hash grid from the first step"
 RAYS, BOX = "every ray of a view is rendered", "rays begin and end at the box of scene.radius"
 MARCH = "rays are marched through an occupancy grid"
-MEAN = "prices of a mesh are means here: loss.lambda_normal_consistency, loss.lambda_laplacian of the preset"
+MEAN = "another measure here: loss.lambda_laplacian of the preset"
 LORA = "the twin is a LoRA on the prior itself"
 ADAM = "the twin's AdamW does not see the scale of its loss"
-LIGHT = "colours are as the network gives them, without a light"
 FIXED = {
     "description": Fixed(None),
     "use_timestamp": Fixed((True,), nearest="tag=, in front of the time"),
@@ -47,8 +45,6 @@ FIXED = {
     ),
     "data.eval_batch_size": Fixed(None),
     "data.rays_d_normalize": Fixed((True,)),
-    "data.*_perturb": Fixed(OFF, "cameras look at the middle and stand upright"),
-    "data.light_*": Fixed(None, LIGHT),
     "data.progressive_until": Fixed(OFF, nearest="camera.elevation, camera.azimuth"),
     "data.requires_*": Fixed(None),
     "system_type": Fixed(
@@ -64,10 +60,10 @@ FIXED = {
         ),
         nearest="text to 3D in one stage: --config configs/dreamfusion-sd.yaml",
     ),
-    "system.stage": Fixed(("coarse",), nearest="the first stage alone"),
-    "system.refinement": Fixed((*OFF, True), nearest="the first stage alone"),
-    "system.texture": Fixed(OFF, nearest="the first stage alone"),
-    "system.geometry_convert_inherit_texture": Fixed((*OFF, True)),
+    "system.stage": Fixed(("coarse",), nearest="a mesh: scene=mesh init=<run>, or refine=true"),
+    "system.refinement": Fixed((*OFF, True)),
+    "system.texture": Fixed(OFF, nearest="a mesh: scene=mesh init=<run>, optim.lr_geometry=0"),
+    "system.geometry_convert_inherit_texture": Fixed((True,), "a mesh begins with the colours of its origin"),
     "system.geometry_convert_override.*": Fixed(None, "the level of the surface is found"),
     "system.weights_ignore_modules": Fixed(OFF, nearest="weights="),
     "system.cleanup_after_*": Fixed(None),
@@ -81,21 +77,17 @@ FIXED = {
     f"{FIELD}mlp_network_config.otype": Fixed(None),
     f"{FIELD}mlp_network_config.activation": Fixed(("ReLU",)),
     f"{FIELD}mlp_network_config.output_activation": Fixed(("none",)),
-    f"{FIELD}fix_geometry": Fixed(OFF, nearest="optim.lr_encoding=0"),
     f"{FIELD}geometry_only": Fixed(OFF),
     f"{FIELD}grid_size": Fixed(None, nearest="the hash grid: scene.encoding.*"),
     f"{FIELD}sdf_*": Fixed(None, nearest="the hash grid: scene.encoding.*, scene.field.*"),
     f"{FIELD}shape_init*": Fixed(OFF, nearest="scene.field.blob_density, blob_radius"),
     f"{FIELD}anneal_density_blob_std_config": Fixed(OFF, nearest="scene.field.blob_radius"),
-    f"{GRID}otype": Fixed(("HashGrid",), LEVELS),
-    f"{GRID}start_level": Fixed(None, LEVELS),
-    f"{GRID}start_step": Fixed(None, LEVELS),
-    f"{GRID}update_steps": Fixed(None, LEVELS),
-    "system.material_type": Fixed(("no-material", "diffuse-with-point-light-material"), nearest="colours: no-material"),
     "system.material.n_output_dims": Fixed((3,), nearest="colours, not latents"),
     "system.material.color_activation": Fixed(("sigmoid",), nearest="sigmoid"),
-    "system.material.requires_normal": Fixed(OFF, LIGHT),
-    "system.material.*": Fixed(None, LIGHT),
+    "system.material.albedo_activation": Fixed(("sigmoid",), nearest="sigmoid"),
+    "system.material.ambient_only_on_test": Fixed((True,), "final pictures show the colours, without a light"),
+    "system.material.requires_normal": Fixed((*OFF, True)),
+    "system.material.*": Fixed(None, nearest="colours, or a point light: scene.shading.*"),
     "system.background.n_output_dims": Fixed((3,), nearest="colours, not latents"),
     "system.background.color_activation": Fixed(("sigmoid",), nearest="sigmoid"),
     "system.background.*_config.*": Fixed(None, "the background has a network of its own"),
@@ -152,8 +144,6 @@ FIXED = {
     "system.loggers.wandb.*": Fixed(None),
     f"{LOSS}lambda_lora": Fixed((1,), ADAM),
     f"{LOSS}lambda_train_phi": Fixed((1,), ADAM),
-    f"{LOSS}lambda_convex": Fixed(OFF, "left out"),
-    f"{LOSS}lambda_normal_consistency": Fixed(OFF, MEAN),
     f"{LOSS}lambda_laplacian_smoothness": Fixed(OFF, MEAN),
     f"{LOSS}lambda_emptiness": Fixed(OFF, nearest="loss.lambda_sparsity"),
     f"{LOSS}lambda_*": Fixed(OFF, nearest="loss.lambda_*"),

@@ -29,7 +29,7 @@ from threestudio_rf.app.run.run import Run
 from threestudio_rf.app.run.signals import Stop
 from threestudio_rf.app.settings.config import Config
 from threestudio_rf.app.settings.flags import PACKAGE, choices
-from threestudio_rf.app.settings.groups import GridConfig
+from threestudio_rf.app.settings.train_tiny import GridConfig
 from threestudio_rf.core.files import own_file, read_text, write_text
 
 STOPPED = (130, 143)

@@ -135,7 +135,7 @@ def _check_scene(config: Config) -> None:
         "lambda_border": ("border", "border" in row.maps),
         "lambda_laplacian": ("mesh", "laplacian" in row.maps),
         "lambda_normal_consistency": ("mesh", "normal_consistency" in row.maps),
-        "lambda_convex": ("mesh", "convex" in row.maps),
+        "lambda_convex": ("normals", "convex" in row.maps),
     }
     for key, (what, there) in needs.items():
         if getattr(loss, key) and not there:

@@ -109,6 +109,8 @@ _VIEWER: Keys = ("viewer",)
 _DELTA: Keys = ("prior.delta_from", "prior.delta_scale")
 _PERP: Keys = ("loss.perp_neg_f_",)
 _LIT: Keys = tuple(f"scene.shading.{name}" for name in ("diffuse", "textureless", "ambient", "spread", "distance"))
+_LIT += ("scene.shading.law", "scene.shading.soft")
+_JOINING: Keys = ("scene.encoding.start_step", "scene.encoding.update_steps")
 _EDITED: Keys = ("edit.prompts", "edit.keep", "edit.video", "edit.fps")
 
 
@@ -126,6 +128,11 @@ def rules() -> tuple[Rule, ...]:
             _if(("scene.background.rgb",), lambda config: config.scene.background.name == "solid"),
         ),
         Rule(_LIT, _said("scene.shading.start"), _if(_LIT, lambda config: config.scene.shading.start is not None)),
+        Rule(
+            _JOINING,
+            _said("scene.encoding.start_level"),
+            _if(_JOINING, lambda config: config.scene.encoding.start_level is not None),
+        ),
         Rule(_VIEWER, scene, _if(_VIEWER, lambda config: SCENES[config.scene.name].posed)),
         Rule(("viewer_port",), _said("viewer"), _if(("viewer_port",), lambda config: config.viewer)),
         Rule(_prior_keys(), _said("prior.name"), _of_prior),
