@@ -95,7 +95,7 @@ def said(name: str, *changes: str, views: bool = True) -> dict[str, list[str]]:
 
 def test_only_methods_with_further_roles_say_more_than_the_prompt_and_the_negative_prompt() -> None:
     for name in METHODS:
-        more = {"nfsd": {"neg", "uncond"}, "bridge": {"target", "artifact"}, "vsd": {"twin"}}
+        more = {"nfsd": {"neg", "uncond"}, "bridge": {"target", "artifact"}, "vsd": {"twin"}, "sim": {"twin"}}
         assert set(said(name)) == more.get(name, set())
 
 

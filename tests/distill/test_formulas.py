@@ -20,6 +20,7 @@ import torch
 from threestudio_rf.core.level import DiscreteVP, betas, rectified_flow
 from threestudio_rf.core.random import generator
 from threestudio_rf.distill.method import METHODS, Method, distill
+from threestudio_rf.distill.residual import bounded
 from threestudio_rf.priors.base import bind
 from threestudio_rf.priors.gaussian import GaussianPrior
 
@@ -169,6 +170,16 @@ def vsd(s: Setting, t: torch.Tensor) -> torch.Tensor:
     return s.level(t)[1] ** 2 * (s.cfg(x, t, 7.5) - s.eps(x, t, "twin"))
 
 
+def sim(s: Setting, t: torch.Tensor) -> torch.Tensor:
+    """Dive3D's d / |d| of d = x0_hat_twin - x0_hat with guidance pos + 7.5 (pos - neg), |d| over the picture, times the
+    root of the number of its elements."""
+    x = s.noised(t, s.draw())
+    cond, uncond = s.eps(x, t, "cond"), s.eps(x, t, "uncond")
+    alpha, sigma = s.level(t)
+    d = sigma / alpha * (cond + 7.5 * (cond - uncond) - s.eps(x, t, "twin"))
+    return d / d.square().sum((1, 2, 3), keepdim=True).sqrt() * d[0].numel() ** 0.5
+
+
 FORMULAS = {
     "sds": (0.5, sds, 2),
     "sjc": (0.5, sjc, 2),
@@ -184,6 +195,7 @@ FORMULAS = {
     "ucm": (0.35, lambda s, t: rfds(s, t, 60.0), 2),
     "ucm 2": (0.36, ucm, 2 + 3),
     "vsd": (0.5, vsd, 3),
+    "sim": (0.5, sim, 3),
     "ours": (0.5, lambda s, t: rfds(s, t, 4.0), 2),
 }
 """Name: share of the run, formula of the residual, network calls per sample at T."""
@@ -215,6 +227,22 @@ def test_the_gradient_of_a_method_is_its_formula_for_every_kind_of_prior(name, p
     assert wanted.abs().amax((1, 2, 3)).min() > 1e-6
     torch.testing.assert_close(out.grad, wanted, rtol=1e-8, atol=1e-11)
     assert setting.predict.calls == calls
+
+
+def test_a_bounded_residual_keeps_its_direction_and_is_never_longer_than_one():
+    r = (
+        torch.randn(SHAPE, generator=generator(1, 0, "r"), dtype=DOUBLE)
+        * torch.tensor([1e-3, 1.0, 1e3])[:, None, None, None]
+    )
+    r[1, 0] = 0
+    for c in (0.0, 0.5, 1e6):
+        found = bounded(r, c)
+        length = found.flatten(1).square().mean(1).sqrt()
+        mean = r.flatten(1).square().mean(1)
+        torch.testing.assert_close(length, (mean / (mean + c**2)).sqrt())
+        torch.testing.assert_close(found / length[:, None, None, None], r / mean.sqrt()[:, None, None, None])
+    torch.testing.assert_close(1e6 * bounded(r, 1e6)[:2], r[:2], rtol=1e-9, atol=1e-12)
+    assert torch.equal(bounded(torch.zeros(SHAPE), 0.0), torch.zeros(SHAPE))
 
 
 def test_nfsd_changes_at_entry_200_of_the_table_as_its_code_does():

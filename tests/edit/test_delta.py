@@ -20,7 +20,7 @@ from torch import Tensor
 from threestudio_rf.core.convert import noise, split
 from threestudio_rf.core.level import column
 from threestudio_rf.core.random import generator
-from threestudio_rf.edit.delta import Delta, change
+from threestudio_rf.edit.delta import Delta, change, posterior
 from threestudio_rf.edit.path import Path
 
 DOUBLE = torch.float64
@@ -66,6 +66,48 @@ def test_no_drift_is_dds(name: str, make_path: Any, reds: Any) -> None:
         h = path.level(t_next).sigma - level.sigma
         x = x + column(2 * h / level.alpha, x) * (guesses[0] - guesses[1])
         assert torch.allclose(state.x, x, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["flow", "eps"])
+def test_pds_matches_the_latents_of_its_stochastic_chain(name: str, make_path: Any, reds: Any) -> None:
+    """Written out as z of both pictures under the same two noises, on the variance-preserving path: mean and deviation
+    by DDPM's numbers of one entry, 500 of 1000 times apart."""
+    path = make_path(name)
+    settings = Delta(steps=8, law="uniform", drift="none", weight="posterior", t_min=0.2, scale=1.0, scale_source=1.0)
+    times, x = falling(path, 8), reds
+    states = change(path, reds, times, settings, generator=generator(0, 0, "e"), role="target")
+    noises = generator(0, 0, "e")
+
+    def abar(t: Tensor) -> Tensor:
+        straight = path.level(t)
+        return column(straight.alpha**2 / (straight.alpha**2 + straight.sigma**2), reds)
+
+    for state in states:
+        torch.rand(5, generator=noises)
+        eps, other = torch.randn(5, 1, 1, 2, generator=noises).to(DOUBLE), torch.randn(5, 1, 1, 2, dtype=DOUBLE)
+        t = state.t.to(DOUBLE)
+        now, one, before = abar(t), abar(t - 0.001), abar(t - 0.002)
+        beta, z = 1 - now / one, []
+        for role, picture in (("target", x), ("source", reds)):
+            x_t = noise(picture, eps, path.level(t))
+            guess = split("flow", path.velocity(role, 1.0)(x_t, state.t), x_t, path.level(t))[0]
+            noisy = now.sqrt() * picture + (1 - now).sqrt() * eps
+            mu = before.sqrt() * beta / (1 - now) * guess + (1 - beta).sqrt() * (1 - before) / (1 - now) * noisy
+            earlier = before.sqrt() * picture + (1 - before).sqrt() * other
+            z.append((earlier - mu) / ((1 - before) / (1 - now) * beta).sqrt())
+        x = x - (z[0] - z[1]) / 8
+        assert torch.allclose(state.x, x, atol=1e-6)
+        x = state.x
+
+
+def test_pds_is_dds_with_a_weight_and_of_times_two_apart_a_pull_to_the_picture(make_path: Any) -> None:
+    for name in ("flow", "eps", "v"):
+        t = torch.tensor([0.2, 0.5, 0.9], dtype=DOUBLE)
+        one, other = posterior(make_path(name), t, stride=1)
+        assert torch.allclose(one, other, rtol=1e-6)
+        level, (identity, matched) = make_path(name).level(t), posterior(make_path(name), t)
+        abar = level.alpha**2 / (level.alpha**2 + level.sigma**2)
+        assert torch.allclose(identity / matched, (3 + abar) / 2, rtol=0.02)
 
 
 def test_a_parabola_is_drfs(make_path: Any, reds: Any) -> None:
@@ -187,8 +229,8 @@ def test_sampled_steps_keep_the_black_part_of_a_mask(make_path: Any, reds: Any, 
 
 def test_settings_of_no_use_raise() -> None:
     few = {"n_min": 2, "steps": 2}, {"n_min": 1, "law": "uniform"}, {"of": 50, "t_start": 0.5}, {"of": 8, "steps": 9}
-    for given in ({"base": "cond"}, *few):
-        with pytest.raises(ValueError, match=r"^got (base|n_min|of) .*, expected "):
+    for given in ({"base": "cond"}, {"weight": "posterior"}, {"weight": "dds", "drift": "none"}, *few):
+        with pytest.raises(ValueError, match=r"^got (base|weight|n_min|of) .*, expected "):
             Delta(**given)
     for given in ({"law": "rising"}, {"drift": "cubic"}):
         with pytest.raises(ValueError, match="expected one of falling, uniform; none, linear, parabola"):

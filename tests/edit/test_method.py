@@ -35,6 +35,8 @@ def small(name: str) -> Any:
     settings = replace(METHODS[name], scale=1.0)
     if isinstance(settings, IRFDS) and settings.steps:
         return replace(settings, steps=60, rate=0.05, accumulate=1)
+    if name == "pds":  # it holds on to the picture, so without guidance it stops half way
+        return replace(settings, scale=6.0, scale_source=1.0, rate=8.0)
     if isinstance(settings, Delta):
         return replace(settings, scale_source=1.0)
     if name == "flowchef":

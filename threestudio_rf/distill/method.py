@@ -20,7 +20,7 @@ from threestudio_rf.core.random import Part
 from threestudio_rf.distill.combine import COMBINERS, Combiner
 from threestudio_rf.distill.guidance import Guidance
 from threestudio_rf.distill.noise import SOURCES
-from threestudio_rf.distill.residual import gradient, surrogate
+from threestudio_rf.distill.residual import bounded, gradient, surrogate
 from threestudio_rf.distill.weights import WEIGHTS
 
 
@@ -32,6 +32,8 @@ class Method:
     invert_steps, _scale, _eta  of "inverted", "push_back", "ism": steps from t = 0 to 1, a smaller t has its share of
                                 them; guidance scale of the inversion; share of fresh noise
     ism_delta                   of "ism": how far t is from the time before
+    huber                       c: the residual r of each sample becomes r / sqrt(mean r^2 + c^2), SIM's pseudo-Huber
+                                distance (arXiv 2410.16794); None: it stays
     stage_two                   share of the run after which `stage_two_noise` and `stage_two_combiner` take over, as
                                 far as they are named; None: never
 
@@ -50,6 +52,7 @@ class Method:
     invert_scale: float = 0.0
     invert_eta: float = 0.0
     ism_delta: float = 0.05
+    huber: float | None = None
     stage_two: float | None = None
     stage_two_noise: str = ""
     stage_two_combiner: str = ""
@@ -70,6 +73,8 @@ class Method:
             raise ValueError(
                 f"rev_steps, invert_steps, invert_eta, ism_delta: got {numbers}, expected at least 0, 1, 0 and above 0"
             )
+        if self.huber is not None and self.huber < 0:
+            raise ValueError(f"huber: got {self.huber}, expected at least 0")
         if "ism" in (self.noise, self.stage_two_noise) and self.space != "eps":
             raise ValueError(f"space: got {self.space} with noise ism, expected eps")
 
@@ -104,6 +109,7 @@ METHODS: dict[str, Method] = {
     "ism": Method(space="eps", weight="sigma_over_alpha", noise="ism", scale=7.5, invert_steps=5),
     "ucm": Method(scale=60.0, invert_steps=3, invert_scale=1.0, stage_two=0.36, stage_two_noise="push_back"),
     "vsd": Method(space="eps", weight="sigma2", combiner="vsd", scale=7.5),
+    "sim": Method(space="x0", combiner="vsd", scale=8.5, huber=0.0),
     "ours": Method(scale=4.0),
 }
 
@@ -160,6 +166,8 @@ def distill(
         r = gradient(
             x0, x_t, eps, predictions, level, kind=model.kind, space=method.space, guidance=guide, target=target
         )
+        if method.huber is not None:
+            r = bounded(r * x0[0].numel(), method.huber) / x0[0].numel()
         weighted = column(WEIGHTS[method.weight](level), x0) * r
         grad = weighted / len(x0)
         skipped = not bool(grad.isfinite().all())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from threestudio_rf.core.convert import Kind, join, sign, split
-from threestudio_rf.core.level import Level
+from threestudio_rf.core.level import Level, column
 from threestudio_rf.distill.guidance import Guidance
 
 
@@ -34,6 +34,14 @@ def gradient(
     guided = guidance({role: join(space, *split(kind, p, x_t, level), level) for role, p in asked.items()})
     residual = guided - target * join(space, x0, eps, level)
     return sign(space) * residual / x0[0].numel()
+
+
+def bounded(residual: Tensor, c: float) -> Tensor:
+    """r / sqrt(mean r^2 + c^2) per sample, r (B, ...): the gradient of the pseudo-Huber distance sqrt(mean r^2 + c^2),
+    with which Score Implicit Matching (Luo et al. 2024, arXiv 2410.16794) compares two scores. With c = 0 every sample
+    has length 1, and a residual of 0 stays 0."""
+    length = (residual.flatten(1).square().mean(1) + c**2).sqrt()
+    return residual / column(torch.where(length > 0, length, 1), residual)
 
 
 class _Inject(torch.autograd.Function):

@@ -15,6 +15,15 @@ target is guided away from the source prompt instead of the empty one, u_source(
 u_source(x_g)), with a source of scale 1, and which holds the two pictures together that the velocities imply:
 
     x  -= zeta (x0_hat_target(x_g) - x0_hat_source(x_s)),  x0_hat = x_t - t' u
+
+PDS (Koo et al. 2024, arXiv 2311.13831; KAIST-Visual-AI-Group/PDS, pds/pds.py) matches the latents of DDPM's stochastic
+chain, z = (x_s - mu(x_t, x0_hat)) / deviation with s before t. Under the same noises their difference is
+
+    g = A (x - x_src) - C (x0_hat_target(x_g) - x0_hat_source(x_s))        A, C of `posterior`, c = 0
+
+and were the times one entry apart, then A = C and g = C t' / (1 - t') (eps_hat_target - eps_hat_source): DDS with a
+weight. Theirs are two apart with the beta of one, so A is (3 + abar) / 2 of C, and PDS is DDS that is pulled back to
+the picture by (A - C) (x - x_src).
 """
 
 from __future__ import annotations
@@ -42,6 +51,9 @@ DRIFTS: dict[str, Drift] = {
 }
 """name -> t' -> (c, dc/dt')."""
 LAWS = ("falling", "uniform")
+WEIGHTS = ("flow", "posterior")
+ENTRIES, STRIDE = 1000, 2
+"""PDS asks at 500 of the 1000 times of a table."""
 BASES = ("uncond", "source")
 
 
@@ -54,6 +66,7 @@ class Delta:
     drift    c, one of `DRIFTS`
     rate     factor of the step
     draws    noises per step, whose g are averaged
+    weight   "flow": g as in the module's head; "posterior": that of PDS, with drift "none"
     zeta     FlowAlign's pull between the implied pictures
     base     the role that the target's guidance counts from: "uncond", or "source" (FlowAlign)
     n_min    FlowEdit: that many of the last steps sample x + x_s - x_src with the target's velocity instead (law
@@ -62,7 +75,8 @@ class Delta:
     scale, scale_source  guidance of both branches
     shift    the resolution shift of falling steps; None: the prior's own
 
-    ValueError for an unknown law, drift or base, for n_min under another law or of all steps, for `of` with t_start.
+    ValueError for an unknown law, drift, weight or base, for n_min under another law or of all steps, for `of` with
+    t_start.
     """
 
     steps: int = 33
@@ -75,12 +89,16 @@ class Delta:
     scale: float = 13.5
     scale_source: float = 3.5
     shift: float | None = None
+    weight: str = "flow"
     zeta: float = 0.0
     base: str = "uncond"
     n_min: int = 0
     of: int | None = None
 
     def __post_init__(self) -> None:
+        if self.weight not in WEIGHTS or (self.weight == "posterior" and self.drift != "none"):
+            got = f"weight {self.weight!r} with drift {self.drift!r}"
+            raise ValueError(f"got {got}, expected one of {', '.join(WEIGHTS)}, posterior with drift none")
         if self.base not in BASES:
             raise ValueError(f"got base {self.base!r}, expected one of {', '.join(BASES)}")
         if self.n_min and (self.law != "falling" or self.n_min >= self.steps):
@@ -97,6 +115,25 @@ class Delta:
     def faithful(self) -> Delta:
         """The settings of a reconstruction: both branches alike."""
         return replace(self, scale=self.scale_source)
+
+
+def posterior(path: Path, t: Tensor, stride: int = STRIDE) -> tuple[Tensor, Tensor]:
+    """A and C (B,) of PDS at the prior's t (B,), s = t - stride / 1000, for the variance-preserving path of the same
+    ratio of signal to noise, abar = (1 - t')^2 / ((1 - t')^2 + t'^2):
+
+        c0 = sqrt(abar_s) beta / (1 - abar_t),  c1 = sqrt(1 - beta) (1 - abar_s) / (1 - abar_t)
+        deviation = sqrt((1 - abar_s) / (1 - abar_t) beta),  A = (sqrt(abar_s) - c1 sqrt(abar_t)) / deviation,
+        C = c0 / deviation
+
+    As in their code beta = 1 - abar_t / abar_(t - 1/1000) is that of one entry whatever the stride.
+    """
+    ends = (t.double(), t.double() - 1 / ENTRIES, t.double() - stride / ENTRIES)
+    levels = [path.level(end.clamp(min=0)) for end in ends]
+    now, one, before = (level.alpha**2 / (level.alpha**2 + level.sigma**2) for level in levels)
+    beta = 1 - now / one
+    c0, c1 = before.sqrt() * beta / (1 - now), (1 - beta).sqrt() * (1 - before) / (1 - now)
+    deviation = ((1 - before) / (1 - now) * beta).sqrt()
+    return (before.sqrt() - c1 * now.sqrt()) / deviation, c0 / deviation
 
 
 class Difference(NamedTuple):
@@ -153,6 +190,9 @@ def change(
             eps = normal(x.shape, generator, device=x.device, dtype=x.dtype)
             found = difference(target, source, x, x_src, eps, t, level, drift=drift)
             total, gaps = total + found.g, gaps + found.gap
+        if settings.weight == "posterior":
+            identity, matched = (column(value.to(x), x) for value in posterior(path, t))
+            total = settings.draws * identity * (x - x_src) - matched * gaps
         x = x - free * settings.rate * column(length, x) * total / settings.draws
         x = x - free * settings.zeta * gaps / settings.draws if settings.zeta else x
         yield State(settings.steps - number, t, x, x)

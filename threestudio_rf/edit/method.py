@@ -45,12 +45,23 @@ METHODS: dict[str, Settings] = {
     "flowedit": Delta(steps=33, t_start=0.853),
     "flowalign": Delta(steps=33, scale=7.5, scale_source=1.0, base="source", zeta=0.01),
     "dds": Delta(steps=50, law="uniform", drift="none", rate=5.0, scale=7.5, scale_source=7.5),
+    "pds": Delta(
+        steps=200,
+        t_start=0.929,
+        t_min=0.121,
+        law="uniform",
+        drift="none",
+        weight="posterior",
+        rate=0.1,
+        scale=100.0,
+        scale_source=100.0,
+    ),
     "drfs": Delta(steps=50, drift="parabola", scale=16.5, scale_source=6.0),
     "flowchef": Steered(steps=30, k=0.5, stop=0.5),
     "sdedit": Steered(steps=28, t_start=0.7),
 }
-"""Name -> settings of its paper, of the reference for irfds (InstaFlow) and irfds_sd3; irfds_fast is our own. DDS and
-DRFS state no step length that carries over, so their rates are ours."""
+"""Name -> settings of its paper, of the reference for irfds (InstaFlow) and irfds_sd3; irfds_fast is our own. DDS,
+PDS and DRFS state no step length that carries over, so their rates are ours."""
 
 INVERTING = tuple(name for name, settings in METHODS.items() if isinstance(settings, Ode | Direct | IRFDS))
 """The methods that find a noise for a picture."""

@@ -89,6 +89,7 @@ def method_of(loss: LossConfig) -> Method:
         invert_scale=loss.invert_scale,
         invert_eta=loss.invert_eta,
         ism_delta=loss.ism_delta,
+        huber=loss.huber,
         combiner=loss.combiner,
         stage_two=loss.stage_two,
         stage_two_noise=loss.stage_two_noise,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from threestudio_rf.app.settings.groups import opt
 
 EDITORS: tuple[str, ...] = ("euler", "rf_solver", "fireflow", "rf_inversion", "direct", "irfds")
-EDITORS += ("irfds_sd3", "irfds_fast", "flowedit", "flowalign", "dds", "drfs", "flowchef", "sdedit")
+EDITORS += ("irfds_sd3", "irfds_fast", "flowedit", "flowalign", "dds", "pds", "drfs", "flowchef", "sdedit")
 SOLVERS = ("euler", "midpoint", "heun", "fireflow", "dpmpp_2m")
 
 
@@ -45,6 +45,7 @@ class EditConfig:
     stop: float | None = opt(None, "rf_inversion, flowchef: share of the steps where it ends", low=0, high=1)
     k: float | None = opt(None, "flowchef: length of the step towards the picture", low=0, high=10)
     draws: int | None = opt(None, "methods of differences: noises per step", low=1, high=1000)
+    weight: str | None = opt(None, "methods of differences: of flows, or PDS's", choices=("flow", "posterior"))
     zeta: float | None = opt(None, "flowalign: pull between the implied pictures", low=0, high=1)
     base: str | None = opt(None, "flowalign: what the guidance counts from", choices=("uncond", "source"))
     n_min: int | None = opt(None, "flowedit: so many of the last steps sample the target", low=0, high=1000)

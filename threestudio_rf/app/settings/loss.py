@@ -28,6 +28,7 @@ class LossConfig:
     invert_scale: float = opt(0.0, "guidance scale of that inversion; 0: no prompt", low=-1000, high=1000)
     invert_eta: float = opt(0.0, "share of fresh noise in that inversion", low=0, high=1)
     ism_delta: float = opt(0.05, "noise=ism: from the time before to t", above=0, high=1)
+    huber: float | None = opt(None, "c of the pseudo-Huber distance; null: the residual as it is", low=0, high=1000)
     combiner: str = opt("cfg", "how the predictions combine", choices=COMBINERS)
     scale: float = opt(100.0, "guidance: uncond + scale (cond - uncond)", low=0, high=1000)
     stage_two: float | None = opt(None, "share of the run after which the second stage begins", above=0, high=1)
