@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 import tempfile
@@ -34,6 +35,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs CUDA"))
+
+
+@pytest.fixture(scope="session")
+def processes() -> Any:
+    """Processes of their own that begin with everything imported, once for all of them: `processes.Process(...)`."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["threestudio_rf.app.cli.main"])
+    return context
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ Seen to fail: configs left out of the wheel, the weights of one prior left out, 
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 import subprocess
@@ -51,13 +52,28 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "site"
 
 
-def run(place: Path, line: list[str], folder: Path) -> str:
+ALL = """
+import json, sys
+from threestudio_rf.app.cli.start import start
+for line in json.loads(sys.argv[1]):
+    assert start(line) == 0, line
+"""
+"""Several commands in one process."""
+
+
+def run(place: Path, words: list[str], folder: Path) -> str:
+    """What Python says with these words when it finds the package at `place`."""
     environment = os.environ | {"PYTHONPATH": str(place), "OMP_NUM_THREADS": "1"}
-    folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-P", "-m", "threestudio_rf", *line]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-P", *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
+
+
+def commands(root: Path) -> str:
+    """Every one of `COMMANDS` with its results below a folder of its own."""
+    return json.dumps([[*line, f"exp_root_dir={root}/{name}"] for name, line in COMMANDS.items()])
 
 
 def results(folder: Path) -> dict[str, bytes]:
@@ -73,12 +89,11 @@ def results(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_wheel_runs_from_another_folder_with_the_results_of_the_checkout(installed: Path, tmp_path: Path) -> None:
-    assert "prompt" in run(installed, ["--help"], tmp_path)
-    told = run(installed, ["task=doctor"], tmp_path)
+    assert "prompt" in run(installed, ["-m", "threestudio_rf", "--help"], tmp_path)
+    told = run(installed, ["-m", "threestudio_rf", "task=doctor"], tmp_path)
     assert str(installed / "threestudio_rf" / "weights") in told and "is whole" in told
-    for name, line in COMMANDS.items():
-        run(installed, [*line, f"exp_root_dir={tmp_path}/theirs/{name}"], tmp_path)
-        run(ROOT, [*line, f"exp_root_dir={tmp_path}/ours/{name}"], tmp_path)
+    for place, name in ((installed, "theirs"), (ROOT, "ours")):
+        run(place, ["-c", ALL, commands(tmp_path / name)], tmp_path)
     theirs, ours = results(tmp_path / "theirs"), results(tmp_path / "ours")
     assert len(theirs) >= 4 and "metrics" in theirs and theirs == ours
 

@@ -7,7 +7,6 @@ by that process alone.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import socket
 from collections.abc import Callable
@@ -109,14 +108,13 @@ def work(rank: int, port: int, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+def found(tmp_path_factory: pytest.TempPathFactory, processes: Any) -> tuple[Path, list[dict[str, Any]]]:
     """What two processes ended with."""
     folder = tmp_path_factory.mktemp("ranks")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    started = [context.Process(target=work, args=(rank, port, folder)) for rank in range(2)]
+    started = [processes.Process(target=work, args=(rank, port, folder)) for rank in range(2)]
     for process in started:
         process.start()
     for process in started:

@@ -109,6 +109,7 @@ def _frame(axis: Any, title: str, across: str = "step") -> None:
     axis.set_xlabel(across, fontsize=8)
     axis.tick_params(labelsize=7, which="both")
     axis.grid(alpha=0.3)
+    axis.locator_params(nbins=5)
 
 
 def _line(
@@ -116,8 +117,10 @@ def _line(
 ) -> None:
     _frame(axis, title)
     axis.plot(*zip(*points, strict=True) if points else ([], []), "." if dots else "-", linewidth=1, markersize=3)
-    if log and points and all(y > 0 for _, y in points):
+    values = [y for _, y in points]
+    if log and values and min(values) > 0 and max(values) >= 10 * min(values):
         axis.set_yscale("log")
+        axis.minorticks_off()
 
 
 def _scatter(axis: Any, rows: Sequence[Row]) -> None:

@@ -48,10 +48,12 @@ FREE += ("scene.shading.",)
 
 
 def register() -> None:
-    """Tell Hydra the schema."""
+    """Tell Hydra the schema, unless it knows it already."""
     from hydra.core.config_store import ConfigStore
 
-    ConfigStore.instance().store(name="schema", node=Config)
+    store = ConfigStore.instance()
+    if "schema.yaml" not in store.repo:
+        store.store(name="schema", node=Config)
 
 
 def compose(overrides: list[str]) -> DictConfig:

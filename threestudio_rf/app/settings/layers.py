@@ -24,7 +24,7 @@ def settings(choice: Mapping[str, str] | None = None, changes: Mapping[str, Any]
     with LOCK:
         made: Any = OmegaConf.structured(Config)
         for data in layered(choice or {}):
-            made = OmegaConf.merge(made, data)
+            made.merge_with(data)
         return typed(_changed(made, changes or {}))
 
 
