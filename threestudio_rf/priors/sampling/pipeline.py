@@ -32,6 +32,10 @@ class Pipeline(Protocol):
         """What a run of its own does otherwise than the pipeline that it comes from, one sentence each."""
         ...
 
+    def for_sampling(self) -> tuple[str, ...]:
+        """What it says, `key=value`, that only a sampler reads."""
+        ...
+
 
 @dataclass(frozen=True)
 class Formula:
@@ -50,4 +54,8 @@ class Formula:
 
     def notes(self, steps: int) -> tuple[str, ...]:
         """None: it comes from no pipeline."""
+        return ()
+
+    def for_sampling(self) -> tuple[str, ...]:
+        """Nothing: it comes from no pipeline."""
         return ()

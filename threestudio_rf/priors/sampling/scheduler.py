@@ -72,6 +72,16 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "time_shift_type": (None, "exponential"),
 }
 """Keys whose other values would make another path, and the values that are understood."""
+OF_SAMPLING: dict[str, tuple[Any, ...]] = {
+    "timestep_spacing": (None, "leading"),
+    **dict.fromkeys(("shift", "flow_shift"), (None, 1)),
+    **dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"), (None, False)),
+    **dict.fromkeys(("use_dynamic_shifting", "stochastic_sampling", "thresholding"), (None, False)),
+    "shift_terminal": (None, False),
+    "algorithm_type": (None, "dpmsolver++"),
+    "final_sigmas_type": (None, "zero"),
+}
+"""Keys that say how steps are taken and not what the levels are, and the values that say nothing."""
 RESHAPED = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_dynamic_shifting", "shift_terminal")
 
 
@@ -156,6 +166,10 @@ class Scheduler:
         if self._get("final_sigmas_type") == "sigma_min" and self.sampler == "dpmpp_2m" and steps < 15:
             found.append("lower_order_final: the last step is of order 2")
         return tuple(f"{self.name}: {words}" for words in found)
+
+    def for_sampling(self) -> tuple[str, ...]:
+        """What the config says of steps alone, `key=value`."""
+        return tuple(f"{key}={self._get(key)}" for key, plain in OF_SAMPLING.items() if self._get(key) not in plain)
 
     def times(
         self, steps: int, *, sampler: str, law: str = "auto", shift: float | None = None, offset: int | None = None
