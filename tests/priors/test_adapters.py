@@ -72,9 +72,9 @@ def test_two_steps_and_the_picture_are_those_of_the_pipeline(
     size = {"height": 64, "width": 64, "num_inference_steps": 2}
     given = {"latents": case.packed(eps), **size, **case.given}
     *_, ours = run(plan(prior, PROMPT, SampleConfig(steps=2, cfg=case.cfg)), [0])
-    theirs = case.opened(pipe(PROMPT, output_type="latent", **given).images)
+    theirs = case.opened(pipe(prompt=PROMPT, output_type="latent", **given).images, pipe)
     assert theirs.std() > 0.1 and (ours.x - theirs).abs().max() < 1e-5 * max(1, theirs.abs().max())
-    picture = pipe(PROMPT, output_type="pt", **given).images
+    picture = case.shown(pipe(prompt=PROMPT, output_type="pt", **given).images)
     torch.testing.assert_close(prior.decode(ours.x), picture, rtol=0, atol=1e-4)
     assert picture.std() > 1e-3
 
@@ -198,7 +198,7 @@ def test_a_condition_without_what_the_network_reads_and_batches_of_other_sizes_a
     prior, condition = priors[kind], priors[kind].embed([PROMPT])
     x, t = normal((1, *prior.latent_shape), generator(0, 0, "x")), torch.tensor([0.5])
     for name in condition.tensors:
-        some = {key: tensor for key, tensor in condition.tensors.items() if key != name}
+        some = {key if key != name else "other": tensor for key, tensor in condition.tensors.items()}
         with pytest.raises(ValueError, match=rf"condition: got 1 prompts .*expected 1 with .*{name}"):
             prior.predict(x, t, Condition(some))
     with pytest.raises(ValueError, match="got 1 prompts"):

@@ -29,7 +29,7 @@ def words_tokenizer(length: int = 24) -> Any:
     special = ["<pad>", "<unk>", "<bos>", "<eos>", "<|im_start|>", "<|im_end|>"]
     vocabulary = {word: i for i, word in enumerate([*special, "user", "system", "assistant", "thinking", "a", *WORDS])}
     made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
     made.post_processor = processors.TemplateProcessing(
         single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", vocabulary["<bos>"])]
     )
@@ -168,7 +168,205 @@ def prx() -> tuple[type, dict[str, Any]]:
     }
 
 
-BUILDERS: dict[str, Callable[[], tuple[type, dict[str, Any]]]] = {"sdxl": sdxl, "sana": sana, "prx": prx}
+def qwen_settings(tokenizer: Any, layers: int = 2) -> dict[str, Any]:
+    """A narrow Qwen 3."""
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": layers,
+        "max_window_layers": layers,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "max_position_embeddings": 1024,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def dynamic(**more: Any) -> Any:
+    """The scheduler of flows whose shift grows with the number of tokens."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, **more)
+
+
+def flux2_klein() -> tuple[type, dict[str, Any]]:
+    from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline, Flux2Transformer2DModel
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    tokenizer = words_tokenizer(1024)
+    vae = AutoencoderKLFlux2(
+        block_out_channels=(8, 8, 8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=64
+    )
+    vae.bn.running_mean.normal_(std=0.3)
+    vae.bn.running_var.uniform_(0.5, 2)
+    return Flux2KleinPipeline, {
+        "vae": vae,
+        "transformer": Flux2Transformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=48,
+            timestep_guidance_channels=16,
+            axes_dims_rope=(2, 2, 2, 2),
+            guidance_embeds=False,
+        ),
+        "text_encoder": Qwen3ForCausalLM(Qwen3Config(**qwen_settings(tokenizer, 28))),
+        "tokenizer": tokenizer,
+        "scheduler": dynamic(),
+    }
+
+
+def zimage() -> tuple[type, dict[str, Any]]:
+    from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+    from transformers import Qwen3Config, Qwen3Model
+
+    tokenizer = words_tokenizer(1024)
+    transformer = ZImageTransformer2DModel(
+        dim=16,
+        n_layers=1,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=16,
+        axes_dims=[4, 2, 2],
+        axes_lens=[1024, 64, 64],
+    )
+    nn.init.normal_(transformer.x_pad_token)
+    nn.init.normal_(transformer.cap_pad_token)
+    return ZImagePipeline, {
+        "vae": flux_vae(),
+        "transformer": transformer,
+        "text_encoder": Qwen3Model(Qwen3Config(**qwen_settings(tokenizer))),
+        "tokenizer": tokenizer,
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=6.0),
+    }
+
+
+def qwen_image() -> tuple[type, dict[str, Any]]:
+    from diffusers import AutoencoderKLQwenImage, QwenImagePipeline, QwenImageTransformer2DModel
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    tokenizer = words_tokenizer(1024)
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6}
+    config = Qwen2_5_VLConfig(
+        text_config={**qwen_settings(tokenizer), "rope_parameters": rope},
+        vision_config={"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16},
+    )
+    return QwenImagePipeline, {
+        "vae": AutoencoderKLQwenImage(
+            base_dim=8,
+            z_dim=4,
+            dim_mult=[1, 1, 1, 1],
+            num_res_blocks=1,
+            latents_mean=[0.1, -0.2, 0.3, 0.0],
+            latents_std=[0.5, 1.5, 0.8, 1.1],
+        ),
+        "transformer": QwenImageTransformer2DModel(
+            in_channels=16,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            axes_dims_rope=(2, 2, 4),
+        ),
+        "text_encoder": Qwen2_5_VLForConditionalGeneration(config),
+        "tokenizer": tokenizer,
+        "scheduler": dynamic(),
+    }
+
+
+def prx_pixel() -> tuple[type, dict[str, Any]]:
+    from diffusers import FlowMatchEulerDiscreteScheduler, PRXPixelPipeline, PRXTransformer2DModel
+    from transformers import Qwen3VLTextConfig, Qwen3VLTextModel
+
+    tokenizer = words_tokenizer(1024)
+    rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e6}
+    return PRXPixelPipeline, {
+        "transformer": PRXTransformer2DModel(
+            in_channels=3,
+            patch_size=16,
+            context_in_dim=16,
+            hidden_size=16,
+            mlp_ratio=2.0,
+            num_heads=2,
+            depth=2,
+            axes_dim=[4, 4],
+            bottleneck_size=8,
+            resolution_embeds=True,
+        ),
+        "text_encoder": Qwen3VLTextModel(Qwen3VLTextConfig(**qwen_settings(tokenizer), rope_parameters=rope)),
+        "tokenizer": tokenizer,
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
+        "default_sample_size": 64,
+    }
+
+
+def chroma() -> tuple[type, dict[str, Any]]:
+    from diffusers import ChromaPipeline, ChromaTransformer2DModel
+    from transformers import T5Config, T5EncoderModel
+
+    tokenizer = words_tokenizer(1024)
+    config = T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    return ChromaPipeline, {
+        "vae": flux_vae(),
+        "transformer": ChromaTransformer2DModel(
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            axes_dims_rope=(2, 2, 4),
+            approximator_num_channels=8,
+            approximator_hidden_dim=16,
+            approximator_layers=1,
+        ),
+        "text_encoder": T5EncoderModel(config),
+        "tokenizer": tokenizer,
+        "scheduler": dynamic(),
+    }
+
+
+def lumina2() -> tuple[type, dict[str, Any]]:
+    from diffusers import FlowMatchEulerDiscreteScheduler, Lumina2Pipeline, Lumina2Transformer2DModel
+    from transformers import Gemma2Config, Gemma2Model
+
+    tokenizer = words_tokenizer(256)
+    return Lumina2Pipeline, {
+        "vae": flux_vae(),
+        "transformer": Lumina2Transformer2DModel(
+            sample_size=8,
+            hidden_size=16,
+            num_layers=1,
+            num_refiner_layers=1,
+            num_attention_heads=2,
+            num_kv_heads=1,
+            multiple_of=16,
+            axes_dim_rope=(4, 2, 2),
+            axes_lens=(300, 64, 64),
+            cap_feat_dim=16,
+        ),
+        "text_encoder": Gemma2Model(Gemma2Config(**gemma_settings(tokenizer))),
+        "tokenizer": tokenizer,
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=6.0),
+    }
+
+
+BUILDERS: dict[str, Callable[[], tuple[type, dict[str, Any]]]] = {
+    "sdxl": sdxl,
+    "sana": sana,
+    "prx": prx,
+    "flux2_klein": flux2_klein,
+    "zimage": zimage,
+    "qwen_image": qwen_image,
+    "prx_pixel": prx_pixel,
+    "chroma": chroma,
+    "lumina2": lumina2,
+}
 
 
 def build(kind: str, folder: Path) -> Path:

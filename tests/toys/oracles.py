@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def same(x: Tensor) -> Tensor:
@@ -21,7 +21,8 @@ class Case:
     cfg     the guidance scale of our run
     given   what its pipeline is given for it, beside size, steps and texts
     packed  our latents -> its own
-    opened  its own -> ours
+    opened  (its own, pipeline) -> ours
+    shown   what it gives as a picture -> that in [0, 1]
     clock   the module that turns what the network heard into an embedding, and that number into t
     free    names that its pipeline must be given as None to load
     """
@@ -31,14 +32,39 @@ class Case:
     cfg: float = 3.0
     given: dict[str, Any] = field(default_factory=lambda: {"guidance_scale": 3.0})
     packed: Callable[[Tensor], Tensor] = same
-    opened: Callable[[Tensor], Tensor] = same
+    opened: Callable[[Tensor, Any], Tensor] = lambda x, pipe: x
+    shown: Callable[[Tensor], Tensor] = same
     free: tuple[str, ...] = ()
-    texts: dict[str, Any] = field(default_factory=dict)
 
 
 def guided(**more: Any) -> dict[str, Any]:
     """A guidance scale of 3 and more."""
     return {"guidance_scale": 3.0, **more}
+
+
+def packed(x: Tensor) -> Tensor:
+    """(B, C, h, w) -> 2 x 2 latents as one token (B, h w / 4, 4 C)."""
+    b, c, h, w = x.shape
+    return x.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, 4 * c)
+
+
+def unpacked(tokens: Tensor, pipe: Any) -> Tensor:
+    """The inverse for square latents."""
+    b, n, c = tokens.shape
+    side = round(n**0.5)
+    return tokens.view(b, side, side, c // 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, c // 4, 2 * side, 2 * side)
+
+
+def normalised(z: Tensor, pipe: Any) -> Tensor:
+    """FLUX.2's latents as its network reads them: 2 x 2 as channels, by the batch norm of its VAE."""
+    b, c, h, w = z.shape
+    z = z.view(b, c, h // 2, 2, w // 2, 2).permute(0, 1, 3, 5, 2, 4).reshape(b, 4 * c, h // 2, w // 2)
+    return nn.functional.batch_norm(z, pipe.vae.bn.running_mean, pipe.vae.bn.running_var, eps=1e-4)
+
+
+def pixels(x: Tensor) -> Tensor:
+    """A picture in [-1, 1]."""
+    return (x / 2 + 0.5).clamp(0, 1)
 
 
 BINS = {"use_resolution_binning": False}
@@ -53,4 +79,23 @@ CASES: dict[str, Case] = {
     ),
     "sana": Case("time_embed.emb.time_proj", lambda n: n / 1000, given=guided(**BINS)),
     "prx": Case("", lambda t: t, given=guided(**BINS)),
+    "flux2_klein": Case(
+        "time_guidance_embed.time_proj",
+        lambda n: n / 1000,
+        given=guided(),
+        opened=normalised,
+    ),
+    "zimage": Case("t_embedder", lambda n: 1 - n / 1000, given={"guidance_scale": 2.0}),
+    # its sampler changes the guided velocity, so that it is compared without guidance
+    "qwen_image": Case(
+        "time_text_embed.time_proj",
+        lambda t: t,
+        cfg=1.0,
+        given={"true_cfg_scale": 1.0},
+        packed=packed,
+        opened=unpacked,
+    ),
+    "prx_pixel": Case("", lambda t: t, given=guided(**BINS), packed=lambda x: 2 * x, shown=pixels),
+    "chroma": Case("time_text_embed.time_proj", lambda n: n / 1000, given=guided(), packed=packed, opened=unpacked),
+    "lumina2": Case("time_caption_embed.time_proj", lambda t: 1 - t, given=guided(cfg_normalization=False)),
 }

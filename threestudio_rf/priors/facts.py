@@ -95,6 +95,34 @@ FACTS: dict[str, Facts] = {
     "prx": Facts(
         "prx", "hub", "straight", multiple=32, reads=_SIZED, network="PRXTransformer2DModel", pipelines=("PRXPipeline",)
     ),
+    "flux2_klein": Facts(
+        "flux2_klein",
+        "hub",
+        "straight",
+        reads=_OWN_VAE,
+        network="Flux2Transformer2DModel",
+        pipelines=("Flux2KleinPipeline",),
+    ),
+    "zimage": Facts("zimage", "hub", "straight", reads=_SIZED, network="ZImageTransformer2DModel"),
+    "qwen_image": Facts(
+        "qwen_image",
+        "hub",
+        "straight",
+        reads=_OWN_VAE,
+        network="QwenImageTransformer2DModel",
+        pipelines=("QwenImagePipeline",),
+    ),
+    "prx_pixel": Facts(
+        "prx_pixel",
+        "hub",
+        "straight",
+        multiple=32,
+        reads=tuple(key for key in _OWN_VAE if key != "vae_checkpointing"),
+        network="PRXTransformer2DModel",
+        pipelines=("PRXPixelPipeline",),
+    ),
+    "chroma": Facts("chroma", "hub", "straight", reads=_SIZED, network="ChromaTransformer2DModel"),
+    "lumina2": Facts("lumina2", "hub", "straight", reads=_SIZED, network="Lumina2Transformer2DModel"),
     "gaussian": Facts("gaussian", "formula", "straight", multiple=0, size=8, reads=("size", "std")),
 }
 """Every prior that ships."""

@@ -53,6 +53,7 @@ class Adapter:
     read       (output, x_t, t) -> prediction of `kind`, both in float32
     sigmas     its pipeline asks the scheduler for even sigmas 1 .. 1/n, and for `shift` of (tokens, steps) where it has
                a law of its own for a dynamic shift
+    start      the deviation of its noise
     """
 
     name: str
@@ -71,6 +72,7 @@ class Adapter:
     read: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda out, x_t, t: out
     sigmas: bool = False
     shift: Callable[[int, int], float] | None = None
+    start: float = 1.0
 
 
 class FolderPrior:

@@ -55,6 +55,8 @@ def load_adapted(
         tokens=(shape.size // shape.patch) ** 2,
         even=adapter.sigmas,
         law=adapter.shift,
+        path=adapter.path,
+        start=adapter.start,
     )
     network = Table(at.folder / adapter.network[0] / "config.json")
     return FolderPrior(

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from threestudio_rf.priors.base import PriorError
 from threestudio_rf.priors.folder.hub import locate
-from threestudio_rf.priors.folder.load import present_name, wanted_shapes, weight_files
+from threestudio_rf.priors.folder.load import wanted_shapes, weight_files
 from threestudio_rf.priors.folder.lora import (
     Lora,
     Row,
@@ -32,6 +32,7 @@ from threestudio_rf.priors.folder.lora import (
     read_lora,
     row_of,
 )
+from threestudio_rf.priors.folder.names import present_name
 
 NETWORKS = ("unet", "transformer")
 

@@ -31,11 +31,10 @@ from threestudio_rf.priors.folder.layout import (
     is_whole,
     read_json,
 )
+from threestudio_rf.priors.folder.names import present_name
 
 POINTER = b"version https://git-lfs.github.com/spec/"
 SHARD = re.compile(r"-\d{5}-of-\d{5}")
-OLDER = ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0."))
-"""Names of attention weights in files of the first diffusers versions, which its loader renames."""
 
 
 def usable_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -96,17 +95,6 @@ def check_file(file: Path) -> None:
         raise PriorError(
             f"{file} ({file.stat().st_size if file.is_file() else 0} bytes) is empty, truncated or damaged: {error}"
         ) from None
-
-
-def present_name(key: str, known: Collection[str]) -> str:
-    """The name that the libraries of today give to a stored `key`: files of older ones say `text_model.` before every
-    weight of a CLIPTextModel, and `query` for `to_q`. `known` are today's names."""
-    if key in known:
-        return key
-    renamed = key.removeprefix("text_model.")
-    for old, new in OLDER:
-        renamed = renamed.replace(old, new)
-    return renamed if renamed in known else key
 
 
 def stored_names(files: list[Path], known: Collection[str]) -> set[str]:

@@ -18,14 +18,14 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from threestudio_rf.core.grid import Grid, grid_of
-from threestudio_rf.core.level import DiscreteVP, Level, rectified_flow
+from threestudio_rf.core.level import DiscreteVP, Level, Schedule, rectified_flow
 from threestudio_rf.core.solve import SECOND
 from threestudio_rf.core.times import flow_match_spacing
 from threestudio_rf.priors.base import PriorError
@@ -104,7 +104,7 @@ class Scheduler:
 
     `tokens` is how many patches the network sees at its native size, for dynamic shifts. `even`: the folder's pipeline
     asks for sigmas 1 .. 1/S before they are shifted. `law` is a dynamic shift's own mu (tokens, steps), which is then
-    no property of the path: `time_shift` is 1.
+    no property of the path: `time_shift` is 1. `path` are a flow's levels, `start` the deviation of its noise.
     """
 
     config: Table
@@ -112,6 +112,8 @@ class Scheduler:
     tokens: int = 0
     even: bool = False
     law: Callable[[int, int], float] | None = None
+    path: Schedule = rectified_flow
+    start: float = 1.0
 
     @property
     def name(self) -> str:
@@ -185,9 +187,10 @@ class Scheduler:
         if law == "auto" and self.table is not None and sampler not in SECOND:
             law = self.config.text("timestep_spacing", "leading")
         own_shift = self.time_shift if shift is None else shift
-        schedule = rectified_flow if self.table is None else self.table
+        schedule = self.path if self.table is None else self.table
         offset = 1 if offset is None else offset
-        return grid_of(schedule, steps, sampler=sampler, law=law, shift=own_shift, offset=offset, n=self.trained)
+        grid = grid_of(schedule, steps, sampler=sampler, law=law, shift=own_shift, offset=offset, n=self.trained)
+        return replace(grid, start=grid.start * self.start)
 
     def _get(self, key: str) -> Any:
         return self.config.content.get(key)
@@ -198,7 +201,8 @@ class Scheduler:
                 raise self.config.refuse(key, " or ".join(str(value) for value in known if value is not None))
         plain = self.name == FLOWS[1] or not (self.even or any(self._get(key) for key in RESHAPED))
         if self.name in FLOWS and (shift is not None or plain):
-            return Grid(flow_match_spacing(steps, shift=self.time_shift if shift is None else shift, n=self.trained))
+            own = self.time_shift if shift is None else shift
+            return Grid(flow_match_spacing(steps, shift=own, n=self.trained), start=self.start)
         found = self._asked(steps, {"steps_offset": 1 if offset is None else offset} | _shifted(shift))
         sigmas, labels = found.sigmas.double(), found.timesteps.double()
         exploding = self.table is not None and "Euler" in self.name
@@ -237,6 +241,8 @@ class Scheduler:
         end = labels.new_zeros(1)
         if self.table is None:
             times = torch.where(sigmas > 0, sigmas, 0)
+            if torch.allclose(labels / self.trained, times[:-1], rtol=0, atol=1e-6):
+                return Grid(times.float(), start=self.start)
             return Grid(times.float(), torch.cat([labels / self.trained, end]), Level(1 - times, times))
         norm = torch.hypot(torch.ones_like(sigmas), sigmas)
         times = self.table.time_at(sigmas / (1 + sigmas)).float()
