@@ -1,6 +1,6 @@
 """How sharply a prior of the tiny world sees it: the strict figure of its own samples, and how many are recognised.
 
-    python bench/prior.py [--prior tiny_sd3] [--folder FOLDER] [--samples 24] [--views four|octants] [--cfg 5]
+    python bench/prior.py [--prior tiny_instaflow] [--folder FOLDER] [--samples 24] [--views four|octants] [--cfg 5]
                           [--steps 20] [--shift 3] [--shapes all|twelve] [--sheet sheet.png]
 
 Every shape, colours and view words in turn. Flows take Euler steps under `--shift`, noise models DDIM steps with eta 0
@@ -30,6 +30,7 @@ from threestudio_rf.core.random import generator, normal
 from threestudio_rf.core.sample import solve
 from threestudio_rf.export.media import png
 from threestudio_rf.priors.base import Prior, bind
+from threestudio_rf.priors.facts import DEFAULT
 from threestudio_rf.priors.sd import load_sd
 from threestudio_rf.priors.sd3 import load_sd3
 from threestudio_rf.priors.tiny import EMBEDDED, known_words, load_tiny, weights_folder
@@ -41,7 +42,7 @@ from threestudio_rf.tiny.world.judge import Judge, load_judge
 from threestudio_rf.tiny.world.shapes import SHAPES, TWELVE
 from threestudio_rf.tiny.world.views import COLOURS, VIEW_WORDS, compose, palette, prompt_of, random_backgrounds, render
 
-PRESETS = {"tiny_sd3": (3.5, 3.0), "tiny_sd": (4.0, 1.0), "tiny_sd_v": (4.0, 1.0), "tiny_instaflow": (1.5, 1.0)}
+PRESETS = {"tiny_sd3": (3.5, 3.0), "tiny_sd": (4.0, 1.0), "tiny_sd_v": (4.0, 1.0), "tiny_instaflow": (3.0, 1.0)}
 PRESETS |= {"tiny_exact": (1.0, 1.0)}
 """Guidance scale and shift."""
 HELD_OUT = 1_000_000
@@ -108,7 +109,7 @@ def octants_right(image: Tensor, shape: str, colours: list[int], words: list[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prior", choices=(*EMBEDDED, "tiny_exact"), default="tiny_sd3")
+    parser.add_argument("--prior", choices=(*EMBEDDED, "tiny_exact"), default=DEFAULT)
     parser.add_argument("--folder", type=Path, help="weights of that kind instead of the shipped ones")
     parser.add_argument("--samples", type=int, default=24, help="of every shape")
     parser.add_argument("--views", choices=("four", "octants"))

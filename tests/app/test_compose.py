@@ -41,7 +41,12 @@ def test_what_hydra_refuses_is_one_line(line, message):
 
 def test_the_default_is_the_tiny_experiment():
     config = composed("prompt=a red ball")
-    assert (config.experiment, config.prior.name, config.name, config.task) == ("tiny", "tiny_sd3", "tiny", "lift")
+    assert (config.experiment, config.prior.name, config.name, config.task) == (
+        "tiny",
+        "tiny_instaflow",
+        "tiny",
+        "lift",
+    )
 
 
 def test_stored_settings_come_back_literally():
@@ -96,7 +101,7 @@ def test_structural_changes_are_told_apart_from_the_others():
     assert structural == ["scene.encoding.levels: 8 -> 4"]
     assert other == ["optim.lr_encoding: 0.01 -> 0.5"]
     assert differences(old, composed("prompt=a hat", "scene.renderer.ray_chunk=9", "prior=gaussian"))[0] == [
-        "prior.name: tiny_sd3 -> gaussian"
+        "prior.name: tiny_instaflow -> gaussian"
     ]
 
 

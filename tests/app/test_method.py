@@ -112,7 +112,7 @@ def test_nfsd_says_nothing_in_uncond_and_the_negative_prompt_in_neg() -> None:
 
 
 def test_the_bridge_goes_from_the_prompt_with_faults_to_the_prompt_with_praise_in_every_view() -> None:
-    words = said("bridge", "loss.artifact_prompt='a bad {prompt}'")
+    words = said("bridge", "loss.artifact_prompt='a bad {prompt}'", "prior.views=four")
     assert words["artifact"] == [f"a bad a red ball, {view} view" for view in ("side", "front", "back", "overhead")]
     assert words["target"][1] == "a red ball, detailed high resolution, high quality, sharp, front view"
     assert said("bridge", "loss.artifact_prompt='a bad {prompt}'", views=False)["artifact"] == ["a bad a red ball"]

@@ -33,12 +33,13 @@ from threestudio_rf.core.sample import State
 from threestudio_rf.core.sample import invert as inverted
 from threestudio_rf.core.solve import QUIET
 from threestudio_rf.priors.base import Prior
+from threestudio_rf.priors.facts import DEFAULT
 
 Picture = Tensor | Path | str
 FILES = ("image", "mask", "strip", "log_every", "view")
 
 
-def load_prior(name: str = "tiny_sd3", *, device: str = "auto", **settings: Any) -> Prior:
+def load_prior(name: str = DEFAULT, *, device: str = "auto", **settings: Any) -> Prior:
     """The prior `prior=name` with the settings of configs/prior, for many calls of `sample` on one `device`.
 
     `settings` are those of the group `prior` by name: path (a folder or owner/name on the hub), dtype (auto, fp32,
@@ -56,7 +57,7 @@ def load_prior(name: str = "tiny_sd3", *, device: str = "auto", **settings: Any)
 def sample(
     prompt: str,
     *,
-    prior: str | Prior = "tiny_sd3",
+    prior: str | Prior = DEFAULT,
     n: int = 1,
     seed: int = 0,
     negative_prompt: str = "",
@@ -120,7 +121,7 @@ def invert(
     image: Picture,
     prompt: str = "",
     *,
-    prior: str | Prior = "tiny_sd3",
+    prior: str | Prior = DEFAULT,
     cfg: float = 1.0,
     device: str = "auto",
     **settings: Any,

@@ -26,6 +26,7 @@ from threestudio_rf.core.random import generator
 from threestudio_rf.distill.method import Distilled
 from threestudio_rf.distill.method import distill as distilled
 from threestudio_rf.priors.base import Condition, Prior, bind
+from threestudio_rf.priors.facts import DEFAULT
 from threestudio_rf.priors.twin import NAME as TWIN
 from threestudio_rf.scenes.base import Rendering
 from threestudio_rf.scenes.camera import Camera
@@ -100,7 +101,7 @@ def distill(
     prompt: str,
     *,
     loss: str = "rfds",
-    prior: str | Prior = "tiny_sd3",
+    prior: str | Prior = DEFAULT,
     steps: int = 800,
     seed: int = 0,
     negative_prompt: str = "",

@@ -31,6 +31,7 @@ from threestudio_rf.app.tasks.output.finish import shown
 from threestudio_rf.app.tasks.output.look import mesh_of
 from threestudio_rf.app.tasks.output.result import Result, stored
 from threestudio_rf.priors.base import Prior
+from threestudio_rf.priors.facts import DEFAULT
 from threestudio_rf.tiny.world.figures.score2d import score_pictures
 
 FILES = ("image", "source", "prompts", "mask", "video", "fps", "lpips")
@@ -41,7 +42,7 @@ def edit(
     prompt: str | Sequence[str],
     *,
     source: str = "",
-    prior: str | Prior = "tiny_sd3",
+    prior: str | Prior = DEFAULT,
     mask: Picture | None = None,
     seed: int = 0,
     device: str = "auto",

@@ -126,3 +126,5 @@ FACTS: dict[str, Facts] = {
     "gaussian": Facts("gaussian", "formula", "straight", multiple=0, size=8, reads=("size", "std")),
 }
 """Every prior that ships."""
+DEFAULT = "tiny_instaflow"
+"""The prior where none is named: of the embedded ones it sees the tiny world most sharply."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from threestudio_rf.priors.facts import FACTS
+from threestudio_rf.priors.facts import DEFAULT, FACTS
 
 KINDS = ("auto", "eps", "v", "flow")
 STORAGES = ("none", "fp8")
@@ -41,7 +41,7 @@ def group(kind: type) -> Any:
 class PriorConfig:
     """The frozen network."""
 
-    name: str = opt("tiny_sd3", f"which one ({', '.join(FACTS)})")
+    name: str = opt(DEFAULT, f"which one ({', '.join(FACTS)})")
     path: str = opt("", "folder or owner/name of the weights; the embedded priors need none")
     dtype: str = opt("auto", "number format of the network", choices=("auto", "fp32", "bf16", "fp16"))
     revision: str | None = opt(None, "branch, tag or commit on the hub")
