@@ -60,8 +60,8 @@ TUNED: dict[str, dict[str, dict[str, Any]]] = {
         "sdedit": {"steps": 10, "scale": 3.0},
     },
 }
-"""prior -> method -> settings, chosen on a few dozen pictures that are not those of bench/edit.py; for tiny_instaflow on 16
-(euler, rf_solver and direct as fireflow, irfds as irfds_fast, flowalign as flowedit, pds as dds)."""
+"""prior -> method -> settings, chosen on a few dozen pictures that are not those of bench/edit.py; for tiny_instaflow
+on 16 (euler, rf_solver and direct as fireflow, irfds as irfds_fast, flowalign as flowedit, pds as dds)."""
 
 
 PAPER: dict[str, dict[str, Any]] = {"irfds": {"down_steps": 18}, "flowedit": {"of": 50, "t_start": None}}
