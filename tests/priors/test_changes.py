@@ -262,6 +262,24 @@ def test_places_without_a_lora_say_what_they_are(sd_folder, tmp_path):
         load_sd(tmp_path / "cut.safetensors")
 
 
+@pytest.mark.parametrize("path", ["owner/style", "owner/style/inner/one.safetensors"])
+def test_a_repository_is_asked_for_its_lora_alone(path, monkeypatch, tmp_path):
+    import huggingface_hub
+
+    asked, file = [], tmp_path / (path.partition("style/")[2] or "pytorch_lora_weights.safetensors")
+    file.parent.mkdir(exist_ok=True)
+    save_file({"unet.x.lora_A.weight": torch.ones(1)}, file)
+
+    def download(repository, *, allow_patterns, local_files_only):
+        asked.append((repository, allow_patterns, local_files_only))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert module.lora_file(path) == file
+    ((repository, patterns, local),) = asked
+    assert repository == "owner/style" and local and all("lora" in x or "adapter" in x or x in path for x in patterns)
+
+
 def test_a_difference_between_different_models_is_refused(sd_folder, sd3_folder, tmp_path, change_json):
     from threestudio_rf.priors.folder.architecture_sd import make_unet
 
