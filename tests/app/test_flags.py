@@ -182,3 +182,19 @@ def test_flags_without_effect_are_told():
 def test_what_is_not_known_is_one_line_with_a_suggestion(line, message):
     with pytest.raises(UserError, match=message):
         translate(line)
+
+
+@pytest.mark.parametrize(
+    ("line", "quoted"),
+    [
+        (["prompt=a", "red", "mushroom"], 'prompt="a red mushroom"'),
+        (["seed=1", "prompt=a", "red", "seed=2"], 'prompt="a red"'),
+        (["system.prompt_processor.prompt=a", "hat,", "red", "--train"], 'system.prompt_processor.prompt="a hat, red"'),
+        (["a red ball"], 'prompt="a red ball"'),
+        (["seed=1", "red"], 'prompt="red"'),
+    ],
+)
+def test_words_without_quotes_are_refused_with_the_quotes_that_are_missing(line, quoted):
+    with pytest.raises(UserError, match="is neither a flag nor key=value; a text is given in quotes: ") as caught:
+        translate(line)
+    assert str(caught.value).endswith(f": {quoted}")

@@ -81,12 +81,24 @@ def _short(items: list[str]) -> dict[str, str]:
     return {name: f"{group}.{name}" for name in names if name not in leaves()}
 
 
+def _check_words(items: list[str]) -> None:
+    """UserError for words that stand alone, as those of a prompt without quotes: with the quotes that are missing."""
+    for place, item in enumerate(items):
+        if "=" in item or item.startswith(("+", "~")):
+            continue
+        key, equals, value = items[place - 1].partition("=") if place else ("prompt", "", "")
+        words = items[place:]
+        words = words[: next((i for i, word in enumerate(words) if "=" in word), len(words))]
+        if not equals or RENAMED.get(key, key) not in text_keys():
+            key, value = "prompt", ""
+        text = " ".join([value, *words]).strip()
+        raise UserError(f'{item!r} is neither a flag nor key=value; a text is given in quotes: {key}="{text}"')
+
+
 def _part(item: str, short: dict[str, str]) -> Part:
     """A `key=value`, where the key is ours or a peer's."""
-    key, equals, value = item.partition("=")
+    key, _, value = item.partition("=")
     sign = key[: len(key) - len(key.lstrip("+~"))]
-    if not equals and not sign:
-        raise UserError(f'{item!r} is neither a flag nor key=value; a text is given as prompt="{item}"')
     key = key[len(sign) :]
     return Part(item, sign, short.get(key) or RENAMED.get(key, key), value)
 
@@ -193,6 +205,7 @@ def _settings(items: list[str], launch: Launch) -> None:
     strict = _strict(items, launch)
     file = given.read(launch.config) if launch.config else given.File()
     short = _short([*(f"{key}={value}" for key, value in file.values.items() if key == "task"), *items])
+    _check_words(items)
     parts = [_part(item, short) for item in items]
     typed = {part.key: part.value for part in parts}
     experiment = typed.get("experiment", file.base).replace("-", "_")
