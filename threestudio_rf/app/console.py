@@ -1,4 +1,4 @@
-"""What a person sees: messages, warnings and progress on the terminal, and all of them in log.txt."""
+"""Messages, warnings and progress on the terminal; all of them go to log.txt as well."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a mesh begins with: the surface of a trained field, or somebody's file."""
+"""The start of a mesh: the surface of a trained field, or a mesh file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a grid of runs says: one row per cell as CSV, means per method and prior as Markdown, one picture of all."""
+"""The results of a grid: one row per cell as CSV, means per method and prior as Markdown, one picture of all."""
 
 from __future__ import annotations
 

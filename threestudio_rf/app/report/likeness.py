@@ -1,4 +1,4 @@
-"""How near one picture is to another: PSNR and SSIM, also of a part of it. Pictures are (B, 3, H, W) in [0, 1]."""
+"""PSNR and SSIM of two pictures, or of a part of them. Pictures are (B, 3, H, W) in [0, 1]."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How values of threestudio's and the reference's keys become ours. The module imports the standard library only."""
+"""Conversion of values of threestudio's and the reference's keys into ours. The module imports the standard library only."""
 
 from __future__ import annotations
 

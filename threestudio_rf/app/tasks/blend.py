@@ -1,4 +1,4 @@
-"""What an edit hands out: the picture where the edit changed little, the edit where it changed much."""
+"""The final picture of an edit: the source where the edit changed little, the edit where it changed much."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What task=edit and task=invert share: a picture or a folder of pictures, the prior, the states, the table."""
+"""The common part of task=edit and task=invert: the pictures given, the prior, the solver states, the table of figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `task=` and `mode=` do: one plain table."""
+"""The command of every `task=` and `mode=`, in one plain table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the embedded networks minimise.
+"""The training losses of the embedded networks.
 
 UNets: the denoising losses of DDPM (Ho et al. 2020), improved DDPM (Nichol and Dhariwal 2021) and latent diffusion
 (Rombach et al. 2022) on Stable Diffusion's table, and velocity matching on the straight path. SD3: velocity matching

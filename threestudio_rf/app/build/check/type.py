@@ -1,4 +1,4 @@
-"""What every setting holds, by its declared type, and whether the machine can hold what they ask for."""
+"""Checks of every setting against its declared type and range, and of the memory that the settings ask for."""
 
 from __future__ import annotations
 

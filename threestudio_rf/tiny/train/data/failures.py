@@ -1,4 +1,4 @@
-"""What the judge calls "none of these": shapes that melted.
+"""Pictures of melted shapes, which the judge is trained to call "none of these".
 
 Some are pictures that the embedded priors really make, in few steps and without guidance, and that the strict figure
 finds far from every true view; the others are true views that are bent until their outline is no longer their own.

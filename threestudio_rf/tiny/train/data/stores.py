@@ -1,4 +1,4 @@
-"""What the parts of a training share, made once and kept in its folder: views of the world, first stage, latents."""
+"""Data shared by the parts of a training, made once and kept in its folder: views, first stage, latents, failures."""
 
 from __future__ import annotations
 
