@@ -1,4 +1,4 @@
-"""The common part of task=edit and task=invert: the pictures given, the prior, the solver states, the table of figures."""
+"""The common part of task=edit and task=invert: the given pictures, prior, solver states, table of figures."""
 
 from __future__ import annotations
 

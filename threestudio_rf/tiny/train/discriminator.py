@@ -1,4 +1,4 @@
-"""Bottleneck and adversary of a first stage (Esser et al. 2021; Rombach et al. 2022): a Gaussian posterior or a codebook
+"""Bottleneck and adversary of the first stage (Esser et al. 2021; Rombach et al. 2022): a Gaussian or a codebook
 between encoder and decoder, and the adversarial half: patches, losses, adaptive weight."""
 
 from __future__ import annotations
