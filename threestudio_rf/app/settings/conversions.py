@@ -1,4 +1,4 @@
-"""Values of threestudio's and the reference's keys converted into ours. The module imports the standard library only."""
+"""Values of threestudio's and the reference's keys converted into ours. Imports the standard library only."""
 
 from __future__ import annotations
 
