@@ -36,12 +36,14 @@ def lora(tmp_path: Path) -> Path:
 
 def test_a_lora_and_a_difference_change_the_picture(launcher: Any, lora: Path, tmp_path: Path) -> None:
     pictures = []
-    for more in ([], [f"prior.lora={lora}:0"], [f"prior.lora={lora}:0.3,{lora}:0.2"], [f"prior.delta={SD}-v"]):
+    other = f"prior.delta={SD}-v"
+    same = ([], [f"prior.lora={lora}:0"], [other, "prior.delta_scale=0"], [other, f"prior.delta_from={SD}-v"])
+    for more in (*same, [f"prior.lora={lora}:0.3,{lora}:0.2"], [other]):
         code, folder, _, err = launcher(*LINE, *more, f"exp_root_dir={tmp_path}", f"prior.cache={tmp_path}/texts")
         assert code == 0, err
         pictures.append(np.asarray(Image.open(next((folder / "save").glob("*.png")))).astype(int))
-    assert np.array_equal(pictures[0], pictures[1])
-    assert all(np.abs(picture - pictures[0]).max() > 8 for picture in pictures[2:])
+    assert all(np.array_equal(pictures[0], picture) for picture in pictures[1 : len(same)])
+    assert all(np.abs(picture - pictures[0]).max() > 8 for picture in pictures[len(same) :])
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,8 @@ ELSEWHERE = {
     "scene.mesh.paint_steps": "test_mesh_lift.py",
     "loss.name": "test_method.py",
     "prior.cache": "../priors/test_rows.py",
+    "prior.delta_from": "test_lora.py",
+    "prior.delta_scale": "test_lora.py",
     "grid.docs": "test_grid.py",
     "grid.jobs": "test_grid.py",
 }
