@@ -3,8 +3,8 @@
 One test for all: two denoising steps and the picture equal the pipeline's, ragged prompts, the caller's list, the
 gradient through the encoder, labels and levels, embedding and freeing, the cache, folders of every other kind.
 
-Seen to fail: Sana's instruction left out, added to the empty text; SDXL's empty text embedded; a level that is not
-what is heard.
+Seen to fail: Sana's instruction left out, added to the empty text; SDXL's empty text embedded; Z-Image not negated;
+PRXPixel's noise of deviation 1 at the start; levels of the time that is told where a network rounds it in bfloat16.
 """
 
 from __future__ import annotations
