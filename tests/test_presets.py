@@ -8,7 +8,7 @@ by sigma^2 -> gradients that their code prints; opaqueness of 10 throughout, t_m
 the scale 100 in dreamfusion_sd, 512 pixels from the start in prolificdreamer, elevations up to 90, 512 pixels for the
 encoder in rfds_sd3 -> 3D tables; lambda_distill 1, three particles, no accumulation in 2d_rfds, no shift in
 2d_rfds_sd3, InstaFlow's k in 2d_rfds_rev_sd3 -> 2D script; no experiment implied by scene=image -> the preset of its
-prior; upright cameras, all levels, dreamfusion_sd's light in magic3d or sdi, no price of hollows -> 3D tables.
+prior.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ nearest; a sign or an argument of v; no slip where the slip is wanted, parenthes
 both sides of a loss exchanged; eq. 13 without either root; clipping where there is none; half the error with the wrong
 sign; a list that is not limited; a sign in the closed form of the variance; k ignored; columns of a run exchanged, or
 divided by the wrong deviation; offsets of four bytes, fan-in upside down, ones for biases, a file that is not renamed;
-an import of a name that is not there;
 in the package, rev_noise with the sign of x0, no limit in p_mean_variance, the sign of x0_hat in split.
 """
 

@@ -1,7 +1,6 @@
 """A setting that is named and changes nothing is refused, with what decides that and what is read instead.
 
-Seen to fail: each rule removed in turn; keys of files and of presets taken for named ones;
-those of peers not checked, or each of several alone; a sweep not checked.
+Seen to fail: each rule removed in turn; keys of files and of presets taken for named ones; a sweep not checked.
 """
 
 from __future__ import annotations

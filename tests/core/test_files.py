@@ -1,7 +1,6 @@
 """Files appear whole or not at all, links are not followed, and what a killed process left is cleaned.
 
-Seen to fail: the second file replaced before the first is on the disk, writing through a link, leftovers kept,
-a pipe read or appended to (which waits for ever).
+Seen to fail: the second file replaced before the first is on the disk, writing through a link, leftovers kept.
 """
 
 from __future__ import annotations
