@@ -29,7 +29,7 @@ def composed(*line: str) -> Config:
         ("camera.sizes=3", "camera.sizes"),
         ("loss.scale=[1", r"\[1"),
         ("experiment=rfds_sd", "expected one of .*; did you mean rfds_sd3"),
-        ("prior=sd4", "expected one of gaussian, instaflow, sd, .*; did you mean sd"),
+        ("prior=sd4", "expected one of chroma, .*, sdxl, .*; did you mean sd"),
         ("seed='", "'"),
     ],
 )

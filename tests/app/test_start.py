@@ -48,7 +48,7 @@ def test_help_shows_the_values_that_the_default_command_uses():
     used = flat(typed(compose(["prompt=''"])))
     assert {key: value for key, value in defaults().items() if used[key] != value} == {}
     lines = help_module.text()
-    assert "  scene.radius=0.6 " in lines and "  export.resolution=96 " in lines and "  trainer.steps=800 " in lines
+    assert "  scene.radius=0.6 " in lines and "  export.resolution=96 " in lines and "  trainer.steps=400 " in lines
 
 
 def test_the_examples_of_the_help_are_understood():

@@ -46,7 +46,7 @@ def opened(small, tmp_path):
     """A viewer of a fresh scene, on a free port."""
     pytest.importorskip("viser")
     changes = dict(item.split("=", 1) for item in small if not item.startswith("prior="))
-    changes = {key: eval(value, {"false": False}) for key, value in changes.items()}
+    changes = {key: eval(value, {"false": False, "uniform": "uniform"}) for key, value in changes.items()}
     config = settings({"prior": "gaussian"}, changes | {"prompt": "a red ball", "viewer": True, "viewer_port": 0})
     one = viewer.open_viewer(Result(Run(config, tmp_path, torch.device("cpu"))))
     yield one

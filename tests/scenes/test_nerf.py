@@ -24,6 +24,9 @@ from threestudio_rf.scenes.nerf import HashGridNeRF
 class Ball(nn.Module):
     """A hard ball of radius 0.5, red on its upper half and blue below, with a smooth density for normals."""
 
+    def update(self, step: int) -> None:
+        """A ball has no levels that join."""
+
     def density(self, points: Tensor) -> Tensor:
         return 40 * nn.functional.softplus((0.5 - points.norm(dim=-1)) * 300)
 

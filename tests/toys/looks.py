@@ -20,6 +20,7 @@ LOOKS = Views(
     back=45.0,
     overhead=60.0,
     wording="four",
+    stray=(0.0, 0.0, 0.0),
 )
 TIMES = Times(t_min=Constant(0.02), t_max=Constant(0.98), law="uniform", shift=1.0, width=0.0, bump=BUMP, draws=1)
 LIMITS = {"skip_limit": 20, "empty_limit": 100}

@@ -47,7 +47,7 @@ class Views:
     back: float
     overhead: float
     wording: Wording
-    stray: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    stray: tuple[float, float, float]
 
     def camera(self, step: int, seed: int) -> Camera:
         """The cameras of a step."""
