@@ -56,6 +56,8 @@ SHOWN = ("a red mushroom", "a brown chair", "a red house", "an orange star")
 SHOWN = (*SHOWN, "a red car", "a yellow duck", "a pink castle", "a blue boat")
 KEYS = ("volume_iou", "silhouette_iou", "chamfer", "colour_error", "janus", "recognised", "seconds", "peak_memory_mb")
 FIGURES = dict[str, float | None]
+FRAMES = 12
+"""Of a turn in the GIF."""
 
 
 def known(preset: str) -> list[str]:
@@ -138,7 +140,13 @@ def main() -> None:
 
 def publish(options: argparse.Namespace, tables: dict[str, list[str]]) -> None:
     """Tables and contact sheets as `<docs>/gallery.md`."""
-    text = ["# Gallery", "", "Made by `python bench/gallery.py --docs docs`, seed 0; no prompt is left out.", ""]
+    command = f"python bench/gallery.py --presets {' '.join(tables)} --docs docs"
+    text = [
+        "# Gallery",
+        "",
+        f"Made by `{command}`, seed {options.seed}; no prompt that the prior knows is left out.",
+        "",
+    ]
     for preset in tables:
         text += [f"- [`experiment={preset}`](#{preset})"]
     for preset, lines in tables.items():
@@ -156,19 +164,19 @@ def publish(options: argparse.Namespace, tables: dict[str, list[str]]) -> None:
 
 
 def turntables(root: Path, prompts: tuple[str, ...], file: Path, *, columns: int = 4) -> None:
-    """Every sixth frame of the turntables of those prompts that were run, side by side, as one GIF."""
+    """The turntables of those prompts that were run, side by side, as one GIF of `FRAMES` frames."""
     from PIL import Image
 
     found = [sorted(root.glob(f"*/{p.replace(' ', '_')}@*/save/it*-test")) for p in prompts]
-    folders = [folders[-1] for folders in found if folders]
+    turns = [sorted(folders[-1].glob("*.png"), key=lambda path: int(path.stem)) for folders in found if folders]
     frames = []
-    for i in range(0, 120, 6):
-        pictures = [Image.open(folder / f"{i}.png").resize((128, 128)) for folder in folders]
+    for i in range(FRAMES):
+        pictures = [Image.open(turn[len(turn) * i // FRAMES]).resize((128, 128)) for turn in turns]
         sheet = Image.new("RGB", (columns * 128, -(-len(pictures) // columns) * 128))
         for number, picture in enumerate(pictures):
             sheet.paste(picture, (number % columns * 128, number // columns * 128))
         frames.append(sheet)
-    if folders:
+    if turns:
         frames[0].save(file, save_all=True, append_images=frames[1:], duration=120, loop=0)
 
 
