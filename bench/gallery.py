@@ -144,7 +144,7 @@ def publish(options: argparse.Namespace, tables: dict[str, list[str]]) -> None:
     text = [
         "# Gallery",
         "",
-        f"Made by `{command}`, seed {options.seed}; no prompt that the prior knows is left out.",
+        f"Made by `{command}`, seed {options.seed}; no prompt is left out.",
         "",
     ]
     for preset in tables:
