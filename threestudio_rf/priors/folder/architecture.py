@@ -36,7 +36,7 @@ from torch import nn
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, SD3Transformer2DModel
-    from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 BOS, EOS, END_OF_WORD = "<|startoftext|>", "<|endoftext|>", "</w>"
 MAX_SEQUENCE_LENGTH = "_max_sequence_length"
@@ -101,17 +101,14 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def make_text_encoder(
-    tokenizer: CLIPTokenizer, width: int, layers: int, heads: int, projection: int, *, seed: int = 0
-) -> CLIPTextModelWithProjection:
-    """CLIP text encoder for `tokenizer`. SD3 reads hidden_states[-2] (B, T, width) and text_embeds (B, projection)."""
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+def clip_config(tokenizer: CLIPTokenizer, *, width: int, layers: int, heads: int) -> CLIPTextConfig:
+    """The shape of a CLIP text encoder that reads what `tokenizer` writes."""
+    from transformers import CLIPTextConfig
 
-    config = CLIPTextConfig(
+    return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
         intermediate_size=4 * width,
-        projection_dim=projection,
         num_hidden_layers=layers,
         num_attention_heads=heads,
         max_position_embeddings=tokenizer.model_max_length,
@@ -120,6 +117,16 @@ def make_text_encoder(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+
+
+def make_text_encoder(
+    tokenizer: CLIPTokenizer, width: int, layers: int, heads: int, projection: int, *, seed: int = 0
+) -> CLIPTextModelWithProjection:
+    """CLIP text encoder for `tokenizer`. SD3 reads hidden_states[-2] (B, T, width) and text_embeds (B, projection)."""
+    from transformers import CLIPTextModelWithProjection
+
+    config = clip_config(tokenizer, width=width, layers=layers, heads=heads)
+    config.projection_dim = projection
     with seeded(seed):
         return CLIPTextModelWithProjection(config).train()
 

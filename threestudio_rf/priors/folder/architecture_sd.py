@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from threestudio_rf.priors.folder.architecture import amend, seeded, stored, write_vocabulary
+from threestudio_rf.priors.folder.architecture import amend, clip_config, seeded, stored, write_vocabulary
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -31,22 +31,10 @@ def make_sd_text_encoder(
     tokenizer: CLIPTokenizer, *, width: int = 64, layers: int = 2, heads: int = 4, seed: int = 0
 ) -> CLIPTextModel:
     """CLIP text encoder for `tokenizer`; the UNet reads last_hidden_state (B, T, width), after the final norm."""
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextModel
 
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=4 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        max_position_embeddings=tokenizer.model_max_length,
-        hidden_act="quick_gelu",
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
     with seeded(seed):
-        return CLIPTextModel(config).train()
+        return CLIPTextModel(clip_config(tokenizer, width=width, layers=layers, heads=heads)).train()
 
 
 def make_unet(
