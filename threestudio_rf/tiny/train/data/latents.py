@@ -13,10 +13,16 @@ from threestudio_rf.core.random import generator
 from threestudio_rf.priors.views import OCTANT_WORDS
 from threestudio_rf.tiny.train.data.captions import CaptionTable, draw_templates, draw_wordings, told
 from threestudio_rf.tiny.train.training import device_of, half
+from threestudio_rf.tiny.world.shapes import SHAPES
 from threestudio_rf.tiny.world.views import COLOURS, VIEW_WORDS, Views, palette, random_backgrounds
 
 OVERHEAD = 2.5
 """How much more often a view from above is drawn: it is one in fifteen of the cameras, but one in four of the words."""
+OFTEN = {"table": 3.0, "chair": 2.5, "house": 2.5, "castle": 2.5, "boat": 2.5, "car": 2.0, "duck": 2.0, "cube": 1.5}
+OFTEN |= {"rocket": 1.5, "cup": 1.5, "lamp": 1.5, "star": 1.25}
+OFTEN |= dict.fromkeys(("ball", "cone", "cylinder", "donut", "mushroom", "snowman"), 0.6)
+"""How often a shape is drawn, against 1 for the others: the more the further its samples were below their bound, or
+seen from another octant than the caption's (docs/tiny_world.md)."""
 MATES = 20
 """About how many views of one shape and octant share colour and background."""
 
@@ -94,7 +100,8 @@ class CaptionedLatents:
     def __init__(self, data: Latents, tokenizers: Sequence[Any], *, offset: float = 0.0) -> None:
         self.data, self.offset = data, offset
         self.tables = [CaptionTable(tokenizer) for tokenizer in tokenizers]
-        self.share = torch.where(data.view == VIEW_WORDS.index("overhead"), OVERHEAD, 1.0)
+        often = torch.tensor([OFTEN.get(name, 1.0) for name in SHAPES])[data.shape]
+        self.share = torch.where(data.view == VIEW_WORDS.index("overhead"), OVERHEAD, 1.0) * often
         self.members = members_of(data.group)
 
     def draw(self, n: int, draw: Generator) -> Batch:
