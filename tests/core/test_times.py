@@ -127,6 +127,13 @@ def test_an_annealed_draw_falls_linearly_from_the_noisy_to_the_clean_end() -> No
     assert start.min() > 0.879 and start.max() <= 0.98
 
 
+def test_under_a_shift_the_falling_time_follows_the_path_of_the_shifted_sampler() -> None:
+    path = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    path.set_timesteps(sigmas=[1 - k / 10 for k in range(10)])
+    falling = [drawn(1, t_min=0.0, t_max=1.0, law="annealed", shift=3.0, progress=k / 10) for k in range(10)]
+    assert torch.allclose(torch.cat(falling), path.sigmas[:-1], atol=1e-6)
+
+
 STABLE = DiscreteVP(betas("scaled_linear", 1000))
 
 

@@ -60,8 +60,9 @@ def draw(
     lowest share of the law's probability, the next in the one above it, and so on.
 
     uniform       the unshifted time is uniform; with shift = 1, t is
-    annealed      as uniform, in a band of `width` whose centre falls linearly from t_max to t_min as `progress` goes
-                  from 0 to 1; what leaves the window is cut off, width = 0 is the centre itself
+    annealed      as uniform, in a band of `width` whose centre falls from t_max to t_min as `progress` goes from 0 to
+                  1, its unshifted time linearly: a sampler's path under that shift; what leaves the window is cut
+                  off, width = 0 is the centre itself
     dreamtime     as annealed, but the centre is `dreamtime_at(progress)` by `schedule` and `bump`
     logit_normal  the unshifted time is sigmoid(N(0, 1)) (Esser et al. 2024), conditioned on the window
 
@@ -78,7 +79,8 @@ def draw(
         raise ValueError(f"got {strata} strata of {n} times, expected a divisor")
     low, high = t_min, t_max
     if law in ("annealed", "dreamtime"):
-        centre = t_max + progress * (t_min - t_max)
+        first, last = unshift_time(t_max, shift), unshift_time(t_min, shift)
+        centre = shift_time(first + progress * (last - first), shift)
         if law == "dreamtime":
             centre = dreamtime_at(progress, t_min=t_min, t_max=t_max, schedule=schedule, bump=bump)
         low, high = max(t_min, centre - width / 2), min(t_max, centre + width / 2)

@@ -47,7 +47,7 @@ class LossConfig:
     t_min: Any = opt(0.02, "lowest noise level", ramp=True, above=0, high=1)
     t_max: Any = opt(0.98, "highest noise level", ramp=True, above=0, high=1)
     t_law: str = opt("uniform", "how t is drawn", choices=LAWS)
-    t_shift: float = opt(1.0, "resolution shift of the draw of t (SD3: 3)", above=0, high=100)
+    t_shift: float = opt(1.0, "resolution shift of the draw of t, or of its fall (SD3: 3)", above=0, high=100)
     t_width: float = opt(0.0, "width of the moving window of t_law=annealed, dreamtime", low=0, high=1)
     t_bump: list[float] = opt([0.8, 0.5, 0.3, 0.1], "m1, m2, s1, s2 of t_law=dreamtime", low=0, high=10, length=4)
     draws: int = opt(1, "noises and stratified t per rendering, their gradients averaged", low=1, high=64)
