@@ -7,7 +7,8 @@ import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +57,12 @@ def own_tables() -> Iterator[None]:
     for table, rows in zip(tables, kept, strict=True):
         table.clear()
         table.update(rows)
+
+
+@pytest.fixture(scope="session")
+def adapted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a kind of prior with random weights, built when it is first asked for."""
+    from folders import build
+
+    root = tmp_path_factory.mktemp("adapters")
+    return cache(lambda kind: build(kind, root / kind))

@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from folders import BUILDERS, build
-from oracles import CASES
+from folders import BUILDERS
+from oracles import CASES, opened, unpacked
 
-from threestudio_rf.app.build.prior import ADAPTERS, build_prior
+from threestudio_rf.app.build.prior import ADAPTERS
 from threestudio_rf.app.build.sampling import plan, run
-from threestudio_rf.app.settings.groups import PriorConfig, SampleConfig
+from threestudio_rf.app.settings.groups import SampleConfig
 from threestudio_rf.core.random import generator, normal
 from threestudio_rf.priors.base import Condition, PriorError
 from threestudio_rf.priors.facts import FACTS
@@ -33,18 +34,9 @@ TIMES = torch.tensor([0.0577, 0.3337, 0.9802])
 
 
 @pytest.fixture(scope="session")
-def folders(sd_folder: Path, sd3_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def folders(sd_folder: Path, sd3_folder: Path, adapted: Callable[[str], Path]) -> dict[str, Path]:
     """One folder per kind."""
-    root = tmp_path_factory.mktemp("adapters")
-    return {"sd": sd_folder, "sd3": sd3_folder} | {kind: build(kind, root / kind) for kind in BUILDERS}
-
-
-def opened(kind: str, folder: Path, **settings: Any) -> Any:
-    """The prior of a folder, by the application's own table."""
-    settings = {"cache": str(folder.parent / "texts")} | settings
-    if kind in NEW:
-        settings = {"size": 64} | settings
-    return build_prior(PriorConfig(name=kind, path=str(folder), **settings), torch.device("cpu"))
+    return {"sd": sd_folder, "sd3": sd3_folder} | {kind: adapted(kind) for kind in BUILDERS}
 
 
 @pytest.fixture(scope="session")
@@ -80,6 +72,49 @@ def test_two_steps_and_the_picture_are_those_of_the_pipeline(
 
 
 @pytest.mark.parametrize("kind", CASES)
+def test_two_steps_in_bfloat16_are_those_of_the_pipeline_but_for_rounding(kind: str, folders: dict[str, Path]) -> None:
+    case, prior = CASES[kind], opened(kind, folders[kind], dtype="bf16")
+    pipe = pipeline_of(kind, folders[kind], torch.bfloat16)
+    eps = normal((1, *prior.latent_shape), generator(0, 0, "sample")).bfloat16().float()
+    size = {"height": 64, "width": 64, "num_inference_steps": 2}
+    given = {"latents": case.packed(eps).bfloat16(), **size, **case.given}
+    *_, ours = run(
+        plan(prior, PROMPT, SampleConfig(steps=2, cfg=case.cfg)),
+        [0],
+        latents=eps * prior.pipeline.times(2, sampler=prior.pipeline.sampler).start,
+    )
+    theirs = case.opened(pipe(prompt=PROMPT, output_type="latent", **given).images.float(), pipe.to(torch.float32))
+    assert (ours.x - theirs).norm() < 0.03 * theirs.norm()
+
+
+@pytest.mark.parametrize("kind", NEW)
+def test_a_step_of_a_wide_picture_is_that_of_the_pipeline(
+    kind: str, folders: dict[str, Path], priors: dict[str, Any]
+) -> None:
+    case, prior, pipe = CASES[kind], priors[kind], pipeline_of(kind, folders[kind])
+    channels, h, w = prior.latent_shape
+    eps = normal((1, channels, h, 2 * w), generator(0, 0, "wide"))
+    given = {"latents": case.packed(eps), "height": 64, "width": 128, "num_inference_steps": 1, **case.given}
+    planned = plan(prior, PROMPT, SampleConfig(steps=1, cfg=case.cfg))
+    *_, ours = run(planned, [0], latents=planned.grid.start * eps)
+    found = pipe(prompt=PROMPT, output_type="latent", **given).images
+    theirs = unpacked(found, pipe, wide=2) if case.opened is unpacked else case.opened(found, pipe)
+    assert theirs.shape == eps.shape and (ours.x - theirs).abs().max() < 1e-5 * max(1, theirs.abs().max())
+
+
+def test_two_steps_of_instaflow_are_those_of_its_authors(folders: dict[str, Path]) -> None:
+    """gnobitab/InstaFlow: x <- x + v / n from noise, v = uncond + s (cond - uncond) told 1000 (1 - i / n)."""
+    prior, pipe = opened("instaflow", folders["sd"]), pipeline_of("sd", folders["sd"])
+    x = normal((1, *prior.latent_shape), generator(0, 0, "sample"))
+    texts = [pipe.encode_prompt(text, "cpu", 1, False)[0] for text in (PROMPT, "")]
+    for told in (1000.0, 500.0):
+        cond, uncond = (pipe.unet(x, told, encoder_hidden_states=text).sample.detach() for text in texts)
+        x = x + (uncond + 1.5 * (cond - uncond)) / 2
+    *_, ours = run(plan(prior, PROMPT, SampleConfig(steps=2, cfg=1.5, spacing="even")), [0])
+    torch.testing.assert_close(ours.x, x, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", CASES)
 def test_what_is_encoded_is_decoded_as_by_the_vae_alone(kind: str, priors: dict[str, Any]) -> None:
     prior = priors[kind]
     image = torch.rand(1, 3, 64, 64, generator=generator(0, 0, "image"))
@@ -95,6 +130,19 @@ def test_what_is_encoded_is_decoded_as_by_the_vae_alone(kind: str, priors: dict[
     assert latents.shape == (1, *prior.latent_shape) and latents.std() > 1e-3
 
 
+def kept_by(work: Callable[[], None]) -> int:
+    """Bytes that `work` keeps for its way back."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        work()
+    return sum(kept.values())
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("kind", CASES)
 def test_the_gradient_of_a_picture_is_finite_and_not_zero_also_when_it_is_computed_twice(
@@ -103,11 +151,12 @@ def test_the_gradient_of_a_picture_is_finite_and_not_zero_also_when_it_is_comput
     own = "vae_checkpointing" in FACTS[kind].reads
     prior = opened(kind, folders[kind], vae_checkpointing=True) if checkpointing and own else priors[kind]
     image = (2 * torch.rand(1, 3, 64, 64, generator=generator(0, 0, "image")) - 0.5).requires_grad_()
-    prior.encode(image).square().sum().backward()
+    kept = kept_by(lambda: prior.encode(image).square().sum().backward())
     assert image.grad is not None and image.grad.isfinite().all() and image.grad.ne(0).double().mean() > 0.9
     if checkpointing:
         again = image.detach().requires_grad_()
-        priors[kind].encode(again).square().sum().backward()
+        more = kept_by(lambda: priors[kind].encode(again).square().sum().backward())
+        assert not own or kept < 0.8 * more
         torch.testing.assert_close(image.grad, again.grad, rtol=1e-4, atol=1e-5)
 
 
@@ -123,6 +172,31 @@ def test_ragged_prompts_are_what_they_are_alone(kind: str, priors: dict[str, Any
         torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-4, atol=1e-5)
     swapped = prior.predict(x, TIMES, both.select([1, 2, 0]))
     assert together.shape == x.shape and all((together - swapped).flatten(1).abs().amax(1) > 1e-4)
+
+
+@pytest.mark.parametrize("kind", NEW)
+def test_padding_is_seen_only_where_the_pipeline_shows_it(kind: str, priors: dict[str, Any]) -> None:
+    prior, condition = priors[kind], priors[kind].embed([PROMPT])
+    x, t = normal((1, *prior.latent_shape), generator(0, 0, "x")), torch.tensor([0.5])
+    plain, prompt = prior.predict(x, t, condition), condition.tensors["prompt"]
+    other = normal(tuple(prompt.shape), generator(0, 0, "padding"))
+    if "mask" not in condition.tensors:  # all of the padding is read: FLUX.2's 512 tokens, CLIP's window
+        assert prompt.shape[1] == {"flux2_klein": 512, "sdxl": 16}[kind]
+        prompt = prompt.clone()
+        prompt[:, -1] = other[:, -1]
+        changed = prior.predict(x, t, Condition(condition.tensors | {"prompt": prompt}))
+        assert (changed - plain).abs().max() > 1e-6
+        return
+    mask = condition.tensors["mask"]
+    assert mask.any() and not mask.all()
+    filled = torch.where(mask[..., None], prompt, other)
+    found = prior.predict(x, t, Condition({"prompt": filled, "mask": mask}))
+    if kind == "chroma":  # its mask is a number that its attention adds: padding counts less, not nothing
+        assert (found - plain).abs().max() > 1e-4
+    else:
+        torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-6)
+    bare = prior.predict(x, t, Condition({"prompt": filled, "mask": torch.ones_like(mask)}))
+    assert (bare - plain).abs().max() > 1e-4
 
 
 class Clock:
@@ -210,13 +284,13 @@ def test_a_condition_without_what_the_network_reads_and_batches_of_other_sizes_a
 ADVICE = {"sd": r"use prior=sd \(prior=instaflow for a rectified flow\)"}
 
 
-@pytest.mark.parametrize("wrong", CASES)
+@pytest.mark.parametrize("wrong", [*CASES, "instaflow"])
 @pytest.mark.parametrize("kind", CASES)
 def test_a_folder_of_another_kind_is_refused_with_the_prior_to_choose(
     kind: str, wrong: str, folders: dict[str, Path]
 ) -> None:
-    if kind == wrong:
-        opened(kind, folders[kind])
+    if kind == wrong or (kind, wrong) == ("sd", "instaflow"):
+        opened(wrong, folders[kind])
         return
     with pytest.raises(PriorError, match=ADVICE.get(kind, rf"use prior={kind}$")):
         opened(wrong, folders[kind])

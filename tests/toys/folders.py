@@ -356,6 +356,29 @@ def lumina2() -> tuple[type, dict[str, Any]]:
     }
 
 
+def pixart() -> tuple[type, dict[str, Any]]:
+    from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
+    from transformers import T5Config, T5EncoderModel
+
+    tokenizer = words_tokenizer(300)
+    config = T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    return PixArtSigmaPipeline, {
+        "vae": make_vae((8, 8, 8, 8), latent_channels=4, groups=4, scaling=0.13025, seed=3),
+        "transformer": PixArtTransformer2DModel(
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_layers=1,
+            cross_attention_dim=16,
+            caption_channels=16,
+            sample_size=8,
+            use_additional_conditions=False,
+        ),
+        "text_encoder": T5EncoderModel(config),
+        "tokenizer": tokenizer,
+        "scheduler": DPMSolverMultistepScheduler(**SCHEDULE),
+    }
+
+
 BUILDERS: dict[str, Callable[[], tuple[type, dict[str, Any]]]] = {
     "sdxl": sdxl,
     "sana": sana,
@@ -366,6 +389,7 @@ BUILDERS: dict[str, Callable[[], tuple[type, dict[str, Any]]]] = {
     "prx_pixel": prx_pixel,
     "chroma": chroma,
     "lumina2": lumina2,
+    "pixart": pixart,
 }
 
 

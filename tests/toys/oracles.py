@@ -4,9 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+
+def opened(kind: str, folder: Path, **settings: Any) -> Any:
+    """The prior of a folder, by the application's own table; its pictures have 64 pixels."""
+    from threestudio_rf.app.build.prior import build_prior
+    from threestudio_rf.app.settings.groups import PriorConfig
+    from threestudio_rf.priors.facts import FACTS
+
+    settings = {"cache": str(folder.parent / "texts")} | settings
+    if "size" in FACTS[kind].reads:
+        settings = {"size": 64} | settings
+    return build_prior(PriorConfig(name=kind, path=str(folder), **settings), torch.device("cpu"))
 
 
 def same(x: Tensor) -> Tensor:
@@ -48,11 +62,12 @@ def packed(x: Tensor) -> Tensor:
     return x.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, 4 * c)
 
 
-def unpacked(tokens: Tensor, pipe: Any) -> Tensor:
-    """The inverse for square latents."""
+def unpacked(tokens: Tensor, pipe: Any, wide: int = 1) -> Tensor:
+    """The inverse for latents that are `wide` times as wide as high."""
     b, n, c = tokens.shape
-    side = round(n**0.5)
-    return tokens.view(b, side, side, c // 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, c // 4, 2 * side, 2 * side)
+    h = round((n / wide) ** 0.5)
+    w = wide * h
+    return tokens.view(b, h, w, c // 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, c // 4, 2 * h, 2 * w)
 
 
 def normalised(z: Tensor, pipe: Any) -> Tensor:
@@ -86,16 +101,15 @@ CASES: dict[str, Case] = {
         opened=normalised,
     ),
     "zimage": Case("t_embedder", lambda n: 1 - n / 1000, given={"guidance_scale": 2.0}),
-    # its sampler changes the guided velocity, so that it is compared without guidance
     "qwen_image": Case(
         "time_text_embed.time_proj",
         lambda t: t,
-        cfg=1.0,
-        given={"true_cfg_scale": 1.0},
+        given={"true_cfg_scale": 3.0, "negative_prompt": ""},
         packed=packed,
         opened=unpacked,
     ),
     "prx_pixel": Case("", lambda t: t, given=guided(**BINS), packed=lambda x: 2 * x, shown=pixels),
     "chroma": Case("time_text_embed.time_proj", lambda n: n / 1000, given=guided(), packed=packed, opened=unpacked),
-    "lumina2": Case("time_caption_embed.time_proj", lambda t: 1 - t, given=guided(cfg_normalization=False)),
+    "pixart": Case("adaln_single.emb.time_proj", lambda k: (k + 1) / 1000, given=guided(**BINS)),
+    "lumina2": Case("time_caption_embed.time_proj", lambda t: 1 - t, given=guided()),
 }

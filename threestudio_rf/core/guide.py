@@ -6,7 +6,7 @@ eps, v and flow alike.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -70,6 +70,11 @@ def rescale(guided: Tensor, cond: Tensor, *, share: float) -> Tensor:
     rest = tuple(range(1, cond.ndim))
     factor = cond.std(rest, keepdim=True) / guided.std(rest, keepdim=True)
     return guided * (share * factor + (1 - share))
+
+
+def renorm(guided: Tensor, cond: Tensor, *, lengths: Callable[[Tensor], Tensor]) -> Tensor:
+    """`guided` (B, ...) with the lengths of `cond`; `lengths` of a prediction are of a shape that multiplies it."""
+    return guided * (lengths(cond) / lengths(guided))
 
 
 def _weight(weight: float | Tensor, x: Tensor) -> float | Tensor:

@@ -240,6 +240,10 @@ class DiscreteVP:
         """The label (B,) int64 that a network trained on this table hears at t: k = round(N t) - 1, at least 0."""
         return ((t.double() * len(self)).round().long() - 1).clamp(min=0)
 
+    def between(self, t: Tensor) -> Tensor:
+        """`index` (B,) without rounding, float32: the label of a time between two entries."""
+        return (len(self) * t.double() - 1).clamp(min=0).float()
+
     def time(self, k: Tensor) -> Tensor:
         """t = (k + 1) / N in float64."""
         return (k + 1).double() / len(self)

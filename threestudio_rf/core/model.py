@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from threestudio_rf.core.convert import Kind, join, same_shape, split
-from threestudio_rf.core.guide import cfg, combine, perp_neg, rescale
+from threestudio_rf.core.guide import cfg, combine, perp_neg, renorm, rescale
 from threestudio_rf.core.level import DiscreteVP, Level, Schedule, column, rectified_flow, to_straight
 
 Predict = Callable[[Tensor, Tensor, Sequence[str]], dict[str, Tensor]]
@@ -132,6 +132,7 @@ class Model:
         *,
         role: str = "cond",
         rescaled: float = 0.0,
+        lengths: Map | None = None,
         negatives: Mapping[str, float] | None = None,
         corrector: Corrector | None = None,
         base: str = "uncond",
@@ -139,7 +140,8 @@ class Model:
         """uncond + scale (role - uncond), asked in one call in the order [uncond, role]; `base` is the role of uncond.
 
         scale = 1 asks for `role` alone, scale = 0 for `base` alone. `negatives` are roles with Perp-Neg's weights
-        (`guide.perp_neg`). `rescaled` is the share of guidance rescale (Lin et al. 2023). Last, `corrector` changes
+        (`guide.perp_neg`). `rescaled` is the share of guidance rescale (Lin et al. 2023), `lengths` those
+        that the guided prediction keeps of `role`'s (`guide.renorm`). Last, `corrector` changes
         eps_hat at a given x_t (LDM's score corrector); where alpha = 0 x_t is the noise itself and nothing changes.
         """
         away = dict(negatives or {})
@@ -156,6 +158,8 @@ class Model:
                 p = perp_neg(parts["cond"], parts["uncond"], chosen, weights=list(away.values()), scale=scale)
             else:
                 p = combine(parts, weights)
+            if lengths is not None and "cond" in parts and len(parts) > 1:
+                p = renorm(p, parts["cond"], lengths=lengths)
             if rescaled and "cond" in parts and len(parts) > 1:
                 p = rescale(p, parts["cond"], share=rescaled)
             return p if corrector is None else corrected(p, x, t, corrector, level=self.schedule(t), kind=self.kind)

@@ -45,7 +45,7 @@ class Facts:
     pipelines: tuple[str, ...] = ()
 
 
-_SIZED = ("size", *(key for key in HUB if key not in CHANGED))
+_SIZED = ("size", *HUB)
 _OWN_VAE = tuple(key for key in _SIZED if key != "vae")
 """Of priors whose VAE has no tiny stand-in."""
 _SANA = ("SanaPipeline", "SanaSprintPipeline")
@@ -122,6 +122,14 @@ FACTS: dict[str, Facts] = {
         pipelines=("PRXPixelPipeline",),
     ),
     "chroma": Facts("chroma", "hub", "straight", reads=_SIZED, network="ChromaTransformer2DModel"),
+    "pixart": Facts(
+        "pixart",
+        "hub",
+        "table",
+        reads=tuple(key for key in _SIZED if key != "lora"),
+        network="PixArtTransformer2DModel",
+        pipelines=("PixArtSigmaPipeline",),
+    ),
     "lumina2": Facts("lumina2", "hub", "straight", reads=_SIZED, network="Lumina2Transformer2DModel"),
     "gaussian": Facts("gaussian", "formula", "straight", multiple=0, size=8, reads=("size", "std")),
 }

@@ -106,7 +106,7 @@ class SDPrior:
         """What the network hears at t (B,): the index of its level, int64; for a flow 1000 t, float32."""
         if self.table is None:
             return (1000 * (1 - t if self.mirror_time else t)).to(torch.float32)
-        return self.table.index(t) if self.whole_labels else (len(self.table) * t.double() - 1).clamp(min=0).float()
+        return self.table.index(t) if self.whole_labels else self.table.between(t)
 
     def between(self) -> SDPrior:
         """The same network, weights shared, whose labels are not rounded to the table's entries."""

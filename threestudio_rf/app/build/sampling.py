@@ -128,6 +128,7 @@ def field_of(
     return bind(prior, {role: found.select([i]) for i, role in enumerate(roles)}).field(
         settings.cfg,
         rescaled=settings.rescale,
+        lengths=None if settings.rescale or settings.perp_neg else prior.pipeline.lengths,
         negatives={"negative": settings.perp_neg} if settings.perp_neg else None,
         corrector=corrector,
     )

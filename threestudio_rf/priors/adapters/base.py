@@ -22,7 +22,7 @@ from threestudio_rf.priors.cache import ConditionCache
 from threestudio_rf.priors.folder.hub import Places
 from threestudio_rf.priors.folder.layout import Shape
 from threestudio_rf.priors.folder.parts import Parts
-from threestudio_rf.priors.sampling.pipeline import Pipeline
+from threestudio_rf.priors.sampling.pipeline import Lengths, Pipeline
 
 Texts = Mapping[str, Tensor]
 LABELS: dict[str, Callable[[Tensor, float], Tensor]] = {
@@ -54,6 +54,7 @@ class Adapter:
     sigmas     its pipeline asks the scheduler for even sigmas 1 .. 1/n, and for `shift` of (tokens, steps) where it has
                a law of its own for a dynamic shift
     start      the deviation of its noise
+    lengths    what its pipeline keeps of the prompt's own prediction under guidance; sampling alone does so here
     """
 
     name: str
@@ -73,6 +74,7 @@ class Adapter:
     sigmas: bool = False
     shift: Callable[[int, int], float] | None = None
     start: float = 1.0
+    lengths: Lengths | None = None
 
 
 class FolderPrior:
@@ -125,7 +127,7 @@ class FolderPrior:
         """What the network is told at t (B,): the index of its level, int64; of a flow its row of LABELS, float32."""
         if self.table is None:
             return LABELS[self.adapter.label](t, self.n).to(torch.float32)
-        return self.table.index(t) if self.whole_labels else (len(self.table) * t.double() - 1).clamp(min=0).float()
+        return self.table.index(t) if self.whole_labels else self.table.between(t)
 
     def between(self) -> FolderPrior:
         """The same network, weights shared, whose labels are not rounded to the table's entries; a flow is itself."""

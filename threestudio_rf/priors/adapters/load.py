@@ -48,7 +48,7 @@ def load_adapted(
     warn_distilled(at.folder, str(path), adapter.network[0])
     shape = sized(adapter.shape(at), size)
     kind, table = _path(adapter, at.folder)
-    text = PipelineText(at.folder, adapter.pipeline, adapter.text, dtype, device, variant)
+    text = PipelineText(at.folder, adapter.pipeline, adapter.text, dtype, device, variant, options.changes)
     scheduler = Scheduler(
         Table(at.folder / "scheduler/scheduler_config.json"),
         table,
@@ -57,6 +57,7 @@ def load_adapted(
         law=adapter.shift,
         path=adapter.path,
         start=adapter.start,
+        lengths=adapter.lengths,
     )
     network = Table(at.folder / adapter.network[0] / "config.json")
     return FolderPrior(

@@ -1,7 +1,7 @@
 """Lumina-Image 2.0 (Lumina2Pipeline): its network gives x0 - eps, is told 1 - t; Gemma2's features with their mask.
 
-A prompt is preceded by the pipeline's own system prompt, the empty text is not. The pipeline renormalises the guided
-velocity; that is a thing of its sampler and left out here.
+A prompt is preceded by the pipeline's own system prompt, the empty text is not. Under guidance its sampler keeps the
+length of the prompt's own velocity in every row of the latents.
 """
 
 from __future__ import annotations
@@ -48,5 +48,6 @@ ADAPTER = Adapter(
     shape=shape,
     ask=ask,
     label="1 - t",
+    lengths=lambda u: u.norm(dim=-1, keepdim=True),
     sigmas=True,
 )

@@ -1,6 +1,6 @@
 """Qwen-Image (QwenImagePipeline): u = eps - x0, told t, which its network rounds in bfloat16; latents are packed 2 x 2.
 
-Its pipeline renormalises the guided velocity; that is a thing of its sampler and left out here. Texts are of any length
+Under guidance its sampler keeps the length of the prompt's own velocity in every token. Texts are of any length
 up to 512 tokens, with a mask. The VAE is that of a video, one frame long.
 """
 
@@ -49,6 +49,13 @@ def unpacked(tokens: Tensor, like: Tensor) -> Tensor:
     return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (h, w)), PATCH)
 
 
+def lengths(u: Tensor) -> Tensor:
+    """(B, 1, h, w), that of each token."""
+    h, w = (side // PATCH for side in u.shape[-2:])
+    found: Tensor = packed(u).norm(dim=-1).unflatten(1, (h, w))[:, None]
+    return found.repeat_interleave(PATCH, 2).repeat_interleave(PATCH, 3)
+
+
 def ask(network: Any, x: Tensor, label: Tensor, texts: Texts, factor: int) -> Tensor:
     """The transformer's output (B, C, h, w)."""
     longest = int(texts["mask"].sum(1).max())
@@ -78,4 +85,5 @@ ADAPTER = Adapter(
     label="t",
     hear=lambda t, dtype: t.to(dtype).double(),
     sigmas=True,
+    lengths=lengths,
 )

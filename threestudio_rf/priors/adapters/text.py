@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from threestudio_rf.core.collector import uncollected
+from threestudio_rf.priors.folder.changes import UNCHANGED, Changes
 from threestudio_rf.priors.folder.layout import read_json
 from threestudio_rf.priors.folder.load import load_part, quiet
 from threestudio_rf.priors.text import POSITIONS, digest, load_tokenizer
@@ -64,6 +65,7 @@ class PipelineText:
     dtype: torch.dtype
     device: torch.device
     variant: str | None = None
+    changes: Changes = UNCHANGED
 
     def tokenizer(self, encoder: str) -> Any:
         """PriorError when its files are broken."""
@@ -96,8 +98,9 @@ class PipelineText:
         return str(tokenizer.decode(ids[window - 1 :], skip_special_tokens=True)).strip() if len(ids) > window else ""
 
     def revision(self) -> str:
-        """Hash of the text parts' files."""
-        return digest(self.folder, [part for name in self.side.encoders for part in (tokenizer_of(name), name)])
+        """Hash of the text parts' files, and what changes them."""
+        names = [part for name in self.side.encoders for part in (tokenizer_of(name), name)]
+        return digest(self.folder, names) + self.changes.revision(self.folder, self.side.encoders)
 
     @cached_property
     def _first(self) -> Any:
@@ -112,6 +115,7 @@ class PipelineText:
         parts: dict[str, Any] = {}
         for name, cls in self.side.encoders.items():
             encoder = load_part(self.side.found(cls), self.folder / name, dtype=self.dtype, variant=self.variant)
+            self.changes.apply(encoder, self.folder / name)
             parts |= {name: encoder.to(self.device), tokenizer_of(name): self.tokenizer(name)}
         known = [name for name in inspect.signature(made.__init__).parameters if name != "self"]
         plain = {name: index[name] for name in known if not isinstance(index.get(name, []), list)}

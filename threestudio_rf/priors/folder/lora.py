@@ -47,6 +47,9 @@ ROWS = {
     "Flux2Transformer2DModel": Row("transformer", "Flux2KleinPipeline", {}),
     "ZImageTransformer2DModel": Row("transformer", "ZImagePipeline", {}),
     "QwenImageTransformer2DModel": Row("transformer", "QwenImagePipeline", {}),
+    "ChromaTransformer2DModel": Row("transformer", "ChromaPipeline", {}),
+    "Lumina2Transformer2DModel": Row("transformer", "Lumina2Pipeline", {}),
+    "PRXTransformer2DModel": Row("transformer", "PRXPipeline", {}),
 }
 """By the class of a prior's network. What has no row has no loader of LoRAs in diffusers."""
 XL = Row("unet", "StableDiffusionXLPipeline", {"text_encoder": "CLIPTextModel", "text_encoder_2": PROJECTED})

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from torch import Tensor
+
 from threestudio_rf.core.grid import Grid, grid_of
 from threestudio_rf.core.level import Schedule
+
+Lengths = Callable[[Tensor], Tensor]
 
 
 class Pipeline(Protocol):
@@ -20,6 +25,11 @@ class Pipeline(Protocol):
     @property
     def time_shift(self) -> float:
         """The shift of its times, 1 for none."""
+        ...
+
+    @property
+    def lengths(self) -> Lengths | None:
+        """What its guided predictions keep of the prompt's own (`core.guide.renorm`), None for nothing."""
         ...
 
     def times(
@@ -44,6 +54,7 @@ class Formula:
     schedule: Schedule
     sampler: str = "euler"
     time_shift: float = 1.0
+    lengths: Lengths | None = None
 
     def times(
         self, steps: int, *, sampler: str, law: str = "auto", shift: float | None = None, offset: int | None = None

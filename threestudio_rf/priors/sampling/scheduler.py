@@ -30,6 +30,7 @@ from threestudio_rf.core.solve import SECOND
 from threestudio_rf.core.times import flow_match_spacing
 from threestudio_rf.priors.base import PriorError
 from threestudio_rf.priors.folder.layout import Table
+from threestudio_rf.priors.sampling.pipeline import Lengths
 
 
 class Row(NamedTuple):
@@ -104,7 +105,8 @@ class Scheduler:
 
     `tokens` is how many patches the network sees at its native size, for dynamic shifts. `even`: the folder's pipeline
     asks for sigmas 1 .. 1/S before they are shifted. `law` is a dynamic shift's own mu (tokens, steps), which is then
-    no property of the path: `time_shift` is 1. `path` are a flow's levels, `start` the deviation of its noise.
+    no property of the path: `time_shift` is 1. `path` are a flow's levels, `start` the deviation of its noise,
+    `lengths` what guidance keeps.
     """
 
     config: Table
@@ -114,6 +116,7 @@ class Scheduler:
     law: Callable[[int, int], float] | None = None
     path: Schedule = rectified_flow
     start: float = 1.0
+    lengths: Lengths | None = None
 
     @property
     def name(self) -> str:

@@ -1,0 +1,38 @@
+"""Every prior of a folder from the command line: a picture, an object, an edit, an inversion, on random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from folders import BUILDERS
+from PIL import Image
+
+TASKS = {
+    "sample": ["prompt=a red ball", "steps=1", "n=1", "cfg=1"],
+    "edit": ["source=a red ball", "prompt=a blue ball", "steps=1"],
+    "invert": ["source=a red ball", "steps=1"],
+    "lift": ["scene=image", "prompt=a red ball", "trainer.steps=1", "trainer.progress=0"],
+}
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_every_task_runs_on_it(
+    kind: str, adapted: Callable[[str], Path], launcher: Any, small: list[str], tmp_path: Path
+) -> None:
+    folder = adapted(kind)
+    picture = tmp_path / "ball.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(picture)
+    line = [f"prior={kind}", f"prior.path={folder}", "prior.size=64", f"prior.cache={folder.parent / 'texts'}"]
+    tasks = dict(TASKS)
+    if kind == "prx_pixel":  # what is rendered is its latent
+        scene = [item for item in small if not item.startswith(("prior=", "trainer.steps="))]
+        tasks["lift"] = [*scene, "prompt=a red ball", "trainer.steps=1", "prior.image_size=64"]
+    for task, given in tasks.items():
+        more = [f"image={picture}"] if task in ("edit", "invert") else []
+        code, run, _, err = launcher(f"task={task}", *line, *more, *given, f"exp_root_dir={tmp_path}")
+        assert code == 0 and run is not None, err
+        assert "Traceback" not in err and list((run / "save").iterdir())
