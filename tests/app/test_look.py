@@ -1,18 +1,24 @@
 """The turntable and the video of the training: sizes, maps, speed, frames over the steps.
 
-Mutations seen to fail: `video_scale` and `video_maps` not read, a frame too few, the frame counted as time of training.
+Mutations seen to fail: `video_scale` and `video_maps` not read, a frame too few, the frame counted as time of training;
+views in the order in which they are done, the number of threads not put back.
 """
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import imageio_ffmpeg
 import pytest
+import torch
 from PIL import Image
 
 from threestudio_rf.app.tasks.lift import frame_at
-from threestudio_rf.app.tasks.output.look import turn_fps
+from threestudio_rf.app.tasks.output.look import renderings, turn_fps
+from threestudio_rf.scenes.base import Rendering, Scene
+from threestudio_rf.scenes.camera import Camera, orbit
 
 
 def size_of(path: Path) -> tuple[int, int]:
@@ -40,3 +46,34 @@ def test_every_frame_belongs_to_one_step_and_the_last_to_the_last(total: int, fr
 
 def test_a_turn_takes_four_seconds_whatever_its_frames():
     assert (turn_fps(120), turn_fps(60), turn_fps(2), turn_fps(1000)) == (30, 15, 4, 30)
+
+
+class Dial(Scene):
+    """A grey as bright as its camera stands far around; later views are done sooner."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, int, bool]] = []
+
+    def render(self, camera: Camera, generator: torch.Generator | None = None, *, normals: bool = False) -> Rendering:
+        turned = camera.azimuth % 360 / 360
+        time.sleep(0.02 * float(1 - turned))
+        self.seen.append((threading.get_ident(), torch.get_num_threads(), torch.is_grad_enabled()))
+        rgb = turned[:, None, None, None].expand(-1, 3, camera.height, camera.width)
+        return Rendering(rgb, rgb[:, :1])
+
+
+@pytest.mark.parametrize(("threads", "views"), [(1, 6), (2, 2), (2, 9), (3, 9)])
+def test_views_come_in_their_order_whichever_thread_drew_them(threads: int, views: int):
+    before, scene = torch.get_num_threads(), Dial()
+    torch.set_num_threads(threads)
+    try:
+        found = list(renderings(scene, orbit(views, height=2, width=2), torch.device("cpu")))
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert [round(float(seen.rgb[0, 0, 0, 0]) * views) for seen in found] == list(range(views))
+    several = threads > 1 and views > 2
+    assert len({who for who, _, _ in scene.seen}) == (threads + 1 if several else 1)
+    assert not any(graph for _, _, graph in scene.seen)
+    assert {count for _, count, _ in scene.seen[1:]} == ({1} if several else {threads})

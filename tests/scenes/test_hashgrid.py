@@ -3,7 +3,7 @@
 Seen to fail: a prime changed; corners in another order; `multipliers` of a dense level transposed; the fraction of one
 axis mirrored in `corner_weights` (gradient only) or in `interpolate` (values only); offset of a level dropped;
 `clamp_(max=resolution - 1)` removed (upper border of dense levels); + instead of xor; gradient scattered to the wrong
-feature.
+feature; without a gradient, rows beyond a level read from the next one; a piece written to the wrong place.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from threestudio_rf.scenes.hashgrid import HashGrid, encoding_backend, make_encoding
-from threestudio_rf.scenes.lattice import plan
+from threestudio_rf.scenes.lattice import look_up, plan
 
 
 def small(**changes: object) -> HashGrid:
@@ -206,6 +206,18 @@ def test_many_points_are_the_same_as_few() -> None:
     assert torch.allclose(grid(moving), grid(points.detach()), atol=1e-6)
     expected = torch.autograd.grad(grid(moving).sin().sum(), grid.table)[0]
     assert torch.allclose(fast, expected, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("geometry", ["plain", "tcnn"])
+def test_values_without_a_gradient_are_those_with_one_to_the_bit(points: Tensor, geometry: str) -> None:
+    grid, border = small(geometry=geometry), torch.tensor(list(itertools.product((0.0, 0.999, 1.0), repeat=3)))
+    assert any(level.beyond for level in grid.levels) == (geometry == "tcnn")
+    points = torch.cat((points, border))
+    with torch.no_grad():
+        found = grid(points)
+    assert not found.requires_grad and torch.equal(found, grid(points).detach())
+    pieces = look_up(grid.table, points.t().contiguous(), grid.levels, grid.multipliers, piece=7)
+    assert torch.equal(pieces.t(), found)
 
 
 def test_no_points_give_no_features_and_a_zero_gradient() -> None:

@@ -37,7 +37,8 @@ class Scene(nn.Module, ABC):
     @abstractmethod
     def render(self, camera: Camera, generator: Generator | None = None, *, normals: bool = False) -> Rendering:
         """The views of `camera`; `generator` None means deterministic (no jitter, the scene's own background).
-        `normals` asks for the maps `normal` and `orientation`, which cost further evaluations."""
+        `normals` asks for the maps `normal` and `orientation`, which cost further evaluations. After a first view,
+        several threads may render at once without gradients."""
 
     def update(self, step: int, generator: Generator) -> None:
         """Called once before each step; for state that is refreshed rather than learned."""

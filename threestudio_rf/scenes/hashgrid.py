@@ -16,12 +16,13 @@ from threestudio_rf.scenes.lattice import (
     corners,
     encode,
     interpolate,
+    look_up,
     plan,
 )
 
 
 class _Encode(torch.autograd.Function):
-    """Gather forward, flat scatter backward, in pieces that fit in a cache; the gradient goes to the table only.
+    """Gather forward, flat sums backward, in pieces that fit in a cache; the gradient goes to the table only.
 
     On CUDA, where memory is short and arithmetic is free, the corners are computed again in the backward.
     """
@@ -55,10 +56,10 @@ class _Encode(torch.autograd.Function):
                     rows, fraction = next(saved), next(saved)
                 else:
                     rows, fraction = corners(points[:, piece], level, multipliers[i])
-                weights, flat = corner_weights(fraction), rows.view(-1).long()
+                weights, flat = corner_weights(fraction), rows.view(-1)
                 for c in range(channels):
                     part = out[c, level.offset : level.offset + level.size]
-                    part.scatter_add_(0, flat, (weights * grad[i * channels + c, piece]).view(-1))
+                    part.index_add_(0, flat, (weights * grad[i * channels + c, piece]).view(-1))
         return out, None, None, None
 
 
@@ -165,6 +166,8 @@ class HashGrid(nn.Module):
             found: Tensor = self._foreign(points.clamp(0, 1))
             return found
         points = points.t().contiguous().clamp(0, 1)
+        if not torch.is_grad_enabled():
+            return look_up(self.table, points, self.levels, self.multipliers).t()
         if not points.requires_grad:
             return _encode(self.table, points, self.multipliers, self.levels).t()
         return encode(self.table, points, self.levels, self.multipliers).t()

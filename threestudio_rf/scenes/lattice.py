@@ -41,9 +41,9 @@ class GridLevel(NamedTuple):
         return (1, self.edge, self.edge * self.edge) if self.dense else PRIMES
 
     @property
-    def wraps(self) -> bool:
-        """Whether a corner of a border cell may lie beyond the rows of the level."""
-        return self.dense and (self.last + 1) * (1 + self.edge + self.edge**2) >= self.size
+    def beyond(self) -> int:
+        """How many rows beyond those of the level the corners of border cells reach; 0 for a hashed level."""
+        return max((self.last + 1) * (1 + self.edge + self.edge**2) + 1 - self.size, 0) if self.dense else 0
 
 
 def plan(
@@ -84,8 +84,9 @@ def _float32(value: float) -> float:
     return torch.tensor(value, dtype=torch.float32).item()
 
 
-def corners(points: Tensor, level: GridLevel, multipliers: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows (8, N) int32 of the eight vertices around `points` (3, N), and the position (3, N) within the cell."""
+def corners(points: Tensor, level: GridLevel, multipliers: Tensor, *, wrap: bool = True) -> tuple[Tensor, Tensor]:
+    """Rows (8, N) int32 of the eight vertices around `points` (3, N), and the position (3, N) within the cell. Without
+    `wrap` rows beyond the level stay what they are."""
     scaled = points * level.scale + level.shift if level.shift else points * level.scale
     cell = scaled.detach().to(torch.int32).clamp_(max=level.last)
     fraction = scaled - cell
@@ -94,7 +95,7 @@ def corners(points: Tensor, level: GridLevel, multipliers: Tensor) -> tuple[Tens
     torch.add(both[0], multipliers, out=both[1])
     if level.dense:
         rows = (both[:, None, 0] + both[None, :, 1]).view(4, 1, -1) + both[None, :, 2]
-        if level.wraps:
+        if wrap and level.beyond:
             rows = torch.where(rows < level.size, rows, rows - level.size)
     else:
         both.bitwise_and_(level.size - 1)
@@ -125,3 +126,20 @@ def encode(table: Tensor, points: Tensor, levels: list[GridLevel], multipliers: 
         part = table[:, level.offset : level.offset + level.size]
         features += [interpolate(channel, rows, fraction) for channel in part]
     return torch.stack(features)
+
+
+@torch.no_grad()
+def look_up(table: Tensor, points: Tensor, levels: list[GridLevel], multipliers: Tensor, piece: int = 65536) -> Tensor:
+    """`encode` without a gradient: the same numbers, `piece` points at a time, and nothing is kept."""
+    channels, count = len(table), points.shape[1]
+    out = table.new_empty(len(levels) * channels, count)
+    for i, level in enumerate(levels):
+        own = table[:, level.offset : level.offset + level.size]
+        if level.beyond:
+            own = torch.cat((own, own[:, : level.beyond]), dim=1)  # cheaper than to wrap the rows of every point
+        for start in range(0, count, piece):
+            part = slice(start, start + piece)
+            rows, fraction = corners(points[:, part], level, multipliers[i], wrap=False)
+            for c in range(channels):
+                interpolate(own[c], rows, fraction, out=out[i * channels + c, part])
+    return out

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -33,11 +35,31 @@ SHEET_VIEWS = 8
 
 
 def renderings(scene: Scene, camera: Camera, device: torch.device, *, normals: bool = False) -> Iterator[Rendering]:
-    """One view at a time, on the CPU, without gradients."""
-    for i in range(len(camera)):
+    """One view after the other, on the CPU, without gradients. On a CPU as many are drawn at once as torch has threads,
+    each by one of them: small operations keep a core busier than shared ones keep several."""
+
+    def view(i: int) -> Rendering:
         with torch.no_grad():
             seen = scene.render(camera.select([i]).to(device), normals=normals)
-        yield Rendering._make(None if x is None else x.cpu() for x in seen)
+        return Rendering._make(None if x is None else x.cpu() for x in seen)
+
+    yield view(0)  # alone: a scene may decide at its first view how it renders
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    if min(threads, len(camera) - 1) < 2:
+        yield from map(view, range(1, len(camera)))
+        return
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        ahead: deque[Future[Rendering]] = deque()
+        try:
+            for i in range(1, len(camera)):
+                ahead.append(pool.submit(view, i))
+                if len(ahead) > 2 * threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
 
 
 def turn_fps(frames: int) -> float:
