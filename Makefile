@@ -21,7 +21,7 @@ demo: .venv/installed
 	$(BIN)/python launch.py prompt="$(PROMPT)"
 
 test: .venv/tools
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --dist loadfile
+	PYTHONDONTWRITEBYTECODE= OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-kernels: .venv/kernels
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto -m "kernels or gpu" tests/scenes/kernels

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -30,12 +31,27 @@ import torch  # noqa: E402
 torch.set_num_threads(THREADS)
 
 
+SLOW = ["test_golden.py", "tiny/test_golden.py", "test_package.py", "app/test_run.py", "app/test_adapters.py"]
+SLOW += ["tiny/test_denoise.py", "edit/test_method.py", "tiny/test_training.py", "app/test_grid.py"]
+SLOW += ["app/test_mesh_lift.py", "app/test_places.py", "app/test_kill.py", "app/test_records.py", "test_docs.py"]
+"""The files of ten seconds and more, which come first so that both processes end together."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    places = {here / name: number for number, name in enumerate(SLOW)}
+    items.sort(key=lambda item: places.get(item.path, len(SLOW)))
     if torch.cuda.is_available():
         return
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs CUDA"))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected stays: the collector need not go through it again in every test."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -49,6 +49,12 @@ def test_the_default_is_the_tiny_experiment():
     )
 
 
+def test_settings_that_were_changed_do_not_change_those_composed_after_them():
+    first = compose(["seed=3"])
+    first.seed, first.trainer.steps = 7, 8
+    assert compose(["seed=3"]).seed == 3 and compose(["seed=3"]).trainer.steps != 8
+
+
 def test_stored_settings_come_back_literally():
     config = composed("prompt=x")
     config.prompt = "it's ${oc.env:HOME}, \\${a} \\\\ {b} \n 50% 😀"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -58,18 +61,24 @@ def register() -> None:
 
 def compose(overrides: list[str]) -> DictConfig:
     """The settings of `configs/` under `overrides`. Raises UserError in one line for what Hydra refuses."""
+    if not CONFIGS.is_dir():
+        raise UserError(f"no folder of settings at {CONFIGS}; reinstall the package")
+    _check_choices(overrides)
+    return copy.deepcopy(_composed(tuple(overrides), CONFIGS))
+
+
+@lru_cache(maxsize=16)
+def _composed(overrides: tuple[str, ...], folder: Path) -> DictConfig:
+    """The settings of a folder under overrides, once for the several readers of one command line."""
     import hydra
     from hydra.errors import HydraException
 
     register()
-    if not CONFIGS.is_dir():
-        raise UserError(f"no folder of settings at {CONFIGS}; reinstall the package")
-    _check_choices(overrides)
     try:
-        with hydra.initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
-            return hydra.compose("config", overrides=overrides)
+        with hydra.initialize_config_dir(config_dir=str(folder), version_base="1.3"):
+            return hydra.compose("config", overrides=list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_with_item(reason_of(error), overrides)) from None
+        raise UserError(_with_item(reason_of(error), list(overrides))) from None
 
 
 def _with_item(reason: str, overrides: list[str]) -> str:
@@ -142,10 +151,15 @@ def _keys(node: dict[str, Any], prefix: str = "") -> list[str]:
     return found
 
 
+_SAFE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_PLAIN: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
+"""libyaml's readers, ten times as fast, where PyYAML brings them."""
+
+
 def from_text(text: str, source: str) -> Config:
     """Stored settings. UserError for bad YAML, another program's file, another version, an unknown key or type."""
     try:
-        data, written = yaml.safe_load(text), yaml.load(text, yaml.BaseLoader)
+        data, written = yaml.load(text, _SAFE), yaml.load(text, _PLAIN)
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{source} is not YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(data, dict) or "version" not in data:
