@@ -56,14 +56,10 @@ class Products(NamedTuple):
     azimuth: Tensor
     elevation: Tensor
 
-    def thinned(self, every: int) -> Products:
-        """Every so-many-th view."""
-        by_view = (self.clear, self.clear2, self.clear_sum, self.azimuth, self.elevation)
-        by_part = (self.paint, self.paint2, self.paint_clear, self.paint_sum)
-        clear, clear2, clear_sum, azimuth, elevation = (x[::every] for x in by_view)
-        paint, paint2, paint_clear, paint_sum = (x[:, ::every] for x in by_part)
-        sums = (paint2, paint_clear, paint_sum, clear2, clear_sum)
-        return Products(paint, clear, *sums, self.holds[:, ::every], azimuth, elevation)
+    def of(self, views: slice | Tensor) -> Products:
+        """Those views only, a slice or a mask (V,)."""
+        of_views = ("clear", "clear2", "clear_sum", "azimuth", "elevation")
+        return Products(**{k: x[views] if k in of_views else x[:, views] for k, x in self._asdict().items()})
 
 
 class Block(NamedTuple):
@@ -238,7 +234,7 @@ class ExactPrior:
         every = palette().to(self.device, self.dtype)
         if number == ANY:
             for solid in SHAPES.values():
-                bank = self.bank(solid, size).thinned(min(len(SHAPES), self.cameras.views))
+                bank = self.bank(solid, size).of(slice(None, None, min(len(SHAPES), self.cameras.views)))
                 yield Block(bank, solid.palette(every))
             return
         solid = self.solids[number]
@@ -252,15 +248,16 @@ class ExactPrior:
         x = x_t.flatten(2).to(self.dtype)
         alpha, sigma = (value.to(self.dtype) for value in level)
         var = (alpha * self.q) ** 2 + sigma**2
-        blocks = list(self._blocks(what, _side(x_t)))
-        found = [posterior(x, block, alpha, var) for block in blocks]
+        blocks = [_told(block, condition) for block in self._blocks(what, _side(x_t))]
+        found = [posterior(x, block, alpha, var) for block, _ in blocks]
         logs = [
-            (p.log + _heard(block.bank, condition).to(self.dtype).log()[:, None]).flatten(1)
-            for p, block in zip(found, blocks, strict=True)
+            (p.log + heard.to(self.dtype).log()[:, None]).flatten(1)
+            for p, (_, heard) in zip(found, blocks, strict=True)
         ]
         shares = torch.cat(logs, dim=1).softmax(1).split([log.shape[1] for log in logs], dim=1)
         mean = sum(
-            mean_of(share.view_as(p.log), p.gain, block) for share, p, block in zip(shares, found, blocks, strict=True)
+            mean_of(share.view_as(p.log), p.gain, block)
+            for share, p, (block, _) in zip(shares, found, blocks, strict=True)
         )
         assert isinstance(mean, Tensor)
         alpha, sigma, var = (value[:, None, None] for value in (alpha, sigma, var))
@@ -275,6 +272,16 @@ def _side(x_t: Tensor) -> int:
     if x_t.shape[1] != 3 or x_t.shape[-1] != x_t.shape[-2]:
         raise ValueError(f"x_t: got {tuple(x_t.shape)}, expected square pictures (B, 3, H, H)")
     return int(x_t.shape[-1])
+
+
+def _told(block: Block, condition: Condition) -> tuple[Block, Tensor]:
+    """The block and what is heard of it (B, V), without the views that no sample hears where those are most: they have
+    no share, and products take the time."""
+    heard = _heard(block.bank, condition)
+    some = heard.any(0)
+    if 2 * int(some.sum()) > len(some):
+        return block, heard
+    return block._replace(bank=block.bank.of(some)), heard[:, some]
 
 
 def _heard(bank: Products, condition: Condition) -> Tensor:
