@@ -1,4 +1,5 @@
-"""What README and docs show works: every command is accepted as it is printed, every piece of Python runs.
+"""What README and docs show works: every command is accepted as it is printed, those of README run, shortened by
+settings, and so does every piece of Python.
 
 Seen to fail: a setting of a command misspelt, a name that an example does not import.
 """
@@ -10,6 +11,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from threestudio_rf.app.cli.main import settings_of
 from threestudio_rf.app.cli.start import start
@@ -75,6 +77,59 @@ def test_a_command_of_the_docs_is_accepted(command: str, run: Path, tmp_path: Pa
         words[words.index(word)] = word.split(",")[0] if "'" not in word else "prompt=a red ball"
     words = [word for word in words if word != "-m" and not word.startswith("hydra/")]
     settings_of(translate(words))
+
+
+SHORT = {
+    "lift": [
+        "camera.sizes=[16]",
+        "camera.milestones=[]",
+        "camera.eval_size=16",
+        "camera.test_views=1",
+        "camera.validation_views=1",
+        "scene.encoding.log2_table=8",
+        "export.resolution=12",
+        "evaluate.auto=false",
+        "trainer.steps=1",
+        "trainer.validate_every=0",
+        "trainer.progress=0",
+    ],
+    "image": ["trainer.steps=1", "trainer.validate_every=0", "trainer.progress=0", "evaluate.auto=false"],
+    "sample": ["sample.n=1", "sample.steps=2"],
+    "edit": ["edit.steps=2"],
+    "export": ["export.resolution=12"],
+    "evaluate": ["evaluate.size=8"],
+    "doctor": [],
+}
+ELSEWHERE = ("prior.path=", "task=grid", "task=train_tiny", "--help", "configs/rfds_sd3.yaml", "loss=tiny_ours")
+"""Commands that need released weights, those with tests of their own, and one whose single step takes long."""
+
+
+def task_of(words: list[str]) -> str:
+    """The task that a command names."""
+    return next((word.removeprefix("task=") for word in words if word.startswith("task=")), "lift")
+
+
+def once(lines: list[str]) -> list[str]:
+    """The commands without those that differ from another one in prompt and seed alone."""
+    kinds = {}
+    for line in lines:
+        words = shlex.split(line, comments=True)[2:]
+        kinds[tuple(word for word in words if not word.startswith(("prompt=", "seed=")))] = line
+    return sorted(line for line in kinds.values() if not any(word in line for word in ELSEWHERE))
+
+
+@pytest.mark.parametrize("command", once(lines_of(PAGES[0])))
+def test_a_command_of_the_readme_runs(command: str, run: Path, tmp_path: Path, monkeypatch) -> None:
+    words = words_of(command, run, tmp_path)
+    if BARE & set(words):
+        return
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (64, 64), (200, 40, 40)).save(tmp_path / "ball.png")
+    short = SHORT["image" if "scene=image" in words else task_of(words)]
+    short = [item for item in short if not (item.startswith("scene.") and any("init=" in word for word in words))]
+    short += ["prior.bank_views=30"] * ("experiment=tiny_exact" in words)
+    place = [] if any(word.startswith("resume=") for word in words) else [f"exp_root_dir={tmp_path}/out"]
+    assert start([*words, *short, *place]) == 0
 
 
 def test_the_commands_are_found() -> None:

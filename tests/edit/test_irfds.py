@@ -2,8 +2,8 @@
 
 Seen to fail: moments over the whole batch, variance with n - 1 -> the penalty; u with the other sign, x0 left out ->
 the fixed point; the rate of sgd not that of the step -> the Rev step; the window in the prior's t, one t for the whole
-batch -> the window; init "image" that draws, an inversion to half the noise -> the starts; accumulation without its
-mean -> accumulation.
+batch -> the window; a continuous t, the smallest time left out -> the times of a sampler; init "image" that draws, an
+inversion to half the noise -> the starts; accumulation without its mean -> accumulation.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from threestudio_rf.core.random import generator
 from threestudio_rf.core.times import falling_times
 from threestudio_rf.edit.invert import Ode, up
 from threestudio_rf.edit.irfds import IRFDS, explain, misfit
+from threestudio_rf.edit.method import METHODS
 from threestudio_rf.edit.path import Path
 
 DOUBLE = torch.float64
@@ -90,6 +91,27 @@ def test_the_window_is_one_of_noise_levels_and_every_sample_draws_its_own(make_p
     assert bool((levels.std(1) > 0.005).all())
 
 
+def test_t_is_one_of_the_times_of_a_sampler_where_they_are_counted(make_path: Any, reds: Any) -> None:
+    """diffusers' scheduler of SD3 with 15 steps, as the reference draws t for SD3: each in 1 of 15."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(15)
+    settings = replace(METHODS["irfds_sd3"], steps=90, accumulate=1)
+    states = list(explain(make_path(), reds, settings, generator=generator(0, 0, "e")))[1:]
+    drawn = torch.cat([state.t for state in states])
+    gaps = (drawn[:, None] * 1000 - scheduler.timesteps).abs()
+    assert gaps.min(1).values.max() < 1e-2
+    counts = gaps.argmin(1).bincount(minlength=15)
+    assert counts.min() > 15 and counts.max() < 50, "450 draws, 30 of each are expected"
+    inside = replace(settings, t_min=0.5, t_max=0.9)
+    assert {
+        0.5 <= t <= 0.9
+        for state in list(explain(make_path(), reds, inside, generator=generator(1, 0, "e")))[1:]
+        for t in state.t.tolist()
+    } == {True}
+
+
 def test_the_search_starts_from_what_is_asked_for(make_path: Any, reds: Any, end: Any) -> None:
     path = make_path("v")
     starts = {
@@ -123,6 +145,7 @@ def test_settings_of_no_use_raise() -> None:
         ({"init": "zeros"}, "expected one of randn, image"),
         ({"optimiser": "lion"}, "adamw, sgd"),
         ({"t_min": 0.9, "t_max": 0.2}, "expected 0 < t_min"),
+        ({"t_min": 0.5, "t_max": 0.51, "t_count": 4}, "some of the 4 times of t_count"),
     ):
         with pytest.raises(ValueError, match=message):
             IRFDS(**given)

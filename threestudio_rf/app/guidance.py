@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from threestudio_rf.app.build.check.config import check
+from threestudio_rf.app.build.hints import tell
 from threestudio_rf.app.build.method import embed_roles, lift_settings, method_of
 from threestudio_rf.app.build.prior import build_prior
 from threestudio_rf.app.build.scene import pick_device
@@ -67,6 +68,7 @@ class Guidance:
         settings = self.settings
         latents = encoded(Rendering(images, images[:, :1]), self.prior, settings)
         conditions, negatives = self._asked(len(images), azimuth, elevation)
+        tell(self.prior, lambda: conditions["cond"], "loss")
         t = settings.times.draw(len(latents), step, settings.steps, settings.seed, schedule=self.prior.schedule)
         return distilled(
             latents,

@@ -9,9 +9,9 @@ import torch
 from torch import Generator, Tensor
 
 from threestudio_rf.core.convert import noise, split
-from threestudio_rf.core.random import Draws, normal
+from threestudio_rf.core.random import Draws, normal, uniform
 from threestudio_rf.core.sample import State
-from threestudio_rf.core.times import draw, falling_times
+from threestudio_rf.core.times import draw, falling_times, flow_match_spacing
 from threestudio_rf.edit.invert import Ode, up
 from threestudio_rf.edit.path import SOURCE, Path
 
@@ -28,12 +28,14 @@ class IRFDS:
     steps       of the optimiser, each the mean of `accumulate` gradients; 0 keeps the first noise
     optimiser   "adamw" without weight decay, or "sgd": e += rate (x0 + u_hat - e), RFDS-Rev's fixed-point step
     t_min..t_max  window of the noise level t', drawn uniformly before `t_shift`
+    t_count     where given, t' is one of the so many times of a flow-matching sampler under `t_shift`
+                (`flow_match_spacing`) that lie in the window, all equally likely: the reference's draw for SD3
     penalty     factor of the moments, mean(e)^2 + (var(e) - 1)^2 per sample
     scale_source  guidance of u_hat; 1 is none
     t_start     t1; None: the prior's noisiest. Then `down_steps` Euler steps at guidance `scale` under `shift` (None:
                 the prior's own), which is that of the inversion too
 
-    ValueError for an unknown init or optimiser, or a window outside 0 < t_min <= t_max <= 1.
+    ValueError for an unknown init or optimiser, or a window outside 0 < t_min <= t_max <= 1 or without such a time.
     """
 
     init: str = "randn"
@@ -45,6 +47,7 @@ class IRFDS:
     t_min: float = 0.2
     t_max: float = 0.9
     t_shift: float = 1.0
+    t_count: int | None = None
     penalty: float = 1.0
     scale_source: float = 1.0
     t_start: float | None = 0.9
@@ -58,6 +61,9 @@ class IRFDS:
             raise ValueError(f"got init {self.init!r}, optimiser {self.optimiser!r}, expected one of {expected}")
         if not 0 < self.t_min <= self.t_max <= 1:
             raise ValueError(f"got window {self.t_min}..{self.t_max}, expected 0 < t_min <= t_max <= 1")
+        if self.t_count is not None and not len(_times_of_sampler(self, self.t_count)):
+            window = f"{self.t_min}..{self.t_max}"
+            raise ValueError(f"got window {window}, expected one with some of the {self.t_count} times of t_count")
 
     def faithful(self) -> IRFDS:
         """The settings of a reconstruction: down with the guidance of the search."""
@@ -123,4 +129,14 @@ def _levels(n: int, settings: IRFDS, generator: Draws) -> Tensor:
     draws: Sequence[Generator] = [generator] if isinstance(generator, Generator) else generator
     each = n if isinstance(generator, Generator) else 1
     low, high, shift = settings.t_min, settings.t_max, settings.t_shift
+    if settings.t_count is not None:
+        times = _times_of_sampler(settings, settings.t_count)
+        chosen = torch.cat([uniform((each,), one, dtype=torch.float64) for one in draws])
+        return times[(chosen * len(times)).long()]
     return torch.cat([draw(each, one, t_min=low, t_max=high, shift=shift) for one in draws])
+
+
+def _times_of_sampler(settings: IRFDS, count: int) -> Tensor:
+    """Those of the `count` times of a flow-matching sampler that lie in the window, falling."""
+    times = flow_match_spacing(count, shift=settings.t_shift)[:-1]
+    return times[(times >= settings.t_min) & (times <= settings.t_max)]

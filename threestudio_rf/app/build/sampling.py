@@ -9,6 +9,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
+from threestudio_rf.app.build.hints import tell
 from threestudio_rf.app.build.picture import fitted, hidden_part
 from threestudio_rf.app.console import LOG
 from threestudio_rf.app.errors import UserError
@@ -124,6 +125,7 @@ def field_of(
         LOG.info("the negative prompt has no effect at sample.cfg=1")
     texts = [prompt, "", negative_prompt] if settings.perp_neg else [prompt, negative_prompt]
     found = prior.embed(texts)
+    tell(prior, lambda: found, "sample")
     roles = ("cond", "uncond", "negative")[: len(texts)]
     return bind(prior, {role: found.select([i]) for i, role in enumerate(roles)}).field(
         settings.cfg,

@@ -56,6 +56,7 @@ class EditConfig:
     t_min: float | None = opt(None, "irfds, dds: lowest noise level that is drawn", above=0, high=1)
     t_max: float | None = opt(None, "irfds: highest noise level that is drawn", above=0, high=1)
     t_shift: float | None = opt(None, "irfds: resolution shift of the draw", above=0, high=100)
+    t_count: int | None = opt(None, "irfds: t is one of so many times of a sampler", low=1, high=1000)
     init: str | None = opt(None, "irfds: the first noise", choices=("randn", "image", "inverted"))
     init_steps: int | None = opt(None, "irfds: steps of init=inverted", low=1, high=1000)
     optimiser: str | None = opt(None, "irfds: optimiser of the noise", choices=("adamw", "sgd"))

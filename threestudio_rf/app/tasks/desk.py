@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from threestudio_rf.app.build.check.edit import name_of, prompts_of
+from threestudio_rf.app.build.hints import tell
 from threestudio_rf.app.build.picture import bounded, check_mask, fitted, read_mask, read_picture, suffixes
 from threestudio_rf.app.build.sampling import picture_size
 from threestudio_rf.app.build.scene import build_prior
@@ -106,10 +107,13 @@ class Desk:
 
     def begin(self, prompts: list[str]) -> Editing:
         """The prior bound to the source and to `prompts`; UserError for what its path does not have."""
+        source = [self.run.config.edit.source]
         try:
-            return begin(self.prior, self.method, source=[self.run.config.edit.source], target=prompts)
+            editing = begin(self.prior, self.method, source=source, target=prompts)
         except ValueError as error:
             raise UserError(f"edit.method={name_of(self.run.config)}, prior {self.prior.name}: {error}") from None
+        tell(self.prior, lambda: self.prior.embed(source), "edit")
+        return editing
 
     @torch.no_grad()
     def take(self, name: str, image: Tensor, mask: Tensor | None) -> Given:

@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from threestudio_rf.app.build.hints import tell_unread, warn_kind
+from threestudio_rf.app.build.hints import tell
 from threestudio_rf.app.build.method import build_twin, embed_roles, lift_settings, rates
 from threestudio_rf.app.build.prior import facts_of
 from threestudio_rf.app.build.scene import SCENES, prior_id
@@ -135,8 +135,7 @@ def run_lift(made: Lift) -> Iterator[LiftState]:
         else:
             with checkpoint.fitting(made.run.resumed.path, "twin"):
                 made.twin.load_state_dict(learned)
-    tell_unread(made.prior)
-    warn_kind(config.prior, made.prior, conditions)
+    tell(made.prior, lambda: conditions, "loss")
     settings, ranks = lift_settings(config), made.run.ranks
     if not made.row.posed:
         settings = replace(settings, views=replace(settings.views, counts=(ranks.size,)))

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 
-from threestudio_rf.app.build.hints import warn_kind
 from threestudio_rf.app.build.picture import read_mask, read_picture
 from threestudio_rf.app.build.prior import build_prior
 from threestudio_rf.app.build.sampling import plan, run
@@ -45,7 +44,6 @@ def command(run_: Run) -> int:
         image=image,
         mask=mask,
     )
-    warn_kind(config.prior, prior, prior.embed([_text(config)]))
     numbers_of = [range(i, min(i + settings.batch, settings.n)) for i in range(0, settings.n, settings.batch)]
     progress = Progress(len(numbers_of) * made.steps)
     pictures: list[Tensor] = []
