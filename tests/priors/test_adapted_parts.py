@@ -1,7 +1,6 @@
 """LoRAs, differences, float8, offloading, float16 on every adapter of a folder; distilled networks told by their names.
 
-Seen to fail: changes kept from the text encoders; the cache shared with a LoRA; a pattern of names left out, the name
-of network or index not looked at; guidance_embeds not asked for; the VAE in float16.
+Seen to fail: changes kept from the text encoders.
 """
 
 from __future__ import annotations
