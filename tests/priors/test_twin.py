@@ -179,7 +179,7 @@ def test_parts_of_a_batch_teach_together_what_the_whole_teaches(prior):
     twin, noted = Twin(prior, condition), []
 
     def note(parameters, figures):
-        noted.append(([p.grad.clone() for p in parameters], figures["loss"]))
+        noted.append(([p.grad.clone() for p in parameters], float(figures["loss"])))
         return {"loss": float("nan")}  # of all parts: then nobody may step
 
     before = copy.deepcopy(twin.state_dict())

@@ -22,6 +22,7 @@ import pytest
 import torch
 from looks import LIMITS, LOOKS, TIMES
 from torch import Generator, Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from threestudio_rf.distill.method import Method
 from threestudio_rf.priors.base import Condition, bind
@@ -92,6 +93,31 @@ def test_rfds_brings_the_scene_to_the_colour_of_its_prompt() -> None:
     scene = Flat()
     states(scene, SETTINGS)
     assert torch.allclose(scene.colour.sigmoid(), torch.tensor(RED), atol=0.05)
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often the program waits for a number: `.item()`, `bool(...)`, `float(...)` of a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_figures_and_terms_of_the_loss_cost_no_waiting_of_their_own() -> None:
+    """On a GPU each wait stops the queue. What is left are checks of t and of the gradient, its norm, and AdamW's counter
+    of each parameter, which lies on the CPU."""
+    counts = []
+    for names in (["sparsity"], ["sparsity", "opaqueness", "total_variation"]):
+        settings = replace(SETTINGS, steps=1, lambdas={name: Constant(0.1) for name in names})
+        with Reads() as reads:
+            (state,) = states(Flat(), settings)
+        assert set(names) <= set(state.metrics)
+        counts.append(reads.count)
+    assert counts[0] == counts[1] <= 8
 
 
 def test_a_run_that_goes_on_from_its_state_takes_the_same_steps() -> None:

@@ -9,7 +9,7 @@ bias start at zero, so a fresh twin is the prior.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeGuard
 
@@ -68,7 +68,7 @@ class PoseBias(nn.Module):
         return Condition(moved)
 
 
-Average = Callable[[Sequence[nn.Parameter], dict[str, float]], dict[str, float]]
+Average = Callable[[Sequence[nn.Parameter], Mapping[str, Tensor]], dict[str, float]]
 """Takes gradients and figures to their means over several processes."""
 
 
@@ -132,10 +132,8 @@ class Twin:
             loss = (self._answer(noise(x0, eps, level), t, condition, pose) - wanted).square().mean()
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
-        value = loss.item()
-        if average is not None:
-            parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
-            value = average(parameters, {"loss": value})["loss"]
+        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
+        value = loss.item() if average is None else average(parameters, {"loss": loss.detach()})["loss"]
         if math.isfinite(value):
             self.optimiser.step()
         return value

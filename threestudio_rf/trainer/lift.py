@@ -6,6 +6,7 @@ at more often, take the same steps.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ def lift(
         rendering = scene.render(camera, generator(settings.seed, step, "render"), normals=normals)
         latents = encoded(rendering, prior, settings)
         terms = {name: partial(term, rendering) for name, term in REGULARIZERS.items()} | scene.terms()
-        loss, result, metrics = objective(
+        loss, result, figures = objective(
             rendering,
             latents,
             model,
@@ -102,9 +103,9 @@ def lift(
         )
         gathered.clear()
         loss.backward()
-        metrics = ranks.average(gathered.parameters, metrics | {"skipped": float(result.skipped)})
-        norm = gradient_norm(optimiser)
-        skip = metrics.pop("skipped") > 0 or not bool(norm.isfinite())
+        metrics = ranks.average(gathered.parameters, figures, {"skipped": float(result.skipped)})
+        norm = gradient_norm(optimiser).item()
+        skip = metrics.pop("skipped") > 0 or not math.isfinite(norm)
         if not skip:
             gathered.add()
         if ((step + 1) % every == 0 or step + 1 == settings.steps) and gathered.step():
@@ -120,7 +121,7 @@ def lift(
             model.calls += LEARNING_CALLS
         skipped = skipped + 1 if skip else 0
         empty = empty + 1 if metrics["opacity"] < 1e-3 else 0
-        metrics |= {"grad_norm": norm.item(), "skipped": float(skip), "network_calls": float(draws * model.calls)}
+        metrics |= {"grad_norm": norm, "skipped": float(skip), "network_calls": float(draws * model.calls)}
         if skipped >= settings.skip_limit:
             raise DivergedError(_diverged(step, skipped, metrics, seen.conditions))
         if empty == settings.empty_limit:
@@ -209,9 +210,9 @@ def objective(
     settings: LiftSettings,
     terms: Mapping[str, Callable[[], Tensor]],
     ranks: Ranks = ALONE,
-) -> tuple[Tensor, Distilled, dict[str, float]]:
+) -> tuple[Tensor, Distilled, dict[str, Tensor]]:
     """The loss of a step with those of the regularisers `terms` that have a factor, what distillation found, and the
-    figures of both."""
+    figures of both, which nobody has waited for yet."""
     count, draws = len(latents), settings.times.draws
     t = settings.times.draw(count * ranks.size, step, settings.steps, settings.seed, schedule=model.schedule)
     t = t[ranks.rows(count, draws)]
@@ -226,19 +227,18 @@ def objective(
     )
     factors = {name: value(step) for name, value in settings.lambdas.items()}
     loss = factors.get("distill", 1.0) * result.loss
-    metrics = {"distill": result.loss.item(), "t": t.mean().item(), "opacity": rendering.opacity.mean().item()}
+    figures = {"distill": result.loss, "t": t.mean(), "opacity": rendering.opacity.mean()}
     for name, factor in factors.items():
         if name != "distill" and factor > 0:
-            term = terms[name]()
-            loss = loss + factor * term
-            metrics[name] = term.item()
-    metrics |= {
-        "loss": loss.item(),
-        "residual_norm": result.residual_norm.mean().item(),
-        "eps_mean": result.eps_mean.item(),
-        "eps_var": result.eps_var.item(),
+            figures[name] = terms[name]()
+            loss = loss + factor * figures[name]
+    figures |= {
+        "loss": loss,
+        "residual_norm": result.residual_norm.mean(),
+        "eps_mean": result.eps_mean,
+        "eps_var": result.eps_var,
     }
-    return loss, result, metrics
+    return loss, result, {name: value.detach() for name, value in figures.items()}
 
 
 def _detached(rendering: Rendering) -> Rendering:

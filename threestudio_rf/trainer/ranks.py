@@ -57,20 +57,28 @@ class Ranks:
         """The draws of this process's samples."""
         return generator if self.size == 1 else Part(generator, self.rows(count, draws), count * self.size)
 
-    def average(self, parameters: Sequence[nn.Parameter], figures: Mapping[str, float]) -> dict[str, float]:
-        """Take gradients to their means, and return those of the figures: the same numbers in every process. Where no
-        process has a gradient there is none. LostRankError when another process does not answer."""
+    def average(
+        self,
+        parameters: Sequence[nn.Parameter],
+        figures: Mapping[str, Tensor],
+        known: Mapping[str, float] | None = None,
+    ) -> dict[str, float]:
+        """Take gradients to their means, and return those of the figures, scalars of the device, and of what is `known`
+        already: the same numbers in every process, read in one go. Where no process has a gradient there is none.
+        LostRankError when another process does not answer."""
+        known, device = known or {}, parameters[0].device
+        names = [*figures, *known]
+        host = torch.tensor(list(known.values()), dtype=torch.float32).to(device, non_blocking=True)
+        values = torch.cat([*(value.detach().float().to(device).view(1) for value in figures.values()), host])
         if self.size == 1:
-            return dict(figures)
-        device = parameters[0].device
+            return dict(zip(names, values.tolist(), strict=True))
         given = torch.tensor([float(p.grad is not None) for p in parameters], device=device)
-        values = torch.tensor(list(figures.values()), dtype=torch.float32, device=device)
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         with answered():
             average([*gradients, given, values])
         for parameter, gradient, share in zip(parameters, gradients, given.tolist(), strict=True):
             parameter.grad = gradient if share > 0 else None
-        return dict(zip(figures, values.tolist(), strict=True))
+        return dict(zip(names, values.tolist(), strict=True))
 
     def any(self, asked: bool) -> bool:
         """Whether it is so in any process; waits for all, however long the first one loads, looks and saves."""
