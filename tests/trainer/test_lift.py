@@ -108,8 +108,8 @@ class Reads(TorchDispatchMode):
 
 
 def test_figures_and_terms_of_the_loss_cost_no_waiting_of_their_own() -> None:
-    """On a GPU each wait stops the queue. What is left are checks of t and of the gradient, its norm, and AdamW's counter
-    of each parameter, which lies on the CPU."""
+    """On a GPU each wait stops the queue. What is left are checks of t and of the gradient, its norm, and AdamW's
+    counter of each parameter, which lies on the CPU."""
     counts = []
     for names in (["sparsity"], ["sparsity", "opaqueness", "total_variation"]):
         settings = replace(SETTINGS, steps=1, lambdas={name: Constant(0.1) for name in names})
