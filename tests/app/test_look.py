@@ -1,7 +1,6 @@
 """The turntable and the video of the training: sizes, maps, speed, frames over the steps.
 
-Mutations seen to fail: `video_scale` and `video_maps` not read, a frame too few, the frame counted as time of training;
-views in the order in which they are done, the number of threads not put back.
+Mutations seen to fail: `video_scale` and `video_maps` not read, a frame too few, the frame counted as time of training.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Seen to fail: a prime changed; corners in another order; `multipliers` of a dense level transposed; the fraction of one
 axis mirrored in `corner_weights` (gradient only) or in `interpolate` (values only); offset of a level dropped;
 `clamp_(max=resolution - 1)` removed (upper border of dense levels); + instead of xor; gradient scattered to the wrong
-feature; without a gradient, rows beyond a level read from the next one; a piece written to the wrong place.
+feature.
 """
 
 from __future__ import annotations
