@@ -1,7 +1,7 @@
 """`viewer=true`: the run is the same with and without it, and whoever connects sees the object.
 
 Seen to fail: a viewer that moves a parameter, the address 0.0.0.0, no free port sought, a pause that waits for ever,
-azimuth of the other sign, an error of a picture let through.
+azimuth of the other sign, an error of a picture let through, "Stop and save" with SIGTERM's exit code.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def test_a_pause_ends_when_nobody_looks_any_more_and_stop_asks_to_stop(opened, m
     assert opened.pause.value is False and not stop.asked
     opened.halt.value = True
     opened.show(STATE, stop)
-    assert stop.asked
+    assert stop.asked and stop.code == 130
 
 
 def test_a_viewer_that_fails_is_told_once_and_the_run_goes_on(opened, monkeypatch, caplog):

@@ -30,6 +30,11 @@ class Stop:
         """The exit code of that signal."""
         return INTERRUPTED if self.signal == signal.SIGINT else TERMINATED
 
+    def ask(self) -> None:
+        """Stop as the first Ctrl-C does."""
+        if not self.asked:
+            self.signal = signal.SIGINT
+
     def agree(self, asked: bool) -> None:
         """Stop as well when another process of the run was asked to."""
         if asked and not self.asked:

@@ -118,7 +118,7 @@ class Viewer:
             self.look(state)
         if self.halt.value:
             LOG.info("viewer: stop and save")
-            stop.agree(True)
+            stop.ask()
 
     def look(self, state: LiftState) -> None:
         """Send what has changed, not more often than `PAUSE`, and nothing while nobody looks."""
