@@ -14,7 +14,11 @@ PANELS = (
     (("sd3", "sd3_continued"), "loss", "tiny-sd3: velocity error"),
     (("sd",), "loss", "tiny-sd: eps error"),
     (("sd_v",), "loss", "tiny-sd-v: v error"),
-    (("instaflow_128", "instaflow_128_wider", "instaflow_128_octants"), "loss", "tiny-instaflow: velocity error"),
+    (
+        ("instaflow_128", "instaflow_128_wider", "instaflow_128_octants", "instaflow_128_often"),
+        "loss",
+        "tiny-instaflow: velocity error",
+    ),
     (("judge",), "shape", "judge: shape accuracy of a batch"),
 )
 """Trainings that follow each other, the column and the title of each panel."""
