@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = [
@@ -28,6 +29,7 @@ SHORT += ["export.resolution=12", "evaluate.auto=false"]
 COMMANDS = {
     "sample": ["task=sample", "prior=tiny_sd", "prompt=a red ball", "n=1", "steps=3"],
     "lift": ["prompt=a red ball", "prior=tiny_sd3", *SHORT],
+    "edit": ["task=edit", "prior=tiny_sd", "source=a red ball", "prompt=a blue ball", "image=ball.png", "edit.steps=2"],
 }
 
 
@@ -88,14 +90,22 @@ def results(folder: Path) -> dict[str, bytes]:
     return found
 
 
+def red_ball() -> Image.Image:
+    """A picture to edit."""
+    picture = Image.new("RGB", (64, 64), "white")
+    ImageDraw.Draw(picture).ellipse((14, 14, 50, 50), fill=(220, 30, 30))
+    return picture
+
+
 def test_the_wheel_runs_from_another_folder_with_the_results_of_the_checkout(installed: Path, tmp_path: Path) -> None:
     assert "prompt" in run(installed, ["-m", "threestudio_rf", "--help"], tmp_path)
     told = run(installed, ["-m", "threestudio_rf", "task=doctor"], tmp_path)
     assert str(installed / "threestudio_rf" / "weights") in told and "is whole" in told
+    red_ball().save(tmp_path / "ball.png")
     for place, name in ((installed, "theirs"), (ROOT, "ours")):
         run(place, ["-c", ALL, commands(tmp_path / name)], tmp_path)
     theirs, ours = results(tmp_path / "theirs"), results(tmp_path / "ours")
-    assert len(theirs) >= 4 and "metrics" in theirs and theirs == ours
+    assert {"metrics", "save/ball.png", "save/sheet.png"} <= set(theirs) and theirs == ours
 
 
 def test_the_package_is_typed_and_has_its_command(installed: Path) -> None:
