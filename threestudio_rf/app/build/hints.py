@@ -40,7 +40,8 @@ def tell(prior: Prior, condition: Callable[[], Condition], use: Use) -> None:
 
 
 def _has_a_choice(prior: Prior) -> bool:
-    return prior.name in FACTS and len(FACTS[prior.name].kinds) > 1 and prior.kind in ("eps", "v")
+    facts = FACTS.get(prior.name)
+    return facts is not None and len(facts.kinds) > 1 and prior.kind in ("eps", "v")
 
 
 @torch.no_grad()
