@@ -1,7 +1,7 @@
 """A mesh as a scene: against ray and sphere, a volume of the same shape, its gradient, and its promises.
 
-Seen to fail: the background without (1 - opacity); the gradient of the distance cut off; a cell moved twice; density
-without the grid's own moves; depth not divided by opacity; the surface's gradient let into the colours.
+Seen to fail: the gradient of the distance cut off; a cell moved twice; density without the grid's own moves; the
+surface's gradient let into the colours. Not noticed yet: the background without (1 - opacity); depth not divided.
 """
 
 from __future__ import annotations
