@@ -1,6 +1,6 @@
 """Less noisy targets: the mean of what could have become x_t takes the place of the one that did.
 
-Seen to fail: the weights without sigma, the padding left in, one colour for each view.
+Seen to fail: the weights without sigma, the padding left in, one colour for each view, all shapes drawn alike.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ import torch
 
 from threestudio_rf.core.level import Level
 from threestudio_rf.core.random import generator
-from threestudio_rf.tiny.train.data.latents import CaptionedLatents, Latents, grouped, members_of
+from threestudio_rf.tiny.train.data.latents import OFTEN, CaptionedLatents, Latents, grouped, members_of
 from threestudio_rf.tiny.train.denoise import expected
+from threestudio_rf.tiny.world.shapes import SHAPES
 
 
 def stored(n: int = 9) -> CaptionedLatents:
@@ -19,6 +20,16 @@ def stored(n: int = 9) -> CaptionedLatents:
     latent = torch.randn(n, 2, 3, 3, generator=generator(0, 0, "settled")).half()
     none = torch.zeros(n, dtype=torch.long)
     return CaptionedLatents(Latents(latent, none, none, none, none, group), [], offset=0.25)
+
+
+def test_hard_shapes_are_drawn_more_often_by_their_share() -> None:
+    names = ("table", "ball", "arrow")
+    shape = torch.tensor([list(SHAPES).index(name) for name in names])
+    none = torch.zeros(3, dtype=torch.long)
+    data = CaptionedLatents(Latents(torch.zeros(3, 1, 1, 1), shape, none, none, none, none), [])
+    drawn = data.draw(20_000, generator(0, 2, "settled")).rows.bincount(minlength=3) / 20_000
+    wanted = torch.tensor([OFTEN.get(name, 1.0) for name in names])
+    assert torch.allclose(drawn, wanted / wanted.sum(), atol=0.015) and OFTEN["table"] > OFTEN["ball"]
 
 
 def test_the_mean_is_the_posterior_of_the_group_by_brute_force() -> None:
