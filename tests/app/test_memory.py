@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from threestudio_rf.app.settings.compose import compose, typed
-from threestudio_rf.app.tasks.doctor import fits, needed, parameters_of_network
+from threestudio_rf.app.tasks.doctor import duration, fits, needed, parameters_of_network
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,19 @@ def test_a_step_that_cannot_fit_says_so_before_it_begins(monkeypatch) -> None:
         monkeypatch.setattr(psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free * 2**30))
         line, whole = fits(config, torch.device("cpu"))
         assert words in line and whole == (free == 100)
+
+
+def test_a_large_prior_on_a_cpu_says_days_and_gigabytes_before_it_loads(launcher, tmp_path: Path) -> None:
+    config, cpu = typed(compose(["experiment=rfds_sd3"])), torch.device("cpu")
+    days = (5000 / 4 + 10_000) * 32.5 / 86_400  # a quarter of the pixels first; seconds as docs/benchmarks.md has them
+    assert f"15000 steps with sd3 on a CPU take about {days:.1f} days on two cores" in duration(config, cpu)
+    flat = typed(compose(["experiment=2d_rfds", "trainer.steps=100"]))
+    assert "100 steps with instaflow on a CPU take about 2.0 hours" in duration(flat, cpu)
+    assert duration(config, torch.device("cuda")) == duration(typed(compose([])), cpu) == ""
+    line = ["experiment=rfds_sd3", "prompt=a hat", "prior.path=no/where", "device=cpu", "prior.offline=true"]
+    code, _, _, err = launcher(*line, f"exp_root_dir={tmp_path}")
+    first, last = err.strip().splitlines()[0], err.strip().splitlines()[-1]
+    assert code == 2 and "days" in first and "GiB of memory" in first and last.startswith("error: "), err
 
 
 def test_the_network_of_a_folder_is_counted_by_its_files(tmp_path: Path) -> None:

@@ -133,6 +133,32 @@ def fits(config: Config, device: torch.device) -> tuple[str, bool]:
     return line, True
 
 
+SECONDS = (18.0, 7e-9)
+"""Of a guidance gradient of one picture of 512 pixels on two cores in bf16: at least, and for each parameter of the
+network (SD 1.5, 2.1 and SD3-medium, docs/benchmarks.md)."""
+
+
+def duration(config: Config, device: torch.device) -> str:
+    """What training with a prior of a folder takes on a CPU, estimated, in one line; "" on a GPU and for others."""
+    if device.type != "cpu" or facts_of(config.prior).source != "hub":
+        return ""
+    steps, camera, least = config.trainer.steps, config.camera, SECONDS[0]
+    ends = [*(min(end, steps) for end in camera.milestones), steps] if len(camera.sizes) > 1 else [steps]
+    lasts = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    views = [camera.views[min(i, len(camera.views) - 1)] for i in range(len(lasts))]
+    sizes = [config.prior.image_size or size for size in camera.sizes]
+    if not SCENES[config.scene.name].posed:
+        lasts, views, sizes = [steps], [config.scene.image.per_step or config.scene.image.particles], [512]
+    pictures = sum(last * many * (size / 512) ** 2 for last, many, size in zip(lasts, views, sizes, strict=False))
+    hours = pictures * (least + SECONDS[1] * parameters_of_network(config)) / 3600
+    took = f"{hours / 24:.1f} days" if hours > 24 else f"{hours:.1f} hours"
+    memory = sum(needed(config, device).values())
+    return (
+        f"{steps} steps with {config.prior.name} on a CPU take about {took} on two cores and {memory:.0f} GiB of "
+        f"memory, estimated; a GPU needs less time, and experiment=tiny is made for a CPU"
+    )
+
+
 def weights() -> list[str]:
     """What is wrong with the weights that ship; empty when they are whole."""
     return verify_weights()
@@ -154,7 +180,8 @@ def command(run: Run) -> int:
     """Prints everything and keeps it as doctor.txt; exit code 1 when the shipped weights are not whole."""
     faults = weights()
     whole = [f"weights: {fault}" for fault in faults] or [f"weights: {weights_folder()} is whole"]
-    lines = [*versions(), *devices(run.device), *backends(run), fits(run.config, run.device)[0], *whole, *places(run)]
+    needs = [fits(run.config, run.device)[0], *filter(None, [duration(run.config, run.device)])]
+    lines = [*versions(), *devices(run.device), *backends(run), *needs, *whole, *places(run)]
     write_text(run.folder / "doctor.txt", "\n".join(lines) + "\n")
     for line in lines:
         print(line)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from threestudio_rf.app.console import LOG, Progress, open_log
-from threestudio_rf.app.errors import FAILED, GOOD, UserError, user_path
+from threestudio_rf.app.errors import FAILED, GOOD, INTERRUPTED, TERMINATED, UserError, user_path
 from threestudio_rf.app.report.grid_page import write_grid_page
 from threestudio_rf.app.report.grid_table import Result, write_grid
 from threestudio_rf.app.run.folder import read_object, slug
@@ -32,7 +32,7 @@ from threestudio_rf.app.settings.flags import PACKAGE, choices
 from threestudio_rf.app.settings.train_tiny import GridConfig
 from threestudio_rf.core.files import own_file, read_text, write_text
 
-STOPPED = (130, 143)
+STOPPED = (INTERRUPTED, TERMINATED)
 WAIT = 0.2
 
 

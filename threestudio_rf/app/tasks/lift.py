@@ -25,7 +25,7 @@ from threestudio_rf.app.run.run import Run
 from threestudio_rf.app.run.signals import Stop
 from threestudio_rf.app.settings.compose import to_text
 from threestudio_rf.app.settings.config import Config
-from threestudio_rf.app.tasks.doctor import fits
+from threestudio_rf.app.tasks.doctor import duration, fits
 from threestudio_rf.app.tasks.output import look
 from threestudio_rf.app.tasks.output.finish import finish, page_so_far, shown
 from threestudio_rf.app.tasks.output.result import Result
@@ -241,8 +241,8 @@ def command(run: Run) -> int:
     config = run.config
     LOG.info("experiment %s, preset %s, loss %s: %r", config.experiment, config.preset, config.loss.name, config.prompt)
     line, whole = fits(config, run.device)
-    if not whole:
-        LOG.warning("%s", line)
+    for warning in filter(None, [duration(config, run.device), "" if whole else line]):
+        LOG.warning("%s", warning)
     made = prepare(run)
     warn_unknown_words(config.prompt, config.prior.name)
     warn_space(made)
