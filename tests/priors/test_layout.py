@@ -31,8 +31,9 @@ def edit(file, key, value):
 
 
 WRONG = [
-    ("unet", "sample_size", [8, 16], "a whole number n of at least 1, or"),
+    ("unet", "sample_size", [8, 16], "a whole number n of at least 1"),
     ("unet", "sample_size", "8", "or [n, n]"),
+    ("unet", "sample_size", 10**9, "at most 16384, or [n, n]"),
     ("unet", "in_channels", 16.5, "a whole number"),
     ("unet", "block_out_channels", 16, "a list of whole numbers"),
     ("unet", "layers_per_block", -1, "no negative number"),
@@ -52,6 +53,7 @@ WRONG = [
     ("scheduler", "beta_end", None, "a number"),
     ("scheduler", "beta_start", -1, "a number above 0"),
     ("scheduler", "trained_betas", [0.1, "x"], "a list of numbers or null"),
+    ("scheduler", "trained_betas", [0.1] * 10, "as many numbers as num_train_timesteps says"),
 ]
 
 
@@ -63,6 +65,14 @@ def test_an_entry_of_another_type_is_refused_with_file_key_and_value(copied_sd, 
         used(load_sd, copied_sd)
     text = str(caught.value)
     assert str(file) in text and f"{key} is {json.dumps(value)}, expected" in text and expected in text
+
+
+@pytest.mark.parametrize(("encoding", "words"), [("utf-8-sig", "byte order mark"), ("utf-16", "no text in UTF-8")])
+def test_json_in_another_encoding_is_refused_with_its_file(copied_sd, encoding, words):
+    file = copied_sd / "unet/config.json"
+    file.write_text(file.read_text(), encoding=encoding)
+    with pytest.raises(PriorError, match=f"unet/config.json .*{words}.*; save it"):
+        load_sd(copied_sd)
 
 
 @pytest.mark.parametrize(
@@ -192,6 +202,8 @@ def test_folders_that_are_no_prior_say_what_they_are(tmp_path, sd_folder):
     ):
         with pytest.raises(PriorError, match=words):
             load_sd(tmp_path / folder)
+    with pytest.raises(PriorError, match=r"it holds: lora, one\)"):
+        load_sd(tmp_path)
     with pytest.raises(PriorError, match="it holds a UNet2DConditionModel, one part of one"):
         load_sd(sd_folder / "unet")
     with pytest.raises(PriorError, match=rf"the folder in it, {sd_folder}, is one"):

@@ -219,6 +219,11 @@ def test_a_config_whose_times_mean_something_else_is_refused_by_its_key(sd: SDPr
     prior = stable(sd, tmp_path, EULER, BETAS | {"timestep_spacing": "sideways"})
     with pytest.raises(UserError, match="sideways is not supported"):
         grid_of(prior, SampleConfig(steps=4))
+    prior = stable(sd, tmp_path, "DDIMScheduler", BETAS | {"timestep_spacing": "Trailing"})
+    with pytest.raises(
+        UserError, match=r'config\.json: timestep_spacing is "Trailing", expected leading or trailing or'
+    ):
+        grid_of(prior, SampleConfig(steps=4))
 
 
 @pytest.mark.parametrize(

@@ -169,12 +169,14 @@ def read_table(folder: Path) -> DiscreteVP:
     file = folder / SCHEDULER
     config = Table(file)
     names = ALIASES["diffusers"]
-    trained = config.numbers("trained_betas")
+    trained, count = config.numbers("trained_betas"), config.whole("num_train_timesteps", 1000, high=100_000)
+    if trained and len(trained) != count:
+        raise config.refuse("trained_betas", f"as many numbers as num_train_timesteps says, {count}")
     try:
         name = "trained_betas" if trained else names[config.text("beta_schedule")]
         table = betas(
             name,
-            len(trained) if trained else config.whole("num_train_timesteps", high=100_000),
+            count if trained else config.whole("num_train_timesteps", high=100_000),
             start=config.real("beta_start", 0.0001, above=0),
             end=config.real("beta_end", 0.02, above=0),
             trained=trained,

@@ -30,20 +30,27 @@ ENCODERS = {
     "Qwen3VLTextModel": "qwen3_vl",
 }
 """Classes of text encoders, and how the kind that their config.json names begins."""
-LARGEST = 2**31 - 1
+LARGEST, WIDEST = 2**31 - 1, 2**14
+"""Of whole numbers, and of the sides of pictures and latents."""
+MARK = "\ufeff"
 REQUIRED = object()
 
 
 def read_json(file: Path) -> dict[str, Any]:
     """The table that a JSON file holds; PriorError for everything else."""
     try:
-        content = json.loads(read_text(file))
+        text = read_text(file)
+        content = json.loads(text.removeprefix(MARK))
     except FileNotFoundError:
         raise PriorError(f"{file} is missing: the folder is not a whole diffusers folder") from None
     except RecursionError:
         raise PriorError(f"{file} cannot be read: it is nested too deep") from None
+    except UnicodeDecodeError as error:
+        raise PriorError(f"{file} cannot be read: byte {error.start} is no text in UTF-8; save it as UTF-8") from None
     except (OSError, ValueError) as error:
         raise PriorError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if text.startswith(MARK):
+        raise PriorError(f"{file} begins with a byte order mark, which diffusers does not read; save it without one")
     if not isinstance(content, dict):
         raise PriorError(f"{file}: got {type(content).__name__}, expected a table of names and values")
     return content
@@ -82,8 +89,8 @@ class Table:
         """The side of a square: n or [n, n]."""
         value = self._entry(key, REQUIRED)
         pair = value if isinstance(value, list) else [value, value]
-        if len(pair) != 2 or not all(is_whole(n) and 0 < n <= LARGEST for n in pair) or pair[0] != pair[1]:
-            raise self.refuse(key, "a whole number n of at least 1, or [n, n]")
+        if len(pair) != 2 or not all(is_whole(n) and 0 < n <= WIDEST for n in pair) or pair[0] != pair[1]:
+            raise self.refuse(key, f"a whole number n of at least 1 and at most {WIDEST}, or [n, n]")
         return int(pair[0])
 
     def real(self, key: str, default: Any = REQUIRED, *, above: float = -math.inf) -> float:
@@ -212,7 +219,8 @@ def check_files(folder: Path) -> None:
 def _seems(folder: Path) -> str:
     """What a folder without model_index.json is, as far as its names say."""
     names = sorted(entry.name for entry in folder.iterdir())
-    lora = [name for name in names if "lora" in name.lower() or name.startswith("adapter_")]
+    named = [name for name in names if "lora" in name.lower() or name.startswith("adapter_")]
+    lora = [name for name in named if (folder / name).is_file()]
     inner = [name for name in names if (folder / name / "model_index.json").is_file()]
     cached = [name for name in names if name.startswith("models--")]
     if lora:

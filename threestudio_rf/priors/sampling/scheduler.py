@@ -83,6 +83,7 @@ OF_SAMPLING: dict[str, tuple[Any, ...]] = {
     "final_sigmas_type": (None, "zero"),
 }
 """Keys that say how steps are taken and not what the levels are, and the values that say nothing."""
+SPACINGS = ("leading", "trailing", "linspace")
 RESHAPED = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_dynamic_shifting", "shift_terminal")
 
 
@@ -189,6 +190,8 @@ class Scheduler:
             return self._theirs(steps, shift=shift, offset=offset)
         if law == "auto" and self.table is not None and sampler not in SECOND:
             law = self.config.text("timestep_spacing", "leading")
+            if law not in SPACINGS:
+                raise self.config.refuse("timestep_spacing", " or ".join(SPACINGS))
         own_shift = self.time_shift if shift is None else shift
         schedule = self.path if self.table is None else self.table
         offset = 1 if offset is None else offset
