@@ -64,6 +64,8 @@ def test_a_mask_of_zeros_and_ones_is_taken_as_meant_and_a_dark_one_is_refused_wi
 ) -> None:
     ones = read_mask(save(tmp_path / "ones.png", ALPHA // 255), "edit.mask")
     assert torch.equal(ones[0], torch.from_numpy(ALPHA) / 255)
+    faint = read_mask(save(tmp_path / "faint.png", layers((255, 255, 255), ALPHA // 255)), "edit.mask")
+    assert torch.equal(faint, ones)
     dark = read_mask(save(tmp_path / "dark.png", ALPHA // 5), "edit.mask")
     with pytest.raises(UserError, match="largest value is 51 of 255"):
         check_mask(dark, torch.zeros(3, 4, 6), "edit")
@@ -78,6 +80,23 @@ def test_whole_numbers_without_a_stated_range_are_read_by_their_values(
     assert picture[0, -1, -1] == pytest.approx(largest / white, abs=1e-4)
 
 
+@pytest.mark.parametrize(("largest", "white"), [(1, 1), (0.4, 1), (255, 255), (65_535, 65_535)])
+def test_numbers_with_a_point_are_read_by_their_values(tmp_path: Path, largest: float, white: int) -> None:
+    values = np.linspace(0, largest, 24).astype(np.float32).reshape(4, 6)
+    picture = read_picture(save(tmp_path / "n.tif", values), "edit.image")
+    assert picture[0, -1, -1] == pytest.approx(largest / white, abs=1e-4)
+    if white == 1:
+        assert read_mask(tmp_path / "n.tif", "edit.mask").max() == pytest.approx(largest)
+
+
+@pytest.mark.parametrize("values", [[-255, 0], [0, 70_000], [0, np.nan], [0, np.inf], [-0.5, 0.5]])
+def test_numbers_that_are_no_picture_are_refused_with_their_range(tmp_path: Path, values: list[float]) -> None:
+    kind = np.int32 if all(float(value).is_integer() for value in values if np.isfinite(value)) else np.float32
+    kind = kind if np.isfinite(values).all() else np.float32
+    with pytest.raises(UserError, match=r"edit.image=.*: a picture whose numbers go from .* to .*, expected 0 to 1"):
+        read_picture(save(tmp_path / "n.tif", np.array([values], kind)), "edit.image")
+
+
 def test_every_picture_of_a_folder_is_taken_and_what_is_left_out_is_told(tmp_path: Path, monkeypatch) -> None:
     told: list[str] = []
     monkeypatch.setattr("threestudio_rf.app.tasks.desk.LOG.warning", lambda text, *names: told.append(text % names))
@@ -85,8 +104,13 @@ def test_every_picture_of_a_folder_is_taken_and_what_is_left_out_is_told(tmp_pat
         save(tmp_path / name, np.zeros((4, 4, 3), np.uint8))
     for name in ("notes.txt", "d.heic", "._a.png", ".DS_Store"):
         (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "more").mkdir()
     assert [path.name for path in pictures_of(str(tmp_path))] == ["a.png", "b.jfif", "c.webp"]
-    assert told == ["left out: d.heic, notes.txt"]
+    assert told == ["left out: d.heic, more/, notes.txt"]
+    with pytest.raises(UserError, match="has no pictures"):
+        pictures_of(str(tmp_path / "more"))
+    with pytest.raises(UserError, match="a folder, expected a picture"):
+        read_mask(tmp_path / "more", "edit.mask")
     assert {".jpg", ".jfif", ".tif", ".webp"} <= suffixes() and ".eps" not in suffixes()
 
 

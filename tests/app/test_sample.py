@@ -327,9 +327,8 @@ def test_broken_files_are_user_errors_that_name_the_file(launcher: Any, tmp_path
     (tmp_path / "cut.png").write_bytes(good.read_bytes()[:3000])
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.png").write_text("no picture")
-    Image.fromarray(np.zeros((4, 4), dtype=np.float32)).save(tmp_path / "float.tiff")
     words = {"cut.png": "broken", "empty.png": "not a picture", "text.png": "not a picture", "none.png": "no such file"}
-    for name, word in (words | {"float.tiff": "floating-point"}).items():
+    for name, word in words.items():
         with pytest.raises(UserError, match=f"image=.*{name}.*{word}"):
             read_picture(tmp_path / name, "image")
     line = ["task=sample", "prior=gaussian", "prompt=a red ball", f"image={tmp_path}/cut.png"]

@@ -23,7 +23,7 @@ def read_picture(path: Path | str, key: str) -> Tensor:
     """(3, H, W) in [0, 1]. EXIF rotation is applied, 16 bits are scaled, transparency is white, of an animation it is
     the first frame. `key` is the setting that names the file.
 
-    Raises UserError for a file that is missing, broken, too large, or no picture of 8 or 16 bits.
+    Raises UserError for a file that is missing, broken, too large, or whose numbers are no picture's.
     """
     picture = _opened(path, key)
     return torch.from_numpy(_rgb(picture, f"{key}={path}")).permute(2, 0, 1).contiguous()
@@ -32,8 +32,8 @@ def read_picture(path: Path | str, key: str) -> Tensor:
 def read_mask(path: Path | str, key: str) -> Tensor:
     """(1, H, W) in [0, 1], 1 where a picture may change: white is 1, black and what is transparent 0.
 
-    Of a picture in one colour with transparency the opaque part is 1, and a mask whose values are 0 and 1 is taken as
-    meant; both are told. Raises UserError as `read_picture`.
+    Of a picture in one colour with transparency the opaque part is 1, and a mask, or an opaque part, whose values are 0
+    and 1 is taken as meant; both are told. Raises UserError as `read_picture`.
     """
     picture, name = _opened(path, key), f"{key}={path}"
     if picture.mode in WITH_ALPHA or "transparency" in picture.info:
@@ -42,13 +42,17 @@ def read_mask(path: Path | str, key: str) -> Tensor:
         shown = colour[:, alpha[0] > 0]
         if shown.shape[1] and float((shown.amax(1) - shown.amin(1)).max()) == 0 and float(alpha.min()) < 1:
             LOG.info("%s has one colour: its opaque part is the part that may change", name)
-            return alpha.contiguous()
-        return (colour.mean(0, keepdim=True) * alpha).contiguous()
-    grey = torch.from_numpy(_rgb(picture, name)).mean(2)[None]
-    if 0 < float(grey.max()) <= 1.5 / 255:
+            return _meant(alpha, name)
+        return _meant(colour.mean(0, keepdim=True) * alpha, name)
+    return _meant(torch.from_numpy(_rgb(picture, name)).mean(2)[None], name)
+
+
+def _meant(mask: Tensor, name: str) -> Tensor:
+    """A mask whose values are 0 and 1 (of 255) as one of black and white."""
+    if 0 < float(mask.max()) <= 1.5 / 255:
         LOG.info("%s has the values 0 and 1: 1 is taken for white", name)
-        grey = grey / grey.max()
-    return grey.contiguous()
+        mask = mask / mask.max()
+    return mask.contiguous()
 
 
 def _opened(path: Path | str, key: str) -> Any:
@@ -57,7 +61,7 @@ def _opened(path: Path | str, key: str) -> Any:
 
     path = user_path(path, key)
     if not path.is_file():
-        raise UserError(f"{key}={path}: no such file")
+        raise UserError(f"{key}={path}: {'a folder, expected a picture' if path.is_dir() else 'no such file'}")
     Image.init()
     try:
         with Image.open(path, formats=[name for name in Image.OPEN if name not in UNSAFE]) as file:
@@ -72,8 +76,6 @@ def _opened(path: Path | str, key: str) -> Any:
         raise UserError(f"{key}={path}: not a picture (PNG, JPEG, WebP and others are read)") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise UserError(f"{key}={path}: the file is broken ({error})") from None
-    if picture.mode == "F":
-        raise UserError(f"{key}={path}: a picture of floating-point numbers; convert it to 8 or 16 bits")
     return picture
 
 
@@ -88,15 +90,23 @@ def _rgb(picture: Any, name: str) -> np.ndarray:
     """float32 (H, W, 3) of a PIL picture of any mode; `name` is what it is called in messages."""
     if picture.mode in SIXTEEN_BITS:
         return _grey(np.asarray(picture), 65535)
-    if picture.mode == "I":
-        values = np.asarray(picture)
-        largest = 255 if values.max() <= 255 else 65535
-        LOG.info("%s has whole numbers up to %d: 0 to %d are taken for black to white", name, values.max(), largest)
-        return _grey(values, largest)
+    if picture.mode in ("I", "F"):
+        return _ranged(np.asarray(picture), name)
     if picture.mode in WITH_ALPHA or "transparency" in picture.info:
         layers = np.asarray(picture.convert("RGBA")).astype(np.float32) / 255
         return layers[:, :, :3] * layers[:, :, 3:] + (1 - layers[:, :, 3:])
     return np.asarray(picture.convert("RGB")).astype(np.float32) / 255
+
+
+def _ranged(values: np.ndarray, name: str) -> np.ndarray:
+    """A picture in one channel whose format does not say what white is: the first of 1 (for numbers with a point), 255
+    and 65535 that no value exceeds, which is told. UserError for values below 0, above those or not finite."""
+    low, high = float(values.min()), float(values.max())
+    whites = [white for white in (1, 255, 65535) if high <= white and (white > 1 or values.dtype.kind == "f")]
+    if not np.isfinite(values).all() or low < 0 or not whites:
+        raise UserError(f"{name}: a picture whose numbers go from {low:g} to {high:g}, expected 0 to 1, 255 or 65535")
+    LOG.info("%s has numbers up to %g: 0 to %d are taken for black to white", name, high, whites[0])
+    return _grey(values, whites[0])
 
 
 def _grey(values: np.ndarray, white: int) -> np.ndarray:

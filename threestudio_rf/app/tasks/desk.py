@@ -131,13 +131,15 @@ def pictures_of(image: str) -> list[Path]:
     path = user_path(image, "edit.image")
     if not path.is_dir():
         return [path]
-    files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+    inside = sorted(file for file in path.iterdir() if not file.name.startswith("."))
     known = suffixes()
-    found = [file for file in files if file.suffix.lower() in known]
+    found = [file for file in inside if file.is_file() and file.suffix.lower() in known]
+    left = ", ".join(f"{file.name}/" if file.is_dir() else file.name for file in inside if file not in found)
     if not found:
-        raise UserError(f"edit.image={path}: the folder has no pictures (PNG, JPEG, WebP and others are read)")
-    if len(found) < len(files):
-        LOG.warning("left out: %s", ", ".join(file.name for file in files if file not in found))
+        only = f"; there are {left}" if left else ""
+        raise UserError(f"edit.image={path}: the folder has no pictures (PNG, JPEG, WebP and others are read){only}")
+    if left:
+        LOG.warning("left out: %s", left)
     return found
 
 
