@@ -103,6 +103,8 @@ def test_the_defaults_are_good():
         ({"prior.view_pattern": "{view}"}, r"prior\.view_pattern"),
         ({"prior.name": "sd3"}, r"prior\.path"),
         ({"resume": "a", "weights": "b"}, r"only one of them"),
+        ({"prompt_file": "a", "weights": "b"}, r"prompt_file= begins new runs; resume= and weights= are for one"),
+        ({"prompt_file": "a", "resume": "b"}, r"prompt_file= begins new runs"),
         ({"mode": "export"}, r"mode=export needs a finished run"),
         ({"task": "evaluate"}, r"task=evaluate needs a finished run"),
     ],
@@ -141,3 +143,8 @@ def test_a_grid_that_no_memory_holds_is_refused_with_its_keys(monkeypatch) -> No
     with pytest.raises(UserError, match=r"scene\.encoding\.levels=32, scene\.encoding\.log2_table=24: .* 13 GB"):
         check(config_with(changes))
     check(config_with(changes | {"task": "sample"}))
+    small = {"scene.encoding.levels": 32, "scene.encoding.log2_table": 8, "device": "cpu"}
+    with pytest.raises(
+        UserError, match=r"levels=32, .*growth=.*: the finest level has \d+ cells a side, expected less"
+    ):
+        check(config_with(small))

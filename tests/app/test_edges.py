@@ -14,6 +14,7 @@ from threestudio_rf.app.cli.sweep import prompts_of
 from threestudio_rf.app.errors import UserError, user_path
 from threestudio_rf.app.settings.compose import from_text, to_text
 from threestudio_rf.app.settings.config import Config
+from threestudio_rf.tiny.train import parts
 
 
 def test_a_sweep_over_seeds_runs_every_prompt_of_a_file(launcher, small, tmp_path: Path) -> None:
@@ -33,13 +34,33 @@ def test_a_sweep_over_seeds_runs_every_prompt_of_a_file(launcher, small, tmp_pat
         (["--train", "--test", "prompt=a red ball"], "--test and --train: expected one of"),
         (["version=2", "prompt=a red ball"], "version is that of the settings' format"),
         (["prompt=lib:cowboy_boots"], 'prompt="cowboy boots"'),
-        (["task=train_tiny", "train_tiny.part=sd_v"], "train the part instaflow first"),
+        (["-m", "seed=0,1", "prompt=x", "resume=run"], "a sweep (-m) begins new runs; resume= and weights="),
+        (["task=invert", "image=x.png", "prompt_file=list.txt"], "task=invert does not read it"),
+        (["task=doctor", "prompt_file=list.txt"], "task=doctor does not read it"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_in_one_line(launcher, small, tmp_path: Path, line, words) -> None:
-    sizes = ["train_tiny.per_shape=1", "train_tiny.steps=1"] if "train_tiny" in line[0] else []
-    code, _, _, err = launcher(*line, *sizes, f"exp_root_dir={tmp_path}/out")
-    assert code == 2 and words in err and len(err.strip().splitlines()[-1]) > 10, err
+def test_what_cannot_be_meant_is_refused_in_one_line(launcher, tmp_path: Path, line, words) -> None:
+    code, _, _, err = launcher(*line, f"exp_root_dir={tmp_path}/out")
+    assert code == 2 and words in err and len(err.strip().splitlines()) == 1, err
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (["train_tiny.part=sd"], "train the part instaflow first, or use start=shipped"),
+        (["train_tiny.part=sd_v"], "train the part instaflow first"),
+        (["train_tiny.part=reflow"], "train the part instaflow first"),
+        (["train_tiny.part=sd3", "train_tiny.start=no/such/folder"], "no/such/folder, which is not there"),
+    ],
+)
+def test_a_part_without_weights_to_begin_with_is_refused_before_pictures_are_drawn(
+    launcher, monkeypatch, tmp_path: Path, line, words
+) -> None:
+    for name in ("load_vae", "load_latents", "load_world"):
+        monkeypatch.setattr(parts, name, lambda *_, name=name: pytest.fail(f"{name} came first"))
+    code, folder, _, err = launcher("task=train_tiny", *line, f"exp_root_dir={tmp_path}/out")
+    assert code == 2 and words in err and len(err.strip().splitlines()) == 1, err
+    assert folder is None and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -198,3 +198,34 @@ def test_words_without_quotes_are_refused_with_the_quotes_that_are_missing(line,
     with pytest.raises(UserError, match="is neither a flag nor key=value; a text is given in quotes: ") as caught:
         translate(line)
     assert str(caught.value).endswith(f": {quoted}")
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("trainer.max_steps=1e4", "trainer.steps=10000"),
+        ("seed=3.0", "seed=3"),
+        ("trainer.steps=1.5", "trainer.steps=1.5"),
+        ("loss.scale=1e2", "loss.scale=1e2"),
+        ("camera.sizes=64", "camera.sizes=[64]"),
+        ("camera.sizes=64,128", "camera.sizes=[64,128]"),
+        ("camera.sizes=[64]", "camera.sizes=[64]"),
+        ("export.formats=glb,obj", "export.formats=[glb,obj]"),
+        ("edit.prompts=a dog, it's asleep", "edit.prompts=['a dog, it\\'s asleep']"),
+        ("edit.prompts='a dog'", "edit.prompts=['a dog']"),
+        ("grid.seeds=1,2", "grid.seeds=[1,2]"),
+    ],
+)
+def test_whole_numbers_and_lists_are_taken_however_they_are_written(typed, expected):
+    assert translate([typed]).overrides == [expected]
+    assert translate(["-m", "camera.sizes=64,128"]).overrides == ["camera.sizes=64,128"], "a sweep"
+
+
+def test_of_two_ways_to_say_what_to_make_none_is_dropped(tmp_path):
+    with pytest.raises(UserError, match="prompt= and prompt_file= both say what to make"):
+        translate(["system.prompt_processor.prompt=a hat", "prompt_file=list.txt"])
+    (tmp_path / "mine.yaml").write_text("prompt_file: list.txt\nprompt: a hat\n")
+    line = ["--config", str(tmp_path / "mine.yaml")]
+    assert "prompt_file='list.txt'" in translate(line).overrides
+    assert translate([*line, "prompt=a shoe"]).overrides == ["prompt='a shoe'"]
+    assert "prompt_file='other.txt'" in translate([*line, "prompt_file=other.txt"]).overrides

@@ -122,6 +122,7 @@ INSTAFLOW = {"lambda_sparsity": 5.0, "lambda_opaque": [5000, 10, 100, 5001]}
 SD3 = ([5000, 0.3, 0.3, 5001], [5000, 0.98, 0.98, 5001])
 SD3_LOSS = {"lambda_rfds": 1, "lambda_sparsity": 0.2, "lambda_opaque": [5000, 0.1, 0.1, 5001]}
 LATENT = {"n_output_dims": 4, "color_activation": "none"}
+FAINT, EMPTY = {"background": 0.0001}, {"lambda_emptiness": [5000, 1e4, 2e5, 5001]}
 FILES: dict[str, dict[str, Any]] = {
     "rfds": reference("rfds-3d", "RFDS", 50, (0.02, EARLY), {"lambda_rfds": 1, **INSTAFLOW}),
     "rfds-rev": reference("rfds-rev-3d", "RFDS-Rev", 50, (0.02, EARLY), {"lambda_rfds_rev": 1, **INSTAFLOW}),
@@ -202,8 +203,8 @@ FILES: dict[str, dict[str, Any]] = {
         | {"background": LATENT | {"height": 4, "width": 4}, "renderer=": {"grid_prune": False}}
         | {"prompt_processor": {"view_dependent_prompt_front": True}}
         | {"guidance": {"use_sjc": True, "var_red": True, "min_step_percent": 0.01, "max_step_percent": 0.97}}
-        | {"loss": {"lambda_sds": 1.0, "center_ratio": 0.78125, "lambda_depth": 0, "emptiness_scale": 10}}
-        | {"optimizer=": {"name": "Adamax", "args": {"lr": 0.05}, "params": rates({"background": 0.0001})}},
+        | {"loss": {"lambda_sds": 1.0, "center_ratio": 0.78125, "lambda_depth": 0, "emptiness_scale": 10} | EMPTY}
+        | {"optimizer=": {"name": "Adamax", "args": {"lr": 0.05}, "params": rates({"geometry": 0.05} | FAINT)}},
     ),
     "latentnerf": studio(
         "latentnerf",
@@ -216,7 +217,7 @@ FILES: dict[str, dict[str, Any]] = {
     ),
 }
 """By base name; the first five are the reference's."""
-REFUSED = ("sjc", "latentnerf")
+REFUSED = ("latentnerf",)
 ELSEWHERE = {"prior.path", "trainer.validate_every", "trainer.log_every", "camera.views", "export.resolution"}
 """What a file says and a preset leaves to the schema; export.resolution is ours where they have 128."""
 
@@ -268,6 +269,7 @@ def test_their_file_is_our_preset_of_that_name(name, tmp_path):
     preset = settings(f"experiment={name.replace('-', '_')}", *line)
     losses = FILES[name]["system"]["loss"]
     left_out = {f"loss.{key}" for key in ("lambda_opaque", "lambda_sparsity", "lambda_z_variance") if key not in losses}
+    left_out |= {"scene.shading.spread"} if preset.scene.shading.start is None else set()
     assert set(unlike(found, preset)) <= left_out
     assert (found.prompt, found.name) == ("a hat, red", FILES[name]["name"])
 
@@ -281,6 +283,25 @@ def test_a_file_with_what_is_not_here_is_refused_in_one_line_and_taken_with_stri
     launch = translate([*line, "strict=false"])
     assert any("left out, no counterpart here" in note for note in launch.notes)
     assert settings(*line, "strict=false").loss.scale == 101
+
+
+def test_what_a_preset_has_instead_of_its_files_values_is_said_and_other_values_count(tmp_path):
+    file = written(tmp_path, "sjc", FILES["sjc"])
+    (note,) = [line for line in translate(["--config", file, "prompt=a hat"]).notes if "voxel grid" in line]
+    assert "colours on the hash grid" in note and "system.geometry.grid_size" in note
+    slower = written(tmp_path, "sjc", merged(FILES["sjc"], {"system": {"optimizer": {"name": "Adam"}}}))
+    assert settings("--config", slower, "prompt=a hat").optim.weight_decay == 0
+    other = written(tmp_path, "sjc", merged(FILES["sjc"], {"system": {"geometry": {"grid_size": [50, 50, 50]}}}))
+    with pytest.raises(UserError, match=r"no counterpart here: system.geometry.grid_size=\[50, 50, 50\]"):
+        translate(["--config", other, "prompt=a hat"])
+
+
+def test_a_value_that_refers_to_what_is_not_in_the_file_is_told_with_its_key(tmp_path):
+    for key in ("eval_elevation_deg", "n_test_views", "batch_size"):
+        file = written(tmp_path, "mine", {"data": {key: "${data.default}"}, "prompt": "a hat"})
+        with pytest.raises(UserError, match=f"data.{key}=.*nearest: its value cannot be worked out"):
+            translate(["--config", file])
+        assert settings("--config", file, "strict=false").prompt == "a hat"
 
 
 def test_what_a_file_changes_counts_and_the_command_line_stands_above_it(tmp_path):
@@ -441,6 +462,9 @@ def test_a_copy_of_our_own_preset_is_read_with_its_defaults(tmp_path):
         (b"caf\xe9: x", "expected text in UTF-8 or UTF-16, got byte 0xe9 in line 1"),
         (b"version: 99\nprompt: x", "has version 99"),
         (b"promt: x", "unknown: promt, did you mean prompt"),
+        (b"seed: 1\ntrainer: {steps: 3}\nseed: 2", "seed again in line 3, expected each key once"),
+        (b"trainer:\n  steps: 3\n  steps: 4", "steps again in line 3"),
+        (b"trainer: [1, 2]", "unknown: trainer"),
         (b"experiment: rfdss", "experiment: rfdss: expected one of|experiment=rfdss: expected one of"),
         (b"defaults: [{override /priors: sd}]", "expected one of the groups"),
         (b"system: {geometry: {radius: '${nowhere:1}'}}", "scene.radius|system.geometry.radius"),
@@ -460,6 +484,24 @@ def test_what_is_merged_into_a_file_of_yaml_counts(tmp_path):
     (tmp_path / "mine.yaml").write_text("prior: &a {path: '1'}\nprompt: hat\n<<: {tag: 'x, y', seed: 4}\n")
     found = settings("--config", str(tmp_path / "mine.yaml"))
     assert (found.tag, found.seed) == ("x, y", 4)
+
+
+def test_files_of_other_programs_are_read_whatever_their_bytes_and_name(tmp_path):
+    text = "trainer: {max_steps: 1e4}\nprompt: a hät\ncamera: {sizes: 64}\nsystem:\nloss:\n"
+    for name, data in (
+        ("mark.yaml", b"\xef\xbb\xbf" + text.encode()),
+        ("windows.yml", text.replace("\n", "\r\n").encode()),
+        ("powershell.yaml", text.encode("utf-16")),
+        ("with space ü.yaml", text.encode()),
+        ("mine.json", b'{"trainer": {"max_steps": "10000"}, "prompt": "a h\\u00e4t", "camera": {"sizes": [64]}}'),
+        ("dotted.yaml", "trainer.max_steps: 10000.0\nprompt: a hät\ncamera.sizes: [64]\n".encode()),
+    ):
+        (tmp_path / name).write_bytes(data)
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to(tmp_path / name)
+        for path in (name, "link"):
+            found = settings("--config", str(tmp_path / path))
+            assert (found.trainer.steps, found.prompt, found.camera.sizes) == (10_000, "a hät", [64]), name
 
 
 def test_an_endless_file_ends(tmp_path):

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from threestudio_rf import __version__
 from threestudio_rf.app.cli import help as help_module
@@ -107,6 +108,9 @@ def test_version_and_settings_are_printed(capsys):
     assert capsys.readouterr().out.strip() == __version__
     assert start(["--cfg", "prompt=it's a ball, red"]) == 0
     assert "prompt: it's a ball, red" in capsys.readouterr().out
+    assert start(["--cfg", "system.material.ambient_only_on_test=false", "prompt=a ball"]) == 0
+    printed = capsys.readouterr()
+    assert yaml.safe_load(printed.out)["prompt"] == "a ball" and "without a light" in printed.err
 
 
 def test_a_console_that_lacks_characters_replaces_them(monkeypatch):

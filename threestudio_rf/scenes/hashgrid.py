@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from threestudio_rf.scenes.kernels.available import INTERPRETED, unavailable
 from threestudio_rf.scenes.lattice import (
+    FINEST,
     GEOMETRIES,
     GridLevel,
     corner_weights,
@@ -112,7 +113,7 @@ class HashGrid(nn.Module):
         self._sizes = levels, log2_table, base, growth, dense
         self.backend, self.reads_half = backend, half
         self.levels = plan(*self._sizes, geometry)
-        if self.levels[-1].resolution >= 2**20:
+        if self.levels[-1].resolution >= FINEST:
             raise ValueError(f"finest resolution must stay below 2^20, got {self.levels[-1].resolution}")
         self.out_features = levels * features
         table = (torch.rand(features, self._rows, generator=generator) * 2 - 1) * 1e-4

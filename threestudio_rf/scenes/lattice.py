@@ -18,6 +18,8 @@ from torch import Tensor
 
 PRIMES = (1, 2654435761 - 2**32, 805459861)  # Instant-NGP's, as int32: the low bits of a product do not change
 GEOMETRIES = ("plain", "tcnn")
+FINEST = 2**20
+"""What the resolution of the finest level stays below: cells are counted in float32."""
 
 
 class GridLevel(NamedTuple):

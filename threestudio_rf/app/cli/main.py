@@ -19,7 +19,7 @@ from threestudio_rf.app.build.check.reads import check_named
 from threestudio_rf.app.build.scene import pick_device, prior_id
 from threestudio_rf.app.cli.together import alone, several, together
 from threestudio_rf.app.console import LOG, close_log, open_log, traceback_place
-from threestudio_rf.app.errors import FAILED, GOOD, INTERRUPTED, USER_ERROR, RunError, UserError, user_path
+from threestudio_rf.app.errors import FAILED, GOOD, INTERRUPTED, TERMINATED, USER_ERROR, RunError, UserError, user_path
 from threestudio_rf.app.report.overview import facts_of, write_pages
 from threestudio_rf.app.run.folder import (
     Lock,
@@ -230,7 +230,10 @@ def run(launch: Launch, start: Start) -> int:
     """Everything behind launch.py; the exit code. `start` runs another command line in this process."""
     open_log("info")
     for note in launch.notes:
-        LOG.info("%s", note)
+        if launch.show:  # what is printed is then a file
+            print(note, file=sys.stderr)
+        else:
+            LOG.info("%s", note)
     if launch.multirun:
         alone("-m")
         from threestudio_rf.app.cli.sweep import prompts_of, sweep
@@ -269,7 +272,7 @@ def _run_prompts(config: Config, prompts: list[str], launch: Launch, start: Star
             LOG.info("finished with these settings: %s", done)
             continue
         code = guarded(partial(run_one, one, None, launch, start, suffix=suffix))
-        if code in (INTERRUPTED, 143):
+        if code in (INTERRUPTED, TERMINATED):
             return code
         if code != GOOD:
             failed.append(prompt)

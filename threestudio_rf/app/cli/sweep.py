@@ -48,7 +48,10 @@ def check_sweep(overrides: list[str]) -> None:
     first = [swept[number][0] if number in swept else item for number, item in enumerate(overrides)]
     for number, values in swept.items() or {0: first[:1]}.items():
         for value in values:
-            resolve_paths(typed(compose([*first[:number], value, *first[number + 1 :]])))
+            config = typed(compose([*first[:number], value, *first[number + 1 :]]))
+            resolve_paths(config)
+            if config.resume or config.weights:
+                raise UserError("a sweep (-m) begins new runs; resume= and weights= are for one run")
 
 
 def sweep(launch: Launch, run_one: Callable[[Config, int], int], guarded: Callable[[Callable[[], int]], int]) -> int:
@@ -66,8 +69,6 @@ def sweep(launch: Launch, run_one: Callable[[Config, int], int], guarded: Callab
         number = HydraConfig.get().job.num
 
         def work() -> int:
-            if config.resume or config.weights:
-                raise UserError("a sweep (-m) begins new runs; resume= and weights= are for one run")
             check(config)
             check_named(config, launch.named)
             return run_one(config, number)

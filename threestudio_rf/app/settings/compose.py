@@ -113,7 +113,7 @@ def reason_of(error: BaseException) -> str:
     keys = [line.strip() for line in lines[-1] if line.strip().startswith("full_key:")] if lines else []
     told = ": ".join(part for part in (first, last, *keys) if part)
     told = re.sub(r"\b\w*NoViable\w*: ", "cannot be read, put quotes around the value: ", told)
-    return re.sub(r"\b\w+(Exception|Error)\b:? ?", "", told)
+    return re.sub(r"\b\w+(Exception|Error)\b:? ?|^Error merging override ", "", told)
 
 
 def typed(settings: DictConfig | ListConfig) -> Config:

@@ -18,8 +18,8 @@ from threestudio_rf.app.settings.config import leaves
 from threestudio_rf.app.settings.conversions import Meaning
 from threestudio_rf.app.settings.grammar import CONFIGS as CONFIGS
 from threestudio_rf.app.settings.grammar import PACKAGE as PACKAGE
+from threestudio_rf.app.settings.grammar import QUOTED, fitted, groups, spelled, text_keys
 from threestudio_rf.app.settings.grammar import choices as choices
-from threestudio_rf.app.settings.grammar import groups, spelled, text_keys
 from threestudio_rf.app.settings.grammar import quote as quote
 from threestudio_rf.app.settings.peers import CONVERTED, RENAMED, known
 
@@ -27,7 +27,6 @@ IMAGE_EXPERIMENTS = {"sd3": "2d_rfds_sd3", "sd35": "2d_rfds_sd3"}
 IMAGE_EXPERIMENTS |= dict.fromkeys(("sd", "sd21", "instaflow"), "2d_rfds")
 FLAGS = ("--config", "--gpu", "--train", "--validate", "--test", "--export", "--verbose", "--typecheck", "--gradio")
 OWN_FLAGS = ("--help", "-h", "--version", "--cfg", "--multirun", "-m")
-QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
 
 
 @dataclass
@@ -113,7 +112,7 @@ def _override(key: str, value: str, *, multirun: bool) -> str:
         swept = multirun and value[:1] in "'\"" and value[-1:] == value[:1]
         if not (swept or QUOTED.fullmatch(value) or (value == "null" and text[key])):
             value = quote(value)
-    return f"{key}={value}"
+    return f"{key}={value if multirun and ',' in value else fitted(key, value)}"
 
 
 def _value(text: str) -> Any:
@@ -134,7 +133,7 @@ def _translated(part: Part, meaning: Meaning, told: given.Told, multirun: bool) 
         return {key: _override(key, value, multirun=multirun)}
     several = re.split(r",(?![^\[]*\])", value) if multirun else [value]
     each = [given.changes(key, _value(text), meaning, told) or {} for text in several]
-    return {name: f"{name}={','.join(spelled(one[name]) for one in each)}" for name in each[0]}
+    return {name: f"{name}={','.join(fitted(name, spelled(one[name])) for one in each)}" for name in each[0]}
 
 
 MODES = ("--train", "--validate", "--test", "--export")
@@ -208,6 +207,8 @@ def _settings(items: list[str], launch: Launch) -> None:
     _check_words(items)
     parts = [_part(item, short) for item in items]
     typed = {part.key: part.value for part in parts}
+    if typed.get("prompt") and "prompt_file" in typed:
+        raise UserError("prompt= and prompt_file= both say what to make: give only one of them")
     experiment = typed.get("experiment", file.base).replace("-", "_")
     meaning = given.meaning_of(file, {key: _value(value) for key, value in typed.items()}, experiment)
     told, said = given.Told(), given.Told()
@@ -216,7 +217,8 @@ def _settings(items: list[str], launch: Launch) -> None:
     if file.whole and not experiment:
         raise UserError(f"{file.source}: {given.TYPE}={file.values[given.TYPE]} is not here; name an experiment=")
     chosen = tuple(f"{group}." for group in given.LAYERS if group in typed)
-    kept = {key: value for key, value in below.items() if key not in typed and not key.startswith(chosen or ("\n",))}
+    hidden = (*chosen, *(("prompt_file",) if "prompt" in typed else ()))
+    kept = {key: value for key, value in below.items() if key not in typed and not key.startswith(hidden or ("\n",))}
     first = [f"experiment={file.base}"] if file.base and "experiment" not in typed else []
     own = [_translated(part, meaning, said, launch.multirun) for part in parts]
     launch.notes += said.settle("command line", strict=strict)

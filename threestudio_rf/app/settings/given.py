@@ -17,9 +17,9 @@ import yaml
 from threestudio_rf.app.errors import UserError, suggestion, user_path, user_text
 from threestudio_rf.app.settings.config import VERSION, leaves
 from threestudio_rf.app.settings.conversions import GUIDANCE, Changes, Meaning, Unfit, guidance_of
-from threestudio_rf.app.settings.grammar import CONFIGS, choices, groups, spelled, text_keys
+from threestudio_rf.app.settings.grammar import CONFIGS, choices, fitted, groups, spelled, text_keys
 from threestudio_rf.app.settings.peers import CONVERTED, DEFAULTS, RENAMED
-from threestudio_rf.app.settings.unneeded import fixed
+from threestudio_rf.app.settings.unneeded import fixed, replaced
 
 TYPE, PERP_NEG, SJC = "system.guidance_type", "system.prompt_processor.use_perp_neg", "system.guidance.use_sjc"
 OTHERS = dict.fromkeys(("magic3d_coarse_sd", "magic3d_refine_sd", "sjc"), "stable-diffusion-guidance")
@@ -110,8 +110,11 @@ def read(path: str) -> File:
     try:
         text = user_text(place, "--config")
         data, written = yaml.safe_load(text), yaml.load(text, yaml.BaseLoader)
+        again = twice(yaml.compose(text, yaml.SafeLoader))
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date without such a day
         raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())[:200]}") from None
+    if again:
+        raise UserError(f"--config {path}: {again}, expected each key once")
     if not isinstance(data, dict) or not data:
         raise UserError(f"--config {path}: expected keys with values, got {'nothing' if not data else 'no keys'}")
     layers, values = _defaults(path, data), {}
@@ -126,6 +129,27 @@ def read(path: str) -> File:
     found = File(path, layers | (values if record else _resolved(values)), record=record)
     found.base = _base(found)
     return found
+
+
+def twice(root: yaml.Node | None) -> str:
+    """The first key of a YAML document that stands in one table twice, and its line; "" where none does."""
+    rest, known = [root] if root is not None else [], set[int]()
+    while rest:
+        node = rest.pop()
+        if id(node) in known or not isinstance(node, yaml.CollectionNode):
+            continue
+        known.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            rest += node.value
+            continue
+        names: set[str] = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in names:
+                    return f"{key.value} again in line {key.start_mark.line + 1}"
+                names.add(key.value)
+            rest.append(value)
+    return ""
 
 
 def _defaults(path: str, data: dict[str, Any]) -> dict[str, Any]:
@@ -204,14 +228,14 @@ def meaning_of(file: File, items: Mapping[str, Any], experiment: str) -> Meaning
 def changes(key: str, value: Any, meaning: Meaning, told: Told) -> Changes | None:
     """Our settings for a peer's key; nothing where there is none to make, which is noted in `told`; None for a key that
     is no peer's."""
-    if key in RENAMED:
+    row, hidden = fixed(key), isinstance(value, str) and "${" in value and RENAMED.get(key) not in text_keys()
+    if key in RENAMED and not hidden:
         return {RENAMED[key]: value}
-    row = fixed(key)
-    if key not in CONVERTED and row is None:
+    if key not in RENAMED and key not in CONVERTED and row is None:
         return None
     shown = f"{key}={value}" if len(str(value)) < 40 else key
     try:
-        if isinstance(value, str) and "${" in value:
+        if hidden:
             raise Unfit("its value cannot be worked out")
         if key in CONVERTED:
             return CONVERTED[key].convert(value, meaning)
@@ -227,6 +251,11 @@ def changes(key: str, value: Any, meaning: Meaning, told: Told) -> Changes | Non
     return {}
 
 
+def _group(key: str) -> bool:
+    """Whether a key holds others, ours or a peer's: as `trainer:` with nothing below it."""
+    return any(name.startswith(f"{key}.") for name in (*leaves(), *RENAMED, *CONVERTED))
+
+
 def overrides_of(file: File, meaning: Meaning, told: Told) -> dict[str, str]:
     """The overrides that a file amounts to, by key and in order."""
     values = {**(DEFAULTS if file.whole else {}), **file.values}
@@ -236,14 +265,18 @@ def overrides_of(file: File, meaning: Meaning, told: Told) -> dict[str, str]:
         value = values[key]
         if key == "experiment" or (file.record and key in NOT_INHERITED):
             continue
-        if key in groups():
+        if key in groups() and value is not None:
             found |= {} if file.record and value not in choices(key) else {key: str(value)}
         elif key in leaves():
-            found[key] = spelled(value)
+            found[key] = fitted(key, spelled(value))
+        elif value is None and _group(key):
+            continue
+        elif why := replaced(file.base, key, value):
+            told.otherwise.setdefault(why, []).append(key)
         else:
             ours = changes(key, value, meaning, told)
             if ours is None:
                 told.unknown.append(f"{key}{suggestion(key, [*leaves(), *RENAMED, *CONVERTED])}".replace(";", ","))
             else:
-                found |= {name: spelled(each) for name, each in ours.items()}
+                found |= {name: fitted(name, spelled(each)) for name, each in ours.items()}
     return found

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from threestudio_rf.app.settings.config import leaves
 
 PACKAGE = Path(__file__).resolve().parents[2]
 CONFIGS = next((at for at in (PACKAGE / "configs", PACKAGE.parent / "configs") if at.is_dir()), PACKAGE / "configs")
 """The settings: inside an installed package, beside that of a checkout."""
+QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
+WHOLE = re.compile(r"[-+]?\d+(\.\d*)?(e[-+]?\d+)?", re.IGNORECASE)
 
 
 def choices(group: str) -> list[str]:
@@ -51,3 +53,17 @@ def spelled(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ",".join(f"{quote(str(key))}:{spelled(item)}" for key, item in value.items()) + "}"
     return str(value) if isinstance(value, int | float) else quote(str(value))
+
+
+def fitted(key: str, text: str) -> str:
+    """The text of a value as its setting takes it: a whole number that is written as 1e4 or 64.0, and one value, or
+    several with commas, where a list is asked for."""
+    leaf = leaves().get(key)
+    if leaf is None or not text or text == "null" or text[0] in "[$":
+        return text
+    if get_origin(leaf.type) is list:
+        free = get_args(leaf.type)[0] is str and "choices" not in leaf.rule
+        return f"[{quote(text) if free and not QUOTED.fullmatch(text) else text}]"
+    if int in (leaf.type, *get_args(leaf.type)) and WHOLE.fullmatch(text) and float(text).is_integer():
+        return str(int(float(text)))
+    return text

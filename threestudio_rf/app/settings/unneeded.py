@@ -171,9 +171,49 @@ FIXED = {
     "data.default_*": Fixed(None, nearest="text to 3D: camera.*"),
 }
 """Patterns, the first that fits decides."""
+VIEWS = "text to 3D: prompt= and camera.*"
+OF_PICTURES: tuple[str, ...] = (
+    "box_crop*",
+    "cam_scale_factor",
+    "dataroot",
+    "eval_downsample_resolution",
+    "load_preprocessed",
+)
+OF_PICTURES += ("max_num_frames", "render_path", "root_dir", "scale_radius", "test_split", "train_*", "use_mask")
+OF_PICTURES += ("v2_mode", "val_split")
+OTHER_PRIORS = ("condition_scale", "fixed_size", "pretrained_config", "return_rgb_1step_orig", "vram_O")
+FIXED |= {f"data.{name}": Fixed(None, nearest=VIEWS) for name in OF_PICTURES}
+FIXED |= {f"{GUIDE}{name}": Fixed(None, nearest="a prior that hears text: prior=") for name in OTHER_PRIORS}
+FIXED |= {
+    "system.freq.*": Fixed(None, nearest=VIEWS),
+    "system.guide_shape": Fixed(None, nearest="a mesh to begin with: init=<file>"),
+    "system.latent_steps": Fixed(None, nearest="the encoded picture, from the first step on"),
+    "system.*_editing_step": Fixed(None, nearest="task=edit, or init=<run> experiment=tiny_edit"),
+    "system.renderer.cos_anneal_end_steps": Fixed(None, nearest="the NeRF: scene=nerf"),
+    "system.subpixel_rendering": Fixed(None),
+}
+OF_LATENTS = {"n_output_dims": 4, "color_activation": "none"}
+REPLACED: dict[str, tuple[str, dict[str, Any]]] = {
+    "sjc": (
+        "a voxel grid of latents and Adamax there, colours on the hash grid and AdamW here (docs/deviations.md)",
+        {"system.geometry_type": "volume-grid", "system.background_type": "textured-background"}
+        | {f"{FIELD}grid_size": [100, 100, 100], f"{FIELD}density_bias": -1.0, f"{FIELD}n_feature_dims": 4}
+        | {f"system.{group}.{key}": value for group in ("material", "background") for key, value in OF_LATENTS.items()}
+        | {"system.background.height": 4, "system.background.width": 4, "system.optimizer.name": "Adamax"}
+        | {"system.optimizer.args.lr": 0.05, "system.optimizer.params.geometry.lr": 0.05}
+        | {f"{LOSS}lambda_emptiness": [5000, 1e4, 2e5, 5001]},
+    ),
+}
+"""What our preset of a file's name has instead of some of its values: that is said, and other values count."""
 
 
 def fixed(key: str) -> Fixed | None:
     """The row of a key with nothing to choose."""
     exact = FIXED.get(key)
     return exact or next((row for pattern, row in FIXED.items() if fnmatchcase(key, pattern)), None)
+
+
+def replaced(preset: str, key: str, value: Any) -> str:
+    """What the preset of a file's name has instead of this value of the file; "" where nothing."""
+    why, values = REPLACED.get(preset, ("", {}))
+    return why if key in values and values[key] == value else ""

@@ -43,7 +43,7 @@ from threestudio_rf.tiny.train.stage import (
     reconstruction_psnr,
 )
 from threestudio_rf.tiny.train.training import Schedule, train
-from threestudio_rf.tiny.train.unet import train_unet
+from threestudio_rf.tiny.train.unet import beginning, train_unet
 from threestudio_rf.tiny.world.judge import Judge, load_judge
 from threestudio_rf.tiny.world.views import IMAGE_SIZE, VOCABULARY
 
@@ -236,8 +236,8 @@ def run_part(
 ) -> None:
     """Train one of `PARTS` on `device`, for at most `seconds`; None keeps the part's own. `start` is the folder of a
     trained prior whose weights the part begins with, `sharpening` gives the first stage a discriminator, `crew` are the
-    processes that share every batch. Raises ValueError for an unknown part, or an option that the part does not
-    have."""
+    processes that share every batch. Raises ValueError for an unknown part, an option that the part does not have, or
+    weights to begin with that are not there."""
     if part not in PARTS:
         raise ValueError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
     row = PARTS[part]
@@ -252,6 +252,7 @@ def run_part(
     for name in options.keys() - row.options:
         able = [other for other, its in PARTS.items() if name in its.options]
         raise ValueError(f"{name}: got one for the part {part!r}, expected one of {', '.join(able)}")
+    beginning(folder, part, start)  # before pictures are drawn
     row.run(folder, schedule, report=report, device=device, **sizes, **options)
 
 

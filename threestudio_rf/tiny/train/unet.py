@@ -63,6 +63,16 @@ def trained(folder: Path) -> tuple[Any, Any, Any]:
     return unet, encoder, tokenizer
 
 
+def beginning(folder: Path, part: str, start: Path | None) -> Path | None:
+    """The folder whose weights a part begins with: `start`, else that of `STARTS`; None for none. ValueError when it is
+    not there."""
+    begin = folder / FOLDERS[STARTS[part]] if start is None and part in STARTS else start
+    if begin is not None and not begin.is_dir():
+        hint = f"train the part {STARTS[part]} first, or " if part in STARTS else ""
+        raise ValueError(f"{part} begins with the weights of {begin}, which is not there: {hint}use start=shipped")
+    return begin
+
+
 def train_unet(
     folder: Path,
     schedule: Schedule,
@@ -82,10 +92,7 @@ def train_unet(
     ValueError when what it begins with is not there.
     """
     objective = OBJECTIVES[part] if objective is None else objective
-    begin = folder / FOLDERS[STARTS[part]] if start is None and part in STARTS else start
-    if begin is not None and not begin.is_dir():
-        hint = f"train the part {STARTS[part]} first, or " if part in STARTS else ""
-        raise ValueError(f"{part} begins with the weights of {begin}, which is not there: {hint}use start=shipped")
+    begin = beginning(folder, part, start)
     unet, encoder, tokenizer = fresh() if begin is None else trained(begin)
     unet, encoder = unet.to(device_of(vae)), encoder.to(device_of(vae))
     noises: Tensor | None = None

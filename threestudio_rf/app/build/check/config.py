@@ -221,6 +221,8 @@ def _check_other(config: Config) -> None:
         raise UserError(f"export.texture={picture}: expected auto, none, or {SMALLEST} to {LARGEST} texels a side")
     if config.resume and config.weights:
         raise UserError("resume= goes on with a run, weights= starts a new one: give only one of them")
+    if config.prompt_file and (config.resume or config.weights):
+        raise UserError("prompt_file= begins new runs; resume= and weights= are for one run")
     lookers = config.task in ("export", "evaluate") or (config.task == "lift" and config.mode != "train")
     if lookers and not config.resume:
         what = f"task={config.task}" if config.task != "lift" else f"mode={config.mode}"

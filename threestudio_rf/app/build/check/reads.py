@@ -15,11 +15,11 @@ from threestudio_rf.priors.twin import NAME as TWIN
 
 Keys = tuple[str, ...]
 _LIFT: Keys = ("prior.", "scene.", "camera.", "loss.", "optim.", "trainer.", "checkpoint.", "export.", "evaluate.")
-_LIFT += ("negative_prompt", "wandb", "viewer", "weights")
+_LIFT += ("negative_prompt", "wandb", "viewer", "weights", "prompt_file")
 OF_TASK: dict[str, Keys] = {
     **dict.fromkeys(("lift", "evaluate", "export"), _LIFT),
-    "sample": ("prior.", "sample.", "negative_prompt"),
-    "edit": ("prior.", "edit."),
+    "sample": ("prior.", "sample.", "negative_prompt", "prompt_file"),
+    "edit": ("prior.", "edit.", "prompt_file"),
     "invert": ("prior.", "edit."),
     "train_tiny": ("train_tiny.",),
     "grid": ("grid.",),

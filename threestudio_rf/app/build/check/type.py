@@ -8,7 +8,7 @@ import torch
 
 from threestudio_rf.app.errors import PATHS, UserError
 from threestudio_rf.app.settings.config import Config, leaves, value_of
-from threestudio_rf.scenes.lattice import plan
+from threestudio_rf.scenes.lattice import FINEST, plan
 
 WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 PER_PARAMETER = 16
@@ -39,13 +39,15 @@ def _is(value: Any, kind: type) -> bool:
 
 
 def check_memory(config: Config) -> None:
-    """UserError for a lift whose hash grid does not fit the memory of the machine together with its optimiser."""
+    """UserError for a lift whose hash grid does not fit the memory of the machine together with its optimiser, or whose
+    finest level is beyond what single precision counts."""
     import psutil
 
     if config.task != "lift":
         return
     grid = config.scene.encoding
-    entries = sum(level.size for level in plan(grid.levels, grid.log2_table, grid.base, grid.growth))
+    levels = plan(grid.levels, grid.log2_table, grid.base, grid.growth, geometry=grid.geometry)
+    entries = sum(level.size for level in levels)
     needed = PER_PARAMETER * entries * grid.features
     cuda = config.device != "cpu" and torch.cuda.is_available()
     there = torch.cuda.get_device_properties(0).total_memory if cuda else psutil.virtual_memory().total
@@ -53,4 +55,9 @@ def check_memory(config: Config) -> None:
         raise UserError(
             f"scene.encoding.levels={grid.levels}, scene.encoding.log2_table={grid.log2_table}: training needs "
             f"{needed / 1e9:.0f} GB, this machine has {there / 1e9:.0f}"
+        )
+    if levels[-1].resolution >= FINEST:
+        raise UserError(
+            f"scene.encoding.levels={grid.levels}, base={grid.base}, growth={grid.growth}: the finest level has "
+            f"{levels[-1].resolution} cells a side, expected less than {FINEST}"
         )
