@@ -67,7 +67,10 @@ def test_kernels_give_the_features_and_both_gradients_of_torch(
 
 def test_the_levels_of_these_tests_are_dense_and_hashed_and_wrap() -> None:
     levels = [level for size in (5, 7, 9, 12) for level in plan(4, size, 3, 2.1, geometry="tcnn")]
-    assert {level.dense for level in levels} == {True, False} and {level.beyond > 0 for level in levels} == {True, False}
+    assert {level.dense for level in levels} == {True, False} and {level.beyond > 0 for level in levels} == {
+        True,
+        False,
+    }
 
 
 @pytest.mark.parametrize("geometry", lattice.GEOMETRIES)
