@@ -29,6 +29,8 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(THREADS)
+os.fsync = lambda handle: None  # what a test writes need not outlive a loss of power; the disk would be waited for
+gc.set_threshold(50_000, 20, 20)
 
 
 SLOW = ["test_golden.py", "tiny/test_golden.py", "test_package.py", "app/test_run.py", "app/test_adapters.py"]

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,7 @@ def floor_of(module: str) -> int:
     return next(height for height, rooms in enumerate(ROOMS) if room in rooms)
 
 
+@cache
 def links() -> dict[str, set[str]]:
     """Module -> modules of the package that it imports, at the top or inside functions."""
     modules = {dotted(file).removesuffix(".__init__"): file for file in FILES}

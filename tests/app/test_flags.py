@@ -53,13 +53,14 @@ NASTY = [
     *("".join(DRAW.choice(LETTERS) for _ in range(DRAW.randint(1, 9))) for _ in range(30)),
 ]
 
+SETTINGS = OmegaConf.structured(Config)
+
 
 def read_back(override: str) -> str:
     parsed = PARSER.parse_overrides([override])[0]
     assert parsed.key_or_group == "prompt" and not parsed.is_sweep_override()
-    settings = OmegaConf.structured(Config)
-    settings.prompt = parsed.value()
-    return settings.prompt
+    SETTINGS.prompt = parsed.value()
+    return SETTINGS.prompt
 
 
 def test_bare_prompts_are_taken_literally():

@@ -12,10 +12,10 @@ from folders import BUILDERS
 from PIL import Image
 
 TASKS = {
-    "sample": ["prompt=a red ball", "steps=1", "n=1", "cfg=1"],
+    "sample": ["prompt=a red ball", "steps=2", "n=1", "cfg=1"],
     "edit": ["source=a red ball", "prompt=a blue ball", "steps=1"],
-    "invert": ["source=a red ball", "steps=1"],
-    "lift": ["scene=image", "prompt=a red ball", "trainer.steps=1", "trainer.progress=0"],
+    "invert": ["prompt=a red ball", "edit.method=fireflow", "steps=1"],
+    "lift": ["scene=image", "prompt=a red ball", "trainer.steps=1", "scene.image.particles=1"],
 }
 
 
@@ -27,11 +27,11 @@ def test_every_task_runs_on_it(
     picture = tmp_path / "ball.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(picture)
     line = [f"prior={kind}", f"prior.path={folder}", "prior.size=64", f"prior.cache={folder.parent / 'texts'}"]
-    tasks = dict(TASKS)
+    tasks = list(TASKS.items())
     if kind == "prx_pixel":  # what is rendered is its latent
         scene = [item for item in small if not item.startswith(("prior=", "trainer.steps="))]
-        tasks["lift"] = [*scene, "prompt=a red ball", "trainer.steps=1", "prior.image_size=64"]
-    for task, given in tasks.items():
+        tasks += [("lift", [*scene, "prompt=a red ball", "trainer.steps=1", "prior.image_size=64"])]
+    for task, given in tasks:
         more = [f"image={picture}"] if task in ("edit", "invert") else []
         code, run, _, err = launcher(f"task={task}", *line, *more, *given, f"exp_root_dir={tmp_path}")
         assert code == 0 and run is not None, err

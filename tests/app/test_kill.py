@@ -32,14 +32,14 @@ def kill_after(processes: Any, line: list[str], folder: Path, steps: int) -> Non
 
 
 def test_a_run_that_is_killed_three_times_ends_bit_equal(small: list[str], tmp_path: Path, processes: Any) -> None:
-    steps = ["trainer.steps=400", "checkpoint.every=5", "trainer.validate_every=0", "prompt=a red ball"]
-    assert start([*small, *steps, "trainer.steps=45", f"exp_root_dir={tmp_path}/whole"]) == 0
+    steps = ["trainer.steps=400", "checkpoint.every=2", "trainer.validate_every=0", "prompt=a red ball"]
+    assert start([*small, *steps, "trainer.steps=30", f"exp_root_dir={tmp_path}/whole"]) == 0
     (whole,) = (tmp_path / "whole/tiny").iterdir()
-    kill_after(processes, [*small, *steps, f"exp_root_dir={tmp_path}/part"], tmp_path / "part/tiny", 5)
+    kill_after(processes, [*small, *steps, f"exp_root_dir={tmp_path}/part"], tmp_path / "part/tiny", 2)
     (part,) = (tmp_path / "part/tiny").iterdir()
-    for passed in (10, 15):
+    for passed in (5, 8):
         kill_after(processes, [f"resume={part}", "trainer.steps=400"], part.parent, passed)
-    assert load(part).state["step"] < 45
-    assert start([f"resume={part}", "trainer.steps=45"]) == 0
+    assert load(part).state["step"] < 30
+    assert start([f"resume={part}", "trainer.steps=30"]) == 0
     one, other = (load(folder).state["scene"] for folder in (whole, part))
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)

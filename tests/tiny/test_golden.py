@@ -9,7 +9,7 @@ from threestudio_rf.app.cli.start import start
 
 
 def test_train_tiny_golden(tmp_path: Path) -> None:
-    sizes = ["train_tiny.steps=2", "train_tiny.per_shape=1", "train_tiny.batch=4", f"train_tiny.folder={tmp_path}/t"]
+    sizes = ["train_tiny.steps=2", "train_tiny.per_shape=1", "train_tiny.batch=2", f"train_tiny.folder={tmp_path}/t"]
     patches = ["train_tiny.discriminator=hinge", "train_tiny.perceptual=0.1"]
     for part in ("vae", "instaflow", "sd3", "sd", "sd_v", "judge"):
         more = patches if part == "vae" else []

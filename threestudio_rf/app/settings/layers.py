@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from threestudio_rf.app.errors import UserError, suggestion
-from threestudio_rf.app.settings.compose import escaped, typed
+from threestudio_rf.app.settings.compose import blank, escaped, typed
 from threestudio_rf.app.settings.config import Config, leaves
 from threestudio_rf.app.settings.files import file_of, layered
 
@@ -22,7 +22,7 @@ def settings(choice: Mapping[str, str] | None = None, changes: Mapping[str, Any]
     """The settings of the chosen files (`{"experiment": "tiny", "prior": "tiny_sd"}`) under changes by dotted key
     (`{"trainer.steps": 100}`). UserError for a group, choice, key or type that is not there."""
     with LOCK:
-        made: Any = OmegaConf.structured(Config)
+        made = blank()
         for data in layered(choice or {}):
             made.merge_with(data)
         return typed(_changed(made, changes or {}))
