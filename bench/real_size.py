@@ -1,12 +1,13 @@
 """Seconds and peak memory of priors of real size, with random weights: embedding, then one guidance gradient.
 
-    python bench/real_size.py [--models sd15 sd21 sd3] [--folder ~/.cache/threestudio_rf/real_size]
+    python bench/real_size.py [--models sd15 sd21 sd3 prx sana] [--folder ~/.cache/threestudio_rf/real_size]
                               [--device auto] [--presets default low_vram] [--steps 1] [--scale real|tiny] [--together]
 
-Folders are built once (SD 1.5 2.1 GB, SD 2.1 2.6 GB, SD3-medium without T5 6.0 GB, bfloat16). Every phase is a process
-of its own: `build`; `embed` (text encoders alone); `guidance` (network and VAE alone, texts from the cache): one step
-encodes a 512 x 512 picture with gradient, calls the network for both prompts of the guidance in one batch, and goes
-back to the picture. `--together` runs embed and guidance in one process, as a run of the product does.
+Folders are built once (SD 1.5 2.1 GB, SD 2.1 2.6 GB, SD3-medium without T5 6.0 GB, PRX 2.9 GB, Sana 2.0 GB, bfloat16;
+the text encoders of the last two have one layer). Every phase is a process of its own: `build`; `embed` (text encoders
+alone); `guidance` (network and VAE alone, texts from the cache): one step encodes a picture (512 x 512; PRX 256 x 256)
+with gradient, calls the network for both prompts of the guidance in one batch, and goes back to the picture.
+`--together` runs embed and guidance in one process, as a run of the product does.
 
 Rows of a CPU: bfloat16, one step, preset default; peak is the largest resident size (VmHWM) within the row, with the
 file pages of the weights; held is the memory that belongs to the process alone (RssAnon) at the row's end. Rows of
@@ -134,7 +135,7 @@ def run_embed(options: argparse.Namespace, meter: Meter, prior: Any) -> None:
 def run_guidance(options: argparse.Namespace, meter: Meter, prior: Any) -> None:
     """Phase 2: load, then steps. Every part of a step is measured; the first `warm` steps are left out."""
     import torch
-    from real_size_folders import PROMPT
+    from real_size_folders import MODELS, PROMPT
 
     from threestudio_rf.core.random import generator
     from threestudio_rf.priors.base import bind
@@ -144,7 +145,8 @@ def run_guidance(options: argparse.Namespace, meter: Meter, prior: Any) -> None:
         prior.load()
     meter.tell(row)
     predict = bind(prior, {"cond": words.select([0]), "uncond": words.select([1])})
-    image = torch.rand(1, 3, options.size, options.size, generator=generator(0, 0, "bench/real_size"))
+    size = options.size or MODELS[options.models[0]].size
+    image = torch.rand(1, 3, size, size, generator=generator(0, 0, "bench/real_size"))
     image = image.to(options.device).requires_grad_()
     steps = [step(image, prior, predict, meter) for _ in range(options.warm + options.steps)][options.warm :]
     for rows in zip(*steps, strict=True):
@@ -220,7 +222,7 @@ def settle(options: argparse.Namespace) -> argparse.Namespace:
     options.presets = options.presets or (["default", "low_vram"] if cuda else ["default"])
     options.steps = options.steps or (10 if cuda else 1)
     options.warm = (2 if cuda else 0) if options.warm is None else options.warm
-    options.size = options.size or (512 if options.scale == "real" else 64)
+    options.size = options.size or (0 if options.scale == "real" else 64)
     options.folder = options.folder.expanduser().resolve()
     return options
 
@@ -228,12 +230,14 @@ def settle(options: argparse.Namespace) -> argparse.Namespace:
 def main() -> None:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "threestudio_rf"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=("sd15", "sd21", "sd3"), default=["sd15", "sd21", "sd3"])
+    parser.add_argument(
+        "--models", nargs="+", choices=("sd15", "sd21", "sd3", "prx", "sana"), default=["sd15", "sd21", "sd3"]
+    )
     parser.add_argument("--folder", type=Path, help="where folders are built (default: the user's cache)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--presets", nargs="+", choices=("default", "low_vram"))
     parser.add_argument("--scale", choices=("real", "tiny"), default="real", help="tiny: the same code on small parts")
-    parser.add_argument("--size", type=int, default=0, help="pixels of the picture's side (default 512; tiny: 64)")
+    parser.add_argument("--size", type=int, default=0, help="pixels of the picture's side (default: its own; tiny: 64)")
     parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--warm", type=int, help="steps before those that count")
     parser.add_argument("--threads", type=int, default=0, help="of torch (default: its own choice)")

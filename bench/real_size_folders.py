@@ -1,9 +1,11 @@
-"""Folders of the size of SD 1.5, SD 2.1 and SD3-medium (without T5) with random weights, for bench/real_size.py.
+"""Folders of real size with random weights, for bench/real_size.py: SD 1.5, SD 2.1, SD3-medium (without T5), PRX (256
+pixels) and Sana 0.6B (512 pixels).
 
-The numbers are those of the public models' config.json; only the tokenizers are ours, with the same window of 77
-tokens. Weights are N(0, 1 / fan-in), norms 1, biases 0, so activations stay finite in bfloat16. Modules are made on
-the meta device for their names and shapes, and every tensor is drawn and written by itself: building never holds more
-than one tensor.
+The numbers are those of the public models' config.json (PRX: the defaults of its class); only the tokenizers are ours,
+with the same window. The text encoders of PRX and Sana have the width of the public ones and one layer: they are not
+what is measured. Weights are N(0, 1 / fan-in), norms 1, biases 0, so activations stay finite in bfloat16. Modules are
+made on the meta device for their names and shapes, and every tensor is drawn and written by itself: building never
+holds more than one tensor.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import os
 import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,25 @@ MMDIT = {
 }
 
 
+CONFIGS = {
+    "CLIPTextModel": "CLIPTextConfig",
+    "CLIPTextModelWithProjection": "CLIPTextConfig",
+    "T5GemmaEncoder": "T5GemmaModuleConfig",
+    "Gemma2Model": "Gemma2Config",
+}
+"""Classes of text encoders and of their configs."""
+GEMMA = {
+    "vocab_size": 4096,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+}
+TINY_GEMMA = {"num_key_value_heads": 2, "head_dim": 16}
+
+
 @dataclass(frozen=True)
 class Part:
     """A module: its class in diffusers or transformers, its config, its number of parameters as published."""
@@ -62,20 +83,25 @@ class Part:
     cls: str
     config: Mapping[str, Any]
     parameters: int
+    tiny: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def library(self) -> str:
-        return "transformers" if self.cls.startswith("CLIP") else "diffusers"
+        return "transformers" if self.cls in CONFIGS else "diffusers"
 
 
 @dataclass(frozen=True)
 class Model:
-    """`prior` is the adapter that reads the folder, `prediction` diffusers' name of a UNet's output."""
+    """`prior` is the adapter that reads the folder, `prediction` diffusers' name of a UNet's output, `size` the side of
+    its pictures, `tokens` what its tokenizer gives, `index` what model_index.json says besides."""
 
     prior: str
     pipeline: str
     parts: Mapping[str, Part]
     prediction: str = ""
+    size: int = 512
+    tokens: int = 77
+    index: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _sd(unet: Part, text: Part, prediction: str, vae: Mapping[str, Any] = SD_VAE) -> Model:
@@ -123,6 +149,77 @@ MODELS = {
             ),
         },
     ),
+    "prx": Model(
+        "prx",
+        "PRXPipeline",
+        {
+            "text_encoder": Part("T5GemmaEncoder", GEMMA | {"is_decoder": False}, 0, TINY_GEMMA),
+            "transformer": Part(
+                "PRXTransformer2DModel",
+                {"context_in_dim": 2304, "hidden_size": 1792, "num_heads": 28, "depth": 16, "axes_dim": [32, 32]},
+                0,
+                {"context_in_dim": 32, "num_heads": 2, "depth": 2, "axes_dim": [8, 8]},
+            ),
+            "vae": Part(
+                "AutoencoderKL",
+                VAE
+                | {"latent_channels": 16, "sample_size": 1024, "scaling_factor": 0.3611, "shift_factor": 0.1159}
+                | {"use_quant_conv": False, "use_post_quant_conv": False},
+                83_819_683,
+            ),
+        },
+        size=256,
+        tokens=256,
+        index={"default_sample_size": 256},
+    ),
+    "sana": Model(
+        "sana",
+        "SanaPipeline",
+        {
+            "text_encoder": Part("Gemma2Model", GEMMA, 0, TINY_GEMMA),
+            "transformer": Part(
+                "SanaTransformer2DModel",
+                {
+                    "in_channels": 32,
+                    "out_channels": 32,
+                    "num_layers": 28,
+                    "num_attention_heads": 36,
+                    "attention_head_dim": 32,
+                    "num_cross_attention_heads": 16,
+                    "cross_attention_head_dim": 72,
+                    "cross_attention_dim": 1152,
+                    "caption_channels": 2304,
+                    "sample_size": 16,
+                    "patch_size": 1,
+                },
+                0,
+                {"caption_channels": 32, "attention_head_dim": 8, "num_cross_attention_heads": 2}
+                | {"cross_attention_head_dim": 16, "cross_attention_dim": 32},
+            ),
+            "vae": Part(
+                "AutoencoderDC",
+                {
+                    "latent_channels": 32,
+                    "encoder_block_types": ["ResBlock"] * 3 + ["EfficientViTBlock"] * 3,
+                    "decoder_block_types": ["ResBlock"] * 3 + ["EfficientViTBlock"] * 3,
+                    "encoder_block_out_channels": [128, 256, 512, 512, 1024, 1024],
+                    "decoder_block_out_channels": [128, 256, 512, 512, 1024, 1024],
+                    "encoder_layers_per_block": [2, 2, 2, 3, 3, 3],
+                    "decoder_layers_per_block": [3, 3, 3, 3, 3, 3],
+                    "encoder_qkv_multiscales": [[], [], [], [5], [5], [5]],
+                    "decoder_qkv_multiscales": [[], [], [], [5], [5], [5]],
+                    "downsample_block_type": "Conv",
+                    "upsample_block_type": "interpolate",
+                    "decoder_norm_types": "rms_norm",
+                    "decoder_act_fns": "silu",
+                    "scaling_factor": 0.41407,
+                },
+                0,
+                {f"{side}_block_out_channels": [32] * 6 for side in ("encoder", "decoder")},
+            ),
+        },
+        tokens=300,
+    ),
 }
 
 TINY: Mapping[str, Any] = {
@@ -145,7 +242,8 @@ TINY: Mapping[str, Any] = {
 
 def scaled(part: Part, scale: str) -> dict[str, Any]:
     """The config at "real" or "tiny" scale."""
-    return {name: TINY.get(name, value) if scale == "tiny" else value for name, value in part.config.items()}
+    small = {**TINY, **part.tiny}
+    return {name: small.get(name, value) if scale == "tiny" else value for name, value in part.config.items()}
 
 
 def blank(part: Part, scale: str) -> Any:
@@ -158,8 +256,9 @@ def blank(part: Part, scale: str) -> Any:
         if part.library == "diffusers":
             return getattr(diffusers, part.cls)(**config)
         ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        full = transformers.CLIPTextConfig(**config, **ids, architectures=[part.cls])
-        return getattr(transformers, part.cls)(full)
+        full = getattr(transformers, CONFIGS[part.cls])(**config, **ids, architectures=[part.cls])
+        found = transformers.models.t5gemma.modeling_t5gemma if part.cls == "T5GemmaEncoder" else transformers
+        return getattr(found, part.cls)(full)
 
 
 def parameters(module: Any) -> int:
@@ -218,7 +317,7 @@ def build(model: Model, folder: Path, scale: str) -> dict[str, int]:
     modules = {name: blank(part, scale) for name, part in model.parts.items()}
     for name, part in model.parts.items():
         counts[name] = parameters(modules[name])
-        if scale == "real" and counts[name] != part.parameters:
+        if scale == "real" and part.parameters and counts[name] != part.parameters:
             raise SystemExit(f"{part.cls}: got {counts[name]} parameters, expected {part.parameters}")
     folder.mkdir(parents=True, exist_ok=True)
     wanted = 2.05 * sum(value.numel() for name in todo for value in modules[name].state_dict().values())
@@ -246,12 +345,13 @@ def write_frame(model: Model, folder: Path) -> None:
     scheduler = DDIMScheduler(**SCHEDULE, **options) if model.prediction else FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.save_pretrained(folder / "scheduler")
     index: dict[str, Any] = {"_class_name": model.pipeline, "scheduler": ["diffusers", type(scheduler).__name__]}
+    index |= model.index
     for name, part in model.parts.items():
         index[name] = [part.library, part.cls]
         if part.library == "transformers":
             tokenizer = name.replace("text_encoder", "tokenizer")
-            make_tokenizer(WORDS, 77).save_pretrained(folder / tokenizer)
+            make_tokenizer(WORDS, model.tokens).save_pretrained(folder / tokenizer)
             index[tokenizer] = ["transformers", "CLIPTokenizer"]
-    absent = ("text_encoder_3", "tokenizer_3") if model.prior == "sd3" else ("safety_checker", "feature_extractor")
-    index |= {name: [None, None] for name in absent}
+    absent = {"sd3": ("text_encoder_3", "tokenizer_3"), "sd": ("safety_checker", "feature_extractor")}
+    index |= {name: [None, None] for name in absent.get(model.prior, ())}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
