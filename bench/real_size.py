@@ -3,10 +3,10 @@
     python bench/real_size.py [--models sd15 sd21 sd3 prx sana] [--folder ~/.cache/threestudio_rf/real_size]
                               [--device auto] [--presets default low_vram] [--steps 1] [--scale real|tiny] [--together]
 
-Folders are built once (SD 1.5 2.1 GB, SD 2.1 2.6 GB, SD3-medium without T5 6.0 GB, PRX 2.9 GB, Sana 2.0 GB, bfloat16;
-the text encoders of the last two have one layer). Every phase is a process of its own: `build`; `embed` (text encoders
-alone); `guidance` (network and VAE alone, texts from the cache): one step encodes a picture (512 x 512; PRX 256 x 256)
-with gradient, calls the network for both prompts of the guidance in one batch, and goes back to the picture.
+Folders are built once (SD 1.5 2.1 GB, SD 2.1 2.6 GB, SD3-medium without T5 6.0 GB, PRX 7.7 GB, Sana 6.7 GB, bfloat16).
+Every phase is a process of its own: `build`; `embed` (text encoders alone); `guidance` (network and VAE alone, texts
+from the cache): one step encodes a picture (512 x 512; PRX 256 x 256) with gradient, calls the network for both prompts
+of the guidance in one batch, and goes back to the picture.
 `--together` runs embed and guidance in one process, as a run of the product does.
 
 Rows of a CPU: bfloat16, one step, preset default; peak is the largest resident size (VmHWM) within the row, with the
@@ -168,7 +168,7 @@ def step(image: Any, prior: Any, predict: Any, meter: Meter) -> list[Row]:
         encoding["note"] = f"latents {tuple(latents.shape)}"
     with meter.part("guidance: network") as guiding:
         found = distill(latents, predict, t, generator=generator(0, 0, "noise"), **settings)
-        guiding["note"] = f"{prior.kind}, one call for {len(predict.conditions)} texts"
+        guiding["note"] = f"{prior.kind}, one call for both texts"
     with meter.part("guidance: backward") as back:
         found.loss.backward()
     norm = float(image.grad.norm())

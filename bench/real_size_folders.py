@@ -2,10 +2,9 @@
 pixels) and Sana 0.6B (512 pixels).
 
 The numbers are those of the public models' config.json (PRX: the defaults of its class); only the tokenizers are ours,
-with the same window. The text encoders of PRX and Sana have the width of the public ones and one layer: they are not
-what is measured. Weights are N(0, 1 / fan-in), norms 1, biases 0, so activations stay finite in bfloat16. Modules are
-made on the meta device for their names and shapes, and every tensor is drawn and written by itself: building never
-holds more than one tensor.
+with the same window. The text encoders of PRX and Sana are the encoder of T5Gemma 2B and Gemma 2 2B. Weights are
+N(0, 1 / fan-in), norms 1, biases 0, so activations stay finite in bfloat16. Modules are made on the meta device for
+their names and shapes, and every tensor is drawn and written by itself: building never holds more than one tensor.
 """
 
 from __future__ import annotations
@@ -65,14 +64,15 @@ CONFIGS = {
 }
 """Classes of text encoders and of their configs."""
 GEMMA = {
-    "vocab_size": 4096,
+    "vocab_size": 256000,
     "hidden_size": 2304,
     "intermediate_size": 9216,
-    "num_hidden_layers": 1,
+    "num_hidden_layers": 26,
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
     "head_dim": 256,
 }
+GEMMA_PARAMETERS = 2_614_341_888
 TINY_GEMMA = {"num_key_value_heads": 2, "head_dim": 16}
 
 
@@ -153,7 +153,9 @@ MODELS = {
         "prx",
         "PRXPipeline",
         {
-            "text_encoder": Part("T5GemmaEncoder", GEMMA | {"is_decoder": False}, 0, TINY_GEMMA),
+            "text_encoder": Part(
+                "T5GemmaEncoder", GEMMA | {"is_decoder": False, "dropout_rate": 0.0}, GEMMA_PARAMETERS, TINY_GEMMA
+            ),
             "transformer": Part(
                 "PRXTransformer2DModel",
                 {"context_in_dim": 2304, "hidden_size": 1792, "num_heads": 28, "depth": 16, "axes_dim": [32, 32]},
@@ -176,7 +178,7 @@ MODELS = {
         "sana",
         "SanaPipeline",
         {
-            "text_encoder": Part("Gemma2Model", GEMMA, 0, TINY_GEMMA),
+            "text_encoder": Part("Gemma2Model", GEMMA, GEMMA_PARAMETERS, TINY_GEMMA),
             "transformer": Part(
                 "SanaTransformer2DModel",
                 {

@@ -141,6 +141,7 @@ def test_numbers_of_the_loop_come_from_their_settings() -> None:
         (["bridge", "loss.artifact_prompt=bad"], r"loss\.artifact_prompt=bad: expected \{prompt\} in it"),
         (["vsd", "prior=gaussian"], r"prior=gaussian is a formula: expected a network"),
         (["vsd", "prior.storage=fp8"], r"prior\.storage=fp8.*expected a network"),
+        (["vsd", "prior.offload_blocks=1"], r"prior\.offload_blocks=1: expected 0 with loss\.combiner=vsd"),
         (["vsd", "prior.dtype=fp16"], r"prior\.dtype=fp16: expected fp32 or bf16"),
         (
             ["sds", "prior=tiny_sd", "loss.t_min=[0,0.02,0.0005,100]"],

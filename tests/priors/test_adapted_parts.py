@@ -102,6 +102,7 @@ def test_float8_moves_an_answer_little_and_offloading_moves_neither_answer_nor_g
     folder = adapted(kind)
     plain, small, away = (opened(kind, folder, **more) for more in ({}, {"storage": "fp8"}, {"offload": True}))
     wanted = answer(plain)
+    assert torch.equal(answer(opened(kind, folder, offload_blocks=1)), wanted)
     assert torch.float8_e4m3fn in {weight.dtype for weight in small.network.parameters()}
     assert 1e-4 < (answer(small) - wanted).norm() / wanted.norm() < 0.2
     gradients = []
@@ -112,6 +113,55 @@ def test_float8_moves_an_answer_little_and_offloading_moves_neither_answer_nor_g
         latents.square().sum().backward()
         gradients.append(image.grad)
     assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_int8_moves_an_answer_little(kind: str, adapted: Folders) -> None:
+    pytest.importorskip("torchao")
+    plain, small = (opened(kind, adapted(kind), **more) for more in ({}, {"quantization": "int8"}))
+    assert any("Int8" in type(weight).__name__ for weight in small.network.parameters())
+    assert 1e-5 < (answer(small) - answer(plain)).norm() / answer(plain).norm() < 0.05
+
+
+@pytest.mark.parametrize("kind", ["sana", "qwen_image"])
+def test_a_deep_encoder_computes_its_blocks_again_one_after_the_other(kind: str, adapted: Folders) -> None:
+    """From the last to the first: no two of them are in memory at once."""
+    prior = opened(kind, adapted(kind), vae_checkpointing=True)
+    prior.load()
+    order: list[int] = []
+    for i, block in enumerate(prior.parts.vae.encoder.down_blocks):
+        block.layer.register_forward_pre_hook(lambda *_, i=i: order.append(i))
+    image = torch.rand(1, 3, 64, 64, generator=generator(0, 0, "image")).requires_grad_()
+    latents = prior.encode(image)
+    n = len(order)
+    assert n > 3 and order == [*range(n)]
+    latents.square().sum().backward()
+    assert order[n:] == [*reversed(range(n))]
+
+
+def test_the_vae_of_wan_stands_for_qwens(adapted: Folders, tmp_path: Path) -> None:
+    from diffusers import AutoencoderKLWan
+
+    folder = shutil.copytree(adapted("qwen_image"), tmp_path / "wan")
+    shutil.rmtree(folder / "vae")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        vae = AutoencoderKLWan(
+            base_dim=8, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.1] * 4, latents_std=[0.5] * 4
+        )
+    vae.save_pretrained(folder / "vae")
+    image = torch.rand(1, 3, 64, 64, generator=generator(0, 0, "image"))
+    found = []
+    for checkpointing in (False, True):
+        prior, given = opened("qwen_image", folder, vae_checkpointing=checkpointing), image.clone().requires_grad_()
+        latents = prior.encode(given)
+        latents.square().sum().backward()
+        found.append((latents.detach(), given.grad))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True)) and found[0][1].abs().max() > 0
+    z = vae.eval().encode((2 * image - 1)[:, :, None]).latent_dist.mode()
+    torch.testing.assert_close(found[0][0], (z[:, :, 0] - 0.1) / 0.5, rtol=1e-5, atol=1e-5)
+    shown = (vae.decode(z).sample[:, :, 0] / 2 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(prior.decode(found[0][0]), shown, rtol=1e-4, atol=1e-4)
 
 
 def test_in_float16_sdxls_vae_computes_in_float32(adapted: Folders) -> None:

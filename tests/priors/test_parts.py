@@ -3,7 +3,8 @@
 Seen to fail: storage or checkpointing ignored; the range of float8 or the sums in files unchecked; diffusers' own flag
 on the tiny encoder; checkpointed layers run plainly; latents of the tiny VAE scaled, its class, channels and files
 unchecked; the folder's own VAE needed beside it; with offload the other part not moved away, the encoder not computed
-again, or loaded inside the checkpoint; moves without offload; a missing library, a missing CUDA, two roundings passed.
+again, or loaded inside the checkpoint; moves without offload; a missing library, a missing CUDA, two roundings passed;
+blocks ignored, or twice as many; a network in blocks moved as a whole.
 """
 
 import shutil
@@ -65,6 +66,7 @@ def encoded(prior, generator=None):
         {"quantization": "int2"},
         {"storage": "fp8", "quantization": "int8"},
         {"quantization": "nf4", "offload": True},
+        {"quantization": "nf4", "offload_blocks": 1},
     ],
 )
 def test_unknown_names_and_impossible_combinations_are_refused(options):
@@ -118,6 +120,17 @@ def test_faults_of_weights_that_will_be_quantised_are_found_in_their_files(copie
     tensors["conv_out.bias"][3] = torch.nan
     save_file(tensors, file, metadata={"format": "pt"})
     assert file_faults(UNet2DConditionModel, folder, [file]) == (["conv_in.weight"], ["conv_out.bias"])
+
+
+def test_int8_quarters_the_weights_of_linear_layers_and_moves_predictions_little(load):
+    pytest.importorskip("torchao")
+    plain, small = load(), load(quantization="int8")
+    rounded = [w for w in small.parts.network.parameters() if "Int8" in type(w).__name__]
+    assert rounded and {w.qdata.dtype for w in rounded} == {torch.int8} and not any(w.requires_grad for w in rounded)
+    change = (predicted(small) - predicted(plain)).norm() / predicted(plain).norm()
+    assert 1e-5 < change < 0.05
+    with pytest.raises(PriorError, match="nf4 needs a CUDA device"):
+        load(quantization="nf4")
 
 
 # The VAE's encoder
@@ -229,6 +242,46 @@ def test_offloading_and_checkpointing_go_together(load):
     assert torch.equal(again_z, z) and torch.equal(again_grad, grad) and again_kept < 0.1 * kept
     drawn = [encoded(load(offload=offload), generator(0, 0, "posterior"))[:2] for offload in (False, True)]
     assert all(torch.equal(one, other) for one, other in zip(*drawn, strict=True))
+
+
+def blocks_in(monkeypatch):
+    """How many groups of blocks are on the device after every change, and how many weights they have."""
+    from diffusers.hooks.group_offloading import ModuleGroup
+
+    held, seen = [], []
+
+    def spy(name, change):
+        inner = getattr(ModuleGroup, name)
+
+        def changed(group):
+            inner(group)
+            change(group)
+            lists = [[*one.parameters, *(p for m in one.modules for p in m.parameters())] for one in held]
+            seen.append((len(held), sum({id(p): p.numel() for ps in lists for p in ps}.values())))
+
+        monkeypatch.setattr(ModuleGroup, name, changed)
+
+    spy("onload_", held.append)
+    spy("offload_", held.remove)
+    return seen
+
+
+@pytest.mark.parametrize("storage", ["none", "fp8"])
+def test_of_the_networks_blocks_so_many_at_a_time_are_on_the_device(load, storage, monkeypatch):
+    plain, most = predicted(load(storage=storage)), []
+    for blocks in (1, 2):
+        prior = load(offload_blocks=blocks, offload=True, storage=storage)
+        condition, z = prior.embed(["red"]), prior.encode(picture())
+        prior.load()
+        with moves(prior) as found, monkeypatch.context() as patched:
+            seen = blocks_in(patched)
+            assert torch.equal(predicted(prior), plain)
+            prior.decode(z)
+            prior.predict(z, torch.tensor([0.5]), condition)
+        assert {name for name, _ in found} == {"vae"}
+        assert max(seen)[0] == 2 and seen[-1][0] == 0  # one group of blocks, and what is in none
+        most.append(max(weights for _, weights in seen))
+    assert most[0] < most[1] <= sum(p.numel() for p in prior.network.parameters())
 
 
 def test_without_offloading_nothing_moves_after_loading(load):

@@ -22,7 +22,7 @@ from threestudio_rf.priors.folder import parts
 from threestudio_rf.priors.tiny import EMBEDDED
 
 CPU = torch.device("cpu")
-KEPT = {"vae_checkpointing": True, "storage": "fp8", "offload": True}
+KEPT = {"vae_checkpointing": True, "storage": "fp8", "offload": True, "offload_blocks": 2}
 
 
 def settings(name, folder, tmp_path, **changes):
@@ -124,6 +124,7 @@ def test_the_preset_for_little_memory_saves_where_it_changes_little():
         ("sd", {"storage": "fp8", "quantization": "int8"}, r"prior\.storage=fp8, prior\.quantization=int8: .*only one"),
         ("sd", {"quantization": "nf4"}, r"prior\.quantization=nf4: expected .* a CUDA device"),
         ("sd", {"device": "auto", "quantization": "nf4", "offload": True}, r"nf4: expected prior\.offload=false"),
+        ("sd", {"device": "auto", "quantization": "nf4", "offload_blocks": 1}, r"nf4: expected prior\.offload=false"),
         ("gaussian", {"vae": "x"}, r"prior\.vae.*expected none with prior gaussian"),
         ("sd", {"image_size": 500}, r"prior\.image_size=500: expected multiples of 64 pixels for prior sd, got 500"),
         ("sd", {"sizes": [96]}, r"camera\.sizes=\[96\]: expected multiples of 64 pixels for prior sd"),

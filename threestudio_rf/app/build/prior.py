@@ -107,6 +107,7 @@ def part_options(config: PriorConfig) -> PartOptions:
         storage=config.storage,
         quantization=config.quantization,
         offload=config.offload,
+        offload_blocks=config.offload_blocks,
         changes=changes_of(config),
     )
 

@@ -127,7 +127,10 @@ def fits(config: Config, device: torch.device) -> tuple[str, bool]:
     listed = ", ".join(f"{name} {value:.2f}" for name, value in parts.items())
     line = f"memory of a training step, estimated: {total:.1f} GiB ({listed}); {free / GIB:.1f} GiB are free"
     if sure > free / GIB:
-        return line + ": it DOES NOT FIT; preset=low_vram, prior.storage=fp8 or prior.offload=true need less", False
+        return (
+            line + ": it DOES NOT FIT; preset=low_vram, prior.storage=fp8, prior.offload and offload_blocks need less",
+            False,
+        )
     if total > free / GIB:
         return line + ": the renderer will have to take smaller chunks (scene.renderer.ray_chunk)", False
     return line, True

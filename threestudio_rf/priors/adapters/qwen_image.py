@@ -1,7 +1,7 @@
 """Qwen-Image (QwenImagePipeline): u = eps - x0, told t, which its network rounds in bfloat16; latents are packed 2 x 2.
 
 Under guidance its sampler keeps the length of the prompt's own velocity in every token. Texts are of any length
-up to 512 tokens, with a mask. The VAE is that of a video, one frame long.
+up to 512 tokens, with a mask. The VAE is that of a video, one frame long; Wan 2.1's, which it was made from, fits too.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ ADAPTER = Adapter(
     pipeline="QwenImagePipeline",
     network=("transformer", "QwenImageTransformer2DModel"),
     text=TextSide({"text_encoder": "Qwen2_5_VLForConditionalGeneration"}, embed, window=TOKENS),
-    vaes=("AutoencoderKLQwenImage",),
+    vaes=("AutoencoderKLQwenImage", "AutoencoderKLWan"),
     licence="Apache-2.0 (Qwen-Image)",
     shape=shape,
     ask=ask,

@@ -36,8 +36,9 @@ class PartOptions:
     `vae`: folder or owner/name of an AutoencoderTiny (TAESD, TAESD3) instead of the folder's own, "" for that one.
     `vae_checkpointing`: its encoder forgets what backward needs and computes it again. `storage`: the network's weights
     rest in float8 and are cast layer by layer. `quantization`: its linear layers in int8 or 4-bit NormalFloat.
-    `offload`: of network and VAE only the one in use is on the device, the other rests on the CPU. `changes`: LoRAs and
-    a difference of weights, merged as parts load.
+    `offload`: of network and VAE only the one in use is on the device, the other rests on the CPU. `offload_blocks`:
+    the network rests on the CPU, and so many of its blocks at a time are on the device; 0 for all of them. `changes`:
+    LoRAs and a difference of weights, merged as parts load.
 
     PriorError for an unknown name and for combinations that no library supports.
     """
@@ -47,6 +48,7 @@ class PartOptions:
     storage: str = "none"
     quantization: str = "none"
     offload: bool = False
+    offload_blocks: int = 0
     changes: Changes = UNCHANGED
 
     def __post_init__(self) -> None:
@@ -59,8 +61,8 @@ class PartOptions:
             raise PriorError(
                 f"quantization, lora, delta: got {self.quantization} with changed weights, expected no quantization"
             )
-        if self.quantization == "nf4" and self.offload:
-            raise PriorError("quantization, offload: got nf4 and True, expected no offload, as nf4 stays on the GPU")
+        if self.quantization == "nf4" and (self.offload or self.offload_blocks):
+            raise PriorError("quantization, offload: got nf4 and some, expected no offload, as nf4 stays on the GPU")
 
     def check(self, device: torch.device) -> None:
         """PriorError, before anything is loaded, for a quantisation that this machine cannot do."""
@@ -143,26 +145,34 @@ class FolderParts:
         if name not in self._present:
             if self.options.offload:
                 for other in self._present:
-                    self.loaded[other].to("cpu")
+                    self._move(other, "cpu")
                 self._present.clear()
             if name not in self.loaded:
                 self.loaded[name] = self._load_network() if name == "network" else self._load_vae()
-            self.loaded[name].to(self.device)
+            self._move(name, self.device)
             self._present.add(name)
         return self.loaded[name]
+
+    def _move(self, name: str, device: torch.device | str) -> None:
+        """The whole part; a network that comes in blocks stays where they are."""
+        if name == "vae" or not self.options.offload_blocks:
+            self.loaded[name].to(device)
 
     @uncollected()
     def _load_network(self) -> Any:
         import diffusers
 
         subfolder, cls = self.network_at
-        return load_network(
+        network = load_network(
             getattr(diffusers, cls),
             self.places.folder / subfolder,
             dtype=self.dtype,
             variant=self.variant,
             options=self.options,
         )
+        if blocks := self.options.offload_blocks:
+            network.enable_group_offload(self.device, offload_type="block_level", num_blocks_per_group=blocks)
+        return network
 
     @uncollected()
     def _load_vae(self) -> Any:
@@ -172,7 +182,7 @@ class FolderParts:
             return nn.Identity()
         cls = getattr(diffusers, self.vae_class)
         vae = load_part(cls, self.places.vae, dtype=self.vae_dtype, variant=self.variant)
-        if self.options.vae_checkpointing and self.codec.recompute is not None:
+        if self.options.vae_checkpointing:
             self.codec.recompute(vae)
         return vae
 
@@ -181,7 +191,9 @@ class FolderParts:
         or a sample of it with a generator; an AutoencoderTiny has no posterior."""
         self.on_device("vae")
         x = 2 * image.to(self.device, self.vae_dtype) - 1
-        out = checkpoint(self._encoded, x, use_reentrant=False) if self._twice(x) else self._encoded(x)
+        # with `offload` the VAE may be away when backward needs it: computing again brings it back
+        twice = self.options.offload and torch.is_grad_enabled() and x.requires_grad
+        out = checkpoint(self._encoded, x, use_reentrant=False) if twice else self._encoded(x)
         z = self.codec.drawn(out, generator)
         scale, shift = self._scale()
         return ((z.float() - shift) * scale).to(image.device)
@@ -194,11 +206,6 @@ class FolderParts:
         z = latents.to(self.device, torch.float32) / scale + shift
         image: Tensor = self.codec.decoded(vae, z.to(self.vae_dtype)).float()
         return (image / 2 + 0.5).clamp(0, 1).to(latents.device)
-
-    def _twice(self, x: Tensor) -> bool:
-        """With `offload` the VAE may be away when backward needs it: computing again brings it back."""
-        whole = self.options.vae_checkpointing and self.codec.recompute is None
-        return (self.options.offload or whole) and torch.is_grad_enabled() and x.requires_grad
 
     def _encoded(self, x: Tensor) -> Tensor:
         return self.codec.said(self.vae, x)

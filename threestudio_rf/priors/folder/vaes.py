@@ -9,6 +9,7 @@ z is (B, C, h, w), images are (B, 3, H, W) in [-1, 1]; latents are (z - shift) s
 | AutoencoderDC          | `.latent`, without a posterior        | scaling_factor                                    |
 | AutoencoderKLFlux2     | 2 x 2 latents of the mode as channels | of its batch norm                                 |
 | AutoencoderKLQwenImage | the mode of one frame                 | latents_std, latents_mean                         |
+| AutoencoderKLWan       | the same                              | the same                                          |
 """
 
 from __future__ import annotations
@@ -81,6 +82,13 @@ def _wrap_layers(vae: Any) -> None:
     vae.encoder.layers = nn.Sequential(*(Recomputed(layer) for layer in vae.encoder.layers))
 
 
+def _frame(vae: Any, x: Tensor) -> Tensor:
+    """Moments (B, 2 C, 1, h, w) of one frame. A video's encoder keeps features of its last frames for the next ones;
+    one frame has none, and without them its blocks can be computed again."""
+    moments: Tensor = vae.quant_conv(vae.encoder(x[:, :, None]))
+    return moments
+
+
 def _own_flag(vae: Any) -> None:
     vae.enable_gradient_checkpointing()
 
@@ -94,8 +102,16 @@ class Codec:
     drawn: Callable[[Tensor, Generator | None], Tensor]
     decoded: Callable[[Any, Tensor], Tensor]
     factors: Callable[[Any], Scale]
-    recompute: Callable[[Any], None] | None
+    recompute: Callable[[Any], None]
 
+
+FRAME = Codec(
+    _frame,
+    lambda moments, generator: _drawn(moments, generator)[:, :, 0],
+    lambda vae, z: _decoded(vae, z[:, :, None])[:, :, 0],
+    lambda vae: (1 / _channels(vae.config.latents_std), _channels(vae.config.latents_mean)),
+    _wrap_down_blocks,
+)
 
 CODECS: dict[str, Codec] = {
     "AutoencoderKL": Codec(_moments, _drawn, _decoded, _factors, _own_flag),
@@ -110,13 +126,8 @@ CODECS: dict[str, Codec] = {
         _norm,
         _own_flag,
     ),
-    "AutoencoderKLQwenImage": Codec(
-        lambda vae, x: _moments(vae, x[:, :, None]),
-        lambda moments, generator: _drawn(moments, generator)[:, :, 0],
-        lambda vae, z: _decoded(vae, z[:, :, None])[:, :, 0],
-        lambda vae: (1 / _channels(vae.config.latents_std), _channels(vae.config.latents_mean)),
-        None,
-    ),
+    "AutoencoderKLQwenImage": FRAME,
+    "AutoencoderKLWan": FRAME,
 }
 PIXELS = Codec(lambda _, x: x, lambda z, _: z, lambda _, z: z, lambda _: (1.0, 0.0), lambda _: None)
 """Of a prior without a VAE: its latents are the picture."""

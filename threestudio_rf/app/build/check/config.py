@@ -163,7 +163,7 @@ def _check_prior(config: Config) -> None:
         )
     if "none" not in (prior.storage, prior.quantization):
         raise UserError(f"prior.storage={prior.storage}, prior.quantization={prior.quantization}: expected only one")
-    if prior.quantization == "nf4" and (prior.offload or config.device == "cpu"):
+    if prior.quantization == "nf4" and (prior.offload or prior.offload_blocks or config.device == "cpu"):
         raise UserError("prior.quantization=nf4: expected prior.offload=false and a CUDA device, as nf4 stays on it")
     if facts.source == "formula" and (prior.vae or {prior.storage, prior.quantization} != {"none"}):
         raise UserError(

@@ -111,5 +111,9 @@ def _check_twin(config: Config) -> None:
         raise UserError(f"prior={prior.name} is a formula: {wanted}")
     if (prior.storage, prior.quantization) != ("none", "none"):
         raise UserError(f"prior.storage={prior.storage}, prior.quantization={prior.quantization}: {wanted}")
+    if prior.offload_blocks:
+        raise UserError(
+            f"prior.offload_blocks={prior.offload_blocks}: expected 0 with loss.combiner=vsd, whose twin learns"
+        )
     if prior.dtype == "fp16":
         raise UserError("prior.dtype=fp16: expected fp32 or bf16 with loss.combiner=vsd, whose twin learns in it")
