@@ -34,12 +34,16 @@ def test_a_sweep_over_seeds_runs_every_prompt_of_a_file(launcher, small, tmp_pat
         (["--train", "--test", "prompt=a red ball"], "--test and --train: expected one of"),
         (["version=2", "prompt=a red ball"], "version is that of the settings' format"),
         (["prompt=lib:cowboy_boots"], 'prompt="cowboy boots"'),
+        (["task=edit", "image=x.png", "prompts=[a ball,lib:cowboy_boots]"], 'edit.prompts="cowboy boots"'),
+        (["prompt_file={list}"], 'prompt="cowboy boots"'),
         (["-m", "seed=0,1", "prompt=x", "resume=run"], "a sweep (-m) begins new runs; resume= and weights="),
         (["task=invert", "image=x.png", "prompt_file=list.txt"], "task=invert does not read it"),
         (["task=doctor", "prompt_file=list.txt"], "task=doctor does not read it"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_in_one_line(launcher, tmp_path: Path, line, words) -> None:
+    (tmp_path / "list.txt").write_text("a red ball\nlib:cowboy_boots\n")
+    line = [word.replace("{list}", str(tmp_path / "list.txt")) for word in line]
     code, _, _, err = launcher(*line, f"exp_root_dir={tmp_path}/out")
     assert code == 2 and words in err and len(err.strip().splitlines()) == 1, err
 
@@ -102,8 +106,9 @@ def test_text_is_taken_as_it_was_written(word: str) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_a_file_of_prompts_is_read_in_every_unicode_encoding(tmp_path: Path, encoding: str) -> None:
-    (tmp_path / "list.txt").write_bytes("a red ball\r\n# no\r\nein grüner Würfel\r\n".encode(encoding))
-    assert prompts_of(tmp_path / "list.txt") == ["a red ball", "ein grüner Würfel"]
+    text = "a red ball\r\n# no\r\nein grüner Würfel\ra\u2028b\x0bc\n"
+    (tmp_path / "list.txt").write_bytes(text.encode(encoding))
+    assert prompts_of(tmp_path / "list.txt") == ["a red ball", "ein grüner Würfel", "a\u2028b\x0bc"]
 
 
 @pytest.mark.parametrize(

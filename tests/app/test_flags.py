@@ -178,6 +178,9 @@ def test_flags_without_effect_are_told():
         (["--config="], "--config needs a file"),
         (["--config", "a" * 5000], "--config=a+: "),
         (["--config", "tests"], "--config tests: a folder, expected a file"),
+        (["--gpu", "cpu"], "--gpu cpu: expected numbers of GPUs, .*device=cpu"),
+        (["prompt", "=", "a red ball"], "prompt =: expected no spaces around =, as prompt='a red ball'"),
+        (["seed", "=3"], "seed =3: expected no spaces around =, as seed=3"),
     ],
 )
 def test_what_is_not_known_is_one_line_with_a_suggestion(line, message):
@@ -193,6 +196,7 @@ def test_what_is_not_known_is_one_line_with_a_suggestion(line, message):
         (["system.prompt_processor.prompt=a", "hat,", "red", "--train"], 'system.prompt_processor.prompt="a hat, red"'),
         (["a red ball"], 'prompt="a red ball"'),
         (["seed=1", "red"], 'prompt="red"'),
+        (["prompt=\u201ca", "red", "ball\u201d"], 'prompt="a red ball"'),
     ],
 )
 def test_words_without_quotes_are_refused_with_the_quotes_that_are_missing(line, quoted):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -88,6 +89,18 @@ def test_what_holds_more_than_a_record_is_never_taken_away(tmp_path: Path) -> No
     assert discard(folder, made) and not (tmp_path / "a").exists()
 
 
+def test_a_folder_that_is_no_run_is_told_with_the_newest_run_in_it(moved: Path, launcher, tmp_path: Path) -> None:
+    (tmp_path / "nothing").mkdir()
+    for folder, words in (
+        (moved.parent, f"resume={moved.parent}: the folder is no run, .*; the newest run in it is {moved}"),
+        (tmp_path, f"the newest run in it is {moved}"),
+        (tmp_path / "nothing", "the folder is no run, which has its checkpoints in ckpts$"),
+    ):
+        code, _, _, err = launcher("mode=validate", f"resume={folder}")
+        assert code == 2 and re.search(words, err.strip()), err
+    assert launcher("mode=validate", f"resume={moved}/ckpts")[0] == 0
+
+
 def test_a_sample_of_a_runs_prior_does_not_touch_the_run(moved: Path, launcher, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in moved.rglob("*")}
     code, folder, _, err = launcher("task=sample", "n=1", "steps=2", "prompt=red", f"resume={moved}")
@@ -136,6 +149,11 @@ def test_variables_are_resolved_in_paths_and_literal_in_prompts(launcher, tmp_pa
         code, _, _, err = launcher(*SAMPLE, f"exp_root_dir={value}")
         assert code == 2 and f"exp_root_dir={value}: expected a path" in err and len(err.splitlines()) == 1
     assert str(user_path("${oc.env:NO_SUCH_VARIABLE,/x}/y", "resume")) == "/x/y"
+    for value in ("$PLACE/out", "%PLACE%/out", f"{tmp_path}/$PLACE"):
+        with pytest.raises(UserError, match=r"PLACE%? is for a shell, without quotes; here it is \$\{oc\.env:PLACE\}"):
+            user_path(value, "resume")
+    (tmp_path / "$PLACE").mkdir()
+    assert user_path(f"{tmp_path}/$PLACE/x", "resume").name == "x" and user_path("50%/$NONE", "resume").name == "$NONE"
     for wrong in ("a\0b", "x" * 5000):
         with pytest.raises(UserError, match="resume="):
             user_path(wrong, "resume")
@@ -175,6 +193,8 @@ def test_a_sweep_with_a_value_that_cannot_be_is_refused_in_one_line_before_any_r
         ("prior=gaussian,tiny_sd9", "prior=tiny_sd9: expected one of"),
         ("sample.cfg=1,x", "sample.cfg"),
         ("seed=[1", "seed"),
+        ("sample.sampler=ddim,foo", "sample.sampler=foo: expected one of"),
+        ("steps=1,0", "sample.steps=0: expected at least 1"),
     ):
         code, _, _, err = launcher(*line, item)
         assert code == 2 and words in err and len(err.strip().splitlines()) == 1, err

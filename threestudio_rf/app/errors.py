@@ -39,6 +39,7 @@ PATHS += ("prior.path", "prior.cache", "prior.vae", "sample.image", "sample.mask
 PATHS += ("edit.lpips", "train_tiny.folder", "train_tiny.start", "grid.docs")
 """Settings that name files and folders."""
 VARIABLE = re.compile(r"\$\{oc\.env:(\w+)(?:,([^}]*))?\}")
+OF_SHELLS = re.compile(r"\$([A-Za-z_]\w*)|%([A-Za-z_]\w*)%")
 
 
 def user_path(text: str | Path, key: str) -> Path:
@@ -48,6 +49,10 @@ def user_path(text: str | Path, key: str) -> Path:
         raise UserError(
             f"{key}={text}: expected a path; of ${{...}} only ${{oc.env:NAME}} of a variable that is set works"
         )
+    for shell in OF_SHELLS.finditer(found):
+        name, end = shell[1] or shell[2], found.find("/", shell.end())
+        if name in os.environ and not os.path.lexists(found[:end] if end >= 0 else found):
+            raise UserError(f"{key}={text}: {shell[0]} is for a shell, without quotes; here it is ${{oc.env:{name}}}")
     if "\0" in found:
         raise UserError(f"{key}={text!r}: expected a path, which has no zero bytes")
     try:

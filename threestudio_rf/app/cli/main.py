@@ -263,6 +263,8 @@ def _run(launch: Launch, start: Start) -> int:
 
 def _run_prompts(config: Config, prompts: list[str], launch: Launch, start: Start, *, suffix: str = "") -> int:
     failed = []
+    for prompt in prompts:
+        check(replace(config, prompt=prompt, prompt_file=""))
     for number, prompt in enumerate(prompts, 1):
         open_log(config.log_level)
         LOG.info("run %d of %d: %s", number, len(prompts), prompt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,17 +22,15 @@ from threestudio_rf.app.settings.flags import CONFIGS, Launch
 def prompts_of(file: Path) -> list[str]:
     """The prompts of a text file, one per line: BOM, CRLF, blank lines, lines that begin with # and repetitions are
     taken away. UserError as `user_text`."""
-    text = user_text(file, "prompt_file")
-    prompts = list(
-        dict.fromkeys(line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))
-    )
+    lines = [line.strip() for line in re.split(r"\r\n|\r|\n", user_text(file, "prompt_file"))]
+    prompts = list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
     if not prompts:
         raise UserError(f"prompt_file={file}: expected one prompt per line, got none")
     return prompts
 
 
 def check_sweep(overrides: list[str]) -> None:
-    """UserError for a value of a sweep that no run can be composed with: each of them beside the first of the others,
+    """UserError for a value of a sweep that no run can have: each of them beside the first of the others,
     so that none is refused after others have run."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -52,6 +51,7 @@ def check_sweep(overrides: list[str]) -> None:
             resolve_paths(config)
             if config.resume or config.weights:
                 raise UserError("a sweep (-m) begins new runs; resume= and weights= are for one run")
+            check(config)
 
 
 def sweep(launch: Launch, run_one: Callable[[Config, int], int], guarded: Callable[[Callable[[], int]], int]) -> int:

@@ -65,7 +65,19 @@ def find_checkpoint(config: Config) -> Path | None:
         if config.resume or SCENES[config.scene.name].start is None:
             raise UserError(f"{wanted} is a mesh: it can begin a new run, experiment=tiny_refine init={wanted}")
         return None
+    if path.is_dir() and not any((path / name).exists() for name in ("ckpts", "manifest.json", "last.ckpt")):
+        _no_run(path, f"{'resume' if config.resume else 'init'}={wanted}")
     return path
+
+
+def _no_run(folder: Path, given: str) -> None:
+    """UserError for a folder without a checkpoint, with the newest run in it; nothing where it holds checkpoints."""
+    if any(folder.glob("*.ckpt")):
+        return
+    runs = [last.parents[1] for depth in ("*", "*/*") for last in folder.glob(f"{depth}/ckpts/last.ckpt")]
+    newest = max(runs, key=lambda run: run.stat().st_mtime, default=None)
+    hint = f"; the newest run in it is {newest}" if newest else ""
+    raise UserError(f"{given}: the folder is no run, which has its checkpoints in ckpts{hint}")
 
 
 def open_checkpoint(path: Path) -> Loaded:

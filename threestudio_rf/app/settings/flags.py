@@ -7,6 +7,7 @@ literally, so the values of text keys are quoted here. The module imports neithe
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from threestudio_rf.app.settings.peers import CONVERTED, RENAMED, known
 IMAGE_EXPERIMENTS = {"sd3": "2d_rfds_sd3", "sd35": "2d_rfds_sd3"}
 IMAGE_EXPERIMENTS |= dict.fromkeys(("sd", "sd21", "instaflow"), "2d_rfds")
 FLAGS = ("--config", "--gpu", "--train", "--validate", "--test", "--export", "--verbose", "--typecheck", "--gradio")
+DEVICES = re.compile(r"(-1|(\d+|(GPU|MIG)-[\w/-]+)(,(\d+|(GPU|MIG)-[\w/-]+))*)")
 OWN_FLAGS = ("--help", "-h", "--version", "--cfg", "--multirun", "-m")
 
 
@@ -87,10 +89,13 @@ def _check_words(items: list[str]) -> None:
             continue
         key, equals, value = items[place - 1].partition("=") if place else ("prompt", "", "")
         words = items[place:]
+        if words[1:] and words[1].startswith("="):
+            given = words[1][1:] or " ".join(words[2:3])
+            raise UserError(f"{item} {words[1]}: expected no spaces around =, as {item}={shlex.quote(given)}")
         words = words[: next((i for i, word in enumerate(words) if "=" in word), len(words))]
         if not equals or RENAMED.get(key, key) not in text_keys():
             key, value = "prompt", ""
-        text = " ".join([value, *words]).strip()
+        text = " ".join([value, *words]).strip().strip("\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb")
         raise UserError(f'{item!r} is neither a flag nor key=value; a text is given in quotes: {key}="{text}"')
 
 
@@ -147,6 +152,8 @@ def _flag(flag: str, value: str, launch: Launch) -> None:
             raise UserError(f"--config {launch.config}, --config {value}: expected one file")
         launch.config = value
     elif flag == "--gpu":
+        if not DEVICES.fullmatch(value):
+            raise UserError(f"--gpu {value}: expected numbers of GPUs, as 0 or 0,1; a CPU is device=cpu")
         launch.gpu = value
     elif flag in MODES:
         other = [item for item in launch.overrides if item.startswith("mode=") and item != f"mode={flag[2:]}"]

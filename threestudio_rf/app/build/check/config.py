@@ -195,11 +195,12 @@ def _check_text(config: Config) -> None:
             'the prompt is empty; give one, for example prompt="a red mushroom" '
             "(allow_empty_prompt=true runs without a text)"
         )
-    if config.prompt.startswith("lib:"):
-        raise UserError(
-            f"prompt={config.prompt}: threestudio's library of prompts is not there; give the text itself, for example "
-            f'prompt="{config.prompt[4:].replace("_", " ")}"'
-        )
+    for key, text in (("prompt", config.prompt), *(("edit.prompts", text) for text in config.edit.prompts)):
+        if text.startswith("lib:"):
+            raise UserError(
+                f"{key}={text}: threestudio's library of prompts is not there; give the text itself, for example "
+                f'{key}="{text[4:].replace("_", " ")}"'
+            )
     if "{prompt}" not in config.prior.view_pattern:
         raise UserError(f"prior.view_pattern={config.prior.view_pattern}: expected {{prompt}} in it")
     if not config.name.strip():
