@@ -289,6 +289,7 @@ def test_what_a_preset_has_instead_of_its_files_values_is_said_and_other_values_
     file = written(tmp_path, "sjc", FILES["sjc"])
     (note,) = [line for line in translate(["--config", file, "prompt=a hat"]).notes if "voxel grid" in line]
     assert "colours on the hash grid" in note and "system.geometry.grid_size" in note
+    assert settings("--config", file, "prompt=a hat").loss.lambda_sparsity == 1, "in the place of their emptiness"
     slower = written(tmp_path, "sjc", merged(FILES["sjc"], {"system": {"optimizer": {"name": "Adam"}}}))
     assert settings("--config", slower, "prompt=a hat").optim.weight_decay == 0
     other = written(tmp_path, "sjc", merged(FILES["sjc"], {"system": {"geometry": {"grid_size": [50, 50, 50]}}}))

@@ -122,6 +122,8 @@ EULER, DPM = "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"
         (DPM, 15, {"final_sigmas_type": "sigma_min"}),
         (DPM, 6, {"solver_order": 1}),
         (DPM, 6, {"use_lu_lambdas": True}),
+        (DPM, 6, {"use_karras_sigmas": True, "sigma_min": 0.1}),
+        (EULER, 6, {"interpolation_type": "log_linear"}),
     ],
     ids=lambda value: ",".join(map(str, value.values())) if isinstance(value, dict) else str(value),
 )
@@ -139,6 +141,7 @@ def test_a_sample_of_stable_diffusion_follows_its_scheduler_config(
         ("FlowMatchEulerDiscreteScheduler", {"shift": 2.5}),
         ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0, "num_train_timesteps": 500}),
         ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True, "base_shift": 0.3, "max_shift": 1.1}),
+        ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}),
         ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0, "shift_terminal": 0.1}),
         ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0, "use_karras_sigmas": True}),
         ("FlowMatchHeunDiscreteScheduler", {"shift": 3.0}),
@@ -258,12 +261,13 @@ def test_a_broken_config_is_refused_with_its_file(
         {"shift_terminal": 1.0},
         {"shift_terminal": 2.0},
         {"use_beta_sigmas": True, "use_karras_sigmas": True},
+        {"_class_name": DPM, **FLOW, "use_karras_sigmas": True},
     ],
 )
 def test_a_broken_config_of_a_flow_is_refused_with_its_file(config: dict[str, Any], tmp_path: Path) -> None:
     file = written(tmp_path, "FlowMatchEulerDiscreteScheduler", config)
     with pytest.raises(PriorError, match=r"scheduler_config\.json"):
-        Scheduler(Table(file), None, tokens=16).times(5, sampler="euler")
+        Scheduler(Table(file), None, tokens=16).times(5, sampler="dpmpp_2m" if DPM in config.values() else "euler")
 
 
 def test_every_scheduler_that_is_known_is_one_of_diffusers_with_a_sampler_of_ours() -> None:

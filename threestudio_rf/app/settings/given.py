@@ -19,7 +19,7 @@ from threestudio_rf.app.settings.config import VERSION, leaves
 from threestudio_rf.app.settings.conversions import GUIDANCE, Changes, Meaning, Unfit, guidance_of
 from threestudio_rf.app.settings.grammar import CONFIGS, choices, fitted, groups, spelled, text_keys
 from threestudio_rf.app.settings.peers import CONVERTED, DEFAULTS, RENAMED
-from threestudio_rf.app.settings.unneeded import fixed, replaced
+from threestudio_rf.app.settings.unneeded import REPLACED, fixed, replaced
 
 TYPE, PERP_NEG, SJC = "system.guidance_type", "system.prompt_processor.use_perp_neg", "system.guidance.use_sjc"
 OTHERS = dict.fromkeys(("magic3d_coarse_sd", "magic3d_refine_sd", "sjc"), "stable-diffusion-guidance")
@@ -258,7 +258,7 @@ def _group(key: str) -> bool:
 
 def overrides_of(file: File, meaning: Meaning, told: Told) -> dict[str, str]:
     """The overrides that a file amounts to, by key and in order."""
-    values = {**(DEFAULTS if file.whole else {}), **file.values}
+    values = {**(DEFAULTS if file.whole and file.base not in REPLACED else {}), **file.values}
     order = [*(key for key in values if key not in CONVERTED), *(key for key in CONVERTED if key in values)]
     found: dict[str, str] = {}
     for key in order:

@@ -15,7 +15,6 @@ diffusers is asked for its numbers (timesteps, sigmas) only; the steps are core'
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ from threestudio_rf.core.solve import SECOND
 from threestudio_rf.core.times import flow_match_spacing
 from threestudio_rf.priors.base import PriorError
 from threestudio_rf.priors.folder.layout import Table
+from threestudio_rf.priors.folder.load import quiet
 from threestudio_rf.priors.sampling.pipeline import Lengths
 
 
@@ -157,7 +157,8 @@ class Scheduler:
     def mu(self) -> float:
         """The exponent of a dynamic shift: linear in the number of tokens, as in diffusers' pipelines."""
         low, high = self.config.whole("base_image_seq_len", 256), self.config.whole("max_image_seq_len", 4096)
-        base, most = self.config.real("base_shift", 0.5), self.config.real("max_shift", 1.15 if self.even else 1.16)
+        own = 1.15 if self.even or self.name == FLOWS[0] else 1.16
+        base, most = self.config.real("base_shift", 0.5), self.config.real("max_shift", own)
         if low == high:
             raise self.config.refuse("max_image_seq_len", f"another number than base_image_seq_len, {low}")
         return base + (most - base) * (self.tokens - low) / (high - low)
@@ -210,22 +211,25 @@ class Scheduler:
             own = self.time_shift if shift is None else shift
             return Grid(flow_match_spacing(steps, shift=own, n=self.trained), start=self.start)
         found = self._asked(steps, {"steps_offset": 1 if offset is None else offset} | _shifted(shift))
-        sigmas, labels = found.sigmas.double(), found.timesteps.double()
+        labels = found.timesteps.double()
+        sigmas = found.sigmas.double()[: len(labels) + 1]  # log_linear has one more, which no step reaches
         exploding = self.table is not None and "Euler" in self.name
         falls = bool((sigmas[:-1].diff() < 0).all()) and sigmas[-1] <= sigmas[-2]
         if not falls or not bool((sigmas.isfinite() & (sigmas >= 0)).all()):
             raise PriorError(f"{self.config.file}: its noise levels of {steps} steps do not fall: {sigmas.tolist()}")
+        if self.table is None and sigmas[0] > 1:
+            raise PriorError(
+                f"{self.config.file}: its noise levels of {steps} steps are none of a flow: {sigmas.tolist()}"
+            )
         return self._between(sigmas, labels, float(found.init_noise_sigma) if exploding else None)
 
     def _asked(self, steps: int, changes: dict[str, Any]) -> Any:
         """diffusers' scheduler of the config, after set_timesteps. PriorError with its words when it refuses."""
         import diffusers
 
-        made = getattr(diffusers, self.name)
-        known = inspect.signature(made.__init__).parameters
-        config = {key: value for key, value in {**self.config.content, **changes}.items() if key in known}
         try:
-            scheduler = made(**config)
+            with quiet():
+                scheduler = getattr(diffusers, self.name).from_config({**self.config.content, **changes})
             scheduler.set_timesteps(steps, **self._given(steps))
         except REFUSALS as error:
             raise PriorError(f"{self.config.file}: {error}") from None
