@@ -133,9 +133,9 @@ def factors(loss: LossConfig) -> dict[str, Value]:
 
 
 def role_patterns(config: Config) -> dict[str, str]:
-    """What is said in the roles that a method has beside the prompt and the negative prompt, with {prompt} in it.
+    """The prompts of a method's roles beside "cond" and "uncond", by role, with {prompt} where the prompt goes.
 
-    A method with a role "neg" says nothing at all in "uncond".
+    A method with the role "neg" gets the empty text as "uncond".
     """
     loss, roles = config.loss, method_of(config.loss).roles
     given = {"target": loss.target_prompt, "artifact": loss.artifact_prompt}
@@ -145,13 +145,13 @@ def role_patterns(config: Config) -> dict[str, str]:
 
 
 def names_of(config: PriorConfig) -> tuple[str, ...]:
-    """The names of views that the prior is asked with, one prompt each."""
+    """The view words of the prior, one prompt each: of eight octants and three heights, or SD's four."""
     return OCTANT_WORDS if wording(config) == "octants" else VIEWS
 
 
 def embed_roles(config: Config, prior: Prior, *, views: bool) -> dict[str, Condition]:
-    """`role_patterns` as conditions, those with the prompt in them once per view word where there are `views`; then
-    a twin, which sees the camera, hears the prompt without view words, as ProlificDreamer's does."""
+    """Embed the prompts of `role_patterns`, by role. Where there are `views`, a prompt that holds {prompt} is embedded
+    once per view word, and a twin, which sees the camera, gets the prompt without view words (ProlificDreamer)."""
     texts = {TWIN: [config.prompt]} if views and TWIN in method_of(config.loss).roles else {}
     for role, pattern in role_patterns(config).items():
         text = pattern.replace("{prompt}", config.prompt)

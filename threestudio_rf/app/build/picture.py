@@ -132,8 +132,8 @@ def fitted(image: Tensor, size: tuple[int, int], key: str) -> Tensor:
 
 
 def spread(small: Tensor, size: tuple[int, int], rows: slice | None = None) -> Tensor:
-    """(B, C, H, W) of size (H, W): `small` (B, C, h, w) scaled back to where `fitted` took it from, 0 around it; with
-    `rows` only those of it, so that a large picture is never held several times over."""
+    """The inverse of `fitted`: `small` (B, C, h, w) scaled back to the part of a picture of `size` (H, W) that it was
+    taken from, 0 around it: (B, C, H, W), or only its `rows`, so that memory need not hold it several times."""
     high, wide = size
     part = rows or slice(0, high)
     height, width = small.shape[-2:]

@@ -14,8 +14,8 @@ from threestudio_rf.scenes.camera import Camera, orbit
 
 
 def embed_views(config: Config, prior: Prior) -> tuple[Condition, Condition]:
-    """The prompts of all views in the order of `names_of`, the one prompt for pictures or a prior that hears the
-    camera; and the negative prompt."""
+    """Embed the prompts of all views, in the order of `names_of`, and the negative prompt. Pictures have one prompt,
+    and so has a prior that takes the camera itself."""
     views, posed = config.prior, SCENES[config.scene.name].posed
     if not posed or wording(views) == "camera":
         prompt = config.prompt if posed else with_view(config, config.scene.image.view)
@@ -48,7 +48,7 @@ def embed_views(config: Config, prior: Prior) -> tuple[Condition, Condition]:
 
 
 def with_view(config: Config, view: str) -> str:
-    """The prompt with a view word, without one where `view` is empty."""
+    """The prompt with a view word; the bare prompt where `view` is empty."""
     pattern = config.prior.view_pattern if view else "{prompt}"
     return pattern.replace("{view}", view).replace("{prompt}", config.prompt)
 

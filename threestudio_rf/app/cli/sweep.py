@@ -30,8 +30,8 @@ def prompts_of(file: Path) -> list[str]:
 
 
 def check_sweep(overrides: list[str]) -> None:
-    """UserError for a value of a sweep that no run can have: each of them beside the first of the others,
-    so that none is refused after others have run."""
+    """Raise UserError for a swept value that no run can have, before any run begins. Each value is tried together
+    with the first values of the other keys."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 

@@ -1,5 +1,5 @@
-"""Files and folders: `${oc.env:NAME}` is resolved in settings that name them, and in no text; what stands in a run's
-folder is of its kind."""
+"""Paths: `${oc.env:NAME}` is resolved in settings that are paths, and in no text; a run's folder holds files where
+files are expected and folders where folders are."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def resolve_paths(config: Config) -> None:
 
 
 def check_places(folder: Path) -> None:
-    """UserError for what stands where a run has its folders and is none, and for a folder in the place of a file."""
+    """Raise UserError for a file in the place of one of a run's folders, and for a folder in the place of a file."""
     for path in (path for pattern in ("*", "*/*", "save/*/*") for path in folder.glob(pattern)):
         if path.is_dir() and WRITTEN.fullmatch(path.suffix):
             raise UserError(f"{path} is a folder, expected a file; move it elsewhere")

@@ -48,7 +48,7 @@ def delivered(given: Given, edited: Tensor, keep: float) -> Tensor:
 
 
 def _put_back(given: Given, edited: Tensor, keep: float) -> Callable[[slice | None], Tensor]:
-    """What gives some rows of the edits (N, 3, rows, W), None all."""
+    """A function of rows (None: all) that returns these rows of the delivered edits (N, 3, rows, W)."""
     size = (given.image.shape[-2], given.image.shape[-1])
     new, detail = kept_edit(given.small, edited, given.plain, keep) if keep > 0 else (edited, edited)
 

@@ -193,8 +193,9 @@ def train(made: Lift, stop: Stop) -> None:
 
 
 def watch(made: Lift, judge: Callable[[Tensor], float] | None) -> None:
-    """Pictures of this step. Figures `..._to_right`: what was spent until half of them were judged right, and at every
-    later look; the judge has no word for noise, so a lucky guess at the start must not count."""
+    """Write the pictures of this step and keep the figures `seconds_to_right` and `network_calls_to_right`: what had
+    been spent when half of the pictures were judged right and stayed so. A later look that is wrong takes the figures
+    back, since the judge has no answer for noise and may guess right at the start."""
     images = shown(made).snapshot(made)
     page_so_far(made)
     if judge is None:
@@ -208,7 +209,7 @@ def watch(made: Lift, judge: Callable[[Tensor], float] | None) -> None:
 
 
 def frame_at(step: int, total: int, frames: int) -> int | None:
-    """Which of `frames` spread evenly over `total` steps belongs to this step; None where there is none."""
+    """The number of the frame taken at this step, of `frames` spread evenly over `total` steps; None for none."""
     frames = min(frames, total)
     before, now = ((at * frames) // total for at in (step - 1, step))
     return now - 1 if now > before else None
@@ -223,7 +224,7 @@ def _shown(metrics: dict[str, float]) -> dict[str, str]:
 
 
 def follow(run: Run) -> int:
-    """What a process that is not the first does: the same steps, and no file."""
+    """Run the steps of a process that is not the first: the same as the first one's, without files."""
     made = prepare(run)
     with Stop() as stop:
         if made.step < run.config.trainer.steps:

@@ -113,8 +113,8 @@ def weigh(error: Tensor, logvar: Tensor, weight: Tensor, objective: Objective) -
 
 
 def expected(data: CaptionedLatents, x0: Tensor, eps: Tensor, level: Level, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """(x0, eps) that a network is to answer: where sigma > alpha, their means given x_t within the groups of `rows`
-    (`CaptionedLatents.settled`), else the drawn ones, which these means are there."""
+    """The target (x0, eps) of a network at x_t. Where sigma > alpha these are the means given x_t within the groups of
+    `rows` (`CaptionedLatents.settled`); at less noise x_t tells which member was drawn, and the drawn ones are used."""
     noisy = torch.nonzero(level.sigma > level.alpha).squeeze(1)
     if not len(noisy):
         return x0, eps

@@ -275,8 +275,8 @@ def _side(x_t: Tensor) -> int:
 
 
 def _told(block: Block, condition: Condition) -> tuple[Block, Tensor]:
-    """The block and what is heard of it (B, V), without the views that no sample hears where those are most: they have
-    no share, and products take the time."""
+    """The block and its mask of heard views (B, V). Where most views are heard by no sample these are left out: their
+    share is 0, and the products would take most of the time."""
     heard = _heard(block.bank, condition)
     some = heard.any(0)
     if 2 * int(some.sum()) > len(some):
@@ -285,8 +285,8 @@ def _told(block: Block, condition: Condition) -> tuple[Block, Tensor]:
 
 
 def _heard(bank: Products, condition: Condition) -> Tensor:
-    """Which views each sample hears (B, V) as 0 or 1: those of its view's name, or those near its camera (the nearest
-    where none is near); all where a name holds for no view of the bank."""
+    """Mask (B, V), 1 for the views that a sample's condition admits: those that its view word names, or those near its
+    camera (the nearest one where none is near); all views where the word fits none of the bank."""
     word, pose = condition.tensors["word"], condition.tensors[POSE]
     heard = bank.holds[torch.where(word == ANY, len(WORDINGS), word)]
     turn = ((bank.azimuth[None] - pose[:, :1] + 180) % 360 - 180).abs()

@@ -47,8 +47,9 @@ def _placed(shape: Shape, *, scale: float, up: float, first: int) -> tuple[Part,
 def stacked(top: str, bottom: str) -> Shape:
     """The shape `top` standing on the shape `bottom`, both of their own size, made smaller together until they fit.
 
-    The upper one stands on what the lower one has around the axis, a chair's seat for example; where that is nothing,
-    on its highest point. The prompt's first colour is the upper one's. KeyError for a shape the world does not have.
+    The upper one stands on the highest point of the lower one near the axis, a chair's seat for example; where the
+    lower one is empty there, on its highest point of all. The prompt's first colour is the upper one's. KeyError for a
+    shape the world does not have.
     """
     upper, lower = SHAPES[top], SHAPES[bottom]
     below, above = _inside(lower.sdf, 0.65), _inside(upper.sdf, 0.65)

@@ -15,7 +15,7 @@ DEFAULTS = {"edit": "flowedit", "invert": "fireflow"}
 
 
 def prompts_of(config: Config) -> list[str]:
-    """What is asked for: `prompt=`, or the list `prompts=`."""
+    """The prompts of an edit: the list `prompts=`, or `prompt=` alone."""
     return config.edit.prompts or [config.prompt]
 
 

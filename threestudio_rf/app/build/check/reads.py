@@ -48,7 +48,7 @@ VIEWED: Keys = ("prior.views", "prior.view_pattern", *FOUR)
 
 @dataclass(frozen=True)
 class Rule:
-    """Of `keys` (those that begin so), `who` reads the ones that begin as one of `reads`."""
+    """Of the settings that begin with one of `keys`, `who` (in words) reads those that begin with one of `reads`."""
 
     keys: Keys
     who: Callable[[Config], str]
@@ -68,7 +68,7 @@ def _prior_keys() -> Keys:
 
 
 def _of_views(config: Config) -> Keys:
-    """Of a task and its scene."""
+    """The settings of view words that a task reads, by its scene."""
     if config.task == "sample":
         return ("prior.view_pattern",) if config.sample.view else ()
     if config.task in ("edit", "invert"):
@@ -92,7 +92,7 @@ def _of_roles(config: Config) -> Keys:
 
 
 def _of_second(config: Config) -> Keys:
-    """Of the second stage."""
+    """The settings that the second stage of `refine=true` reads."""
     return sum((row.reads for row in SCENES.values() if row.start is not None), ()) if config.refine else ()
 
 
@@ -115,7 +115,7 @@ _EDITED: Keys = ("edit.prompts", "edit.keep", "edit.video", "edit.fps")
 
 
 def rules() -> tuple[Rule, ...]:
-    """All of them, the widest first."""
+    """Every rule, the widest first."""
     tasks: Keys = tuple(dict.fromkeys(key for keys in OF_TASK.values() for key in keys))
     scene, task = _said("scene.name"), _said("task")
     size: Keys = ("prior.image_size",)
@@ -170,7 +170,7 @@ Named = Iterable[tuple[str, tuple[str, ...]]]
 
 
 def check_named(config: Config, named: Named) -> None:
-    """UserError for the first that is named and would change nothing by any of its keys."""
+    """Raise UserError for the first named setting that changes nothing: none of the keys it sets is read."""
     deaf = unread(config)
     for spelled, keys in named:
         settings = [key for key in keys if key in leaves()]
@@ -185,7 +185,7 @@ def check_named(config: Config, named: Named) -> None:
 
 
 def _short(keys: list[str]) -> list[str]:
-    """The keys, those of a group that are many as the group."""
+    """The keys, with `group.*` in place of more than `MANY` keys of one group."""
     count = Counter(key.rpartition(".")[0] for key in keys)
     many = {group for group, n in count.items() if group and n > MANY}
     parts = [(key, key.rpartition(".")[0]) for key in keys]

@@ -44,7 +44,7 @@ class Showing:
 
 
 def shown(result: Result) -> Showing:
-    """From all sides, or as pictures."""
+    """How the result's kind of scene is shown: from all sides, or as pictures."""
     return AROUND if result.row.posed else PICTURES
 
 
@@ -136,7 +136,7 @@ def finish_around(result: Result) -> int:
 
 
 def figures_around(result: Result) -> Figures:
-    """How right the object is, and what it has cost."""
+    """Figures of a finished object: how right it is where the truth is known, and what it has cost."""
     run, scene, mesh = result.run, result.scene, None
     try:
         mesh = look.mesh_of(run, scene) if isinstance(scene, Surface) else None
@@ -150,7 +150,7 @@ PICTURES = Showing(image.snapshot, test_pictures, finish_pictures, figures_of_pi
 
 
 def _whole(result: Result) -> Volume | None:
-    """Where the object is solid; a warning where the cube of the scene cuts it."""
+    """The volume that the object fills; warns where the cube of the scene cuts it."""
     volume = volume_of(result.scene, result.run.device)
     found = touched(volume)
     if found is not None:
@@ -159,7 +159,7 @@ def _whole(result: Result) -> Volume | None:
 
 
 def touched(volume: Volume | None) -> str | None:
-    """Which sides of its cube an object touches; None where it lies inside, or there is none."""
+    """A sentence that names the sides of its cube that an object touches; None where it touches none."""
     sides = [] if volume is None else borders(volume)
     return f"the object touches the border of its scene ({', '.join(sides)})" if sides else None
 

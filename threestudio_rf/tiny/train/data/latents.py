@@ -105,7 +105,7 @@ class CaptionedLatents:
         self.members = members_of(data.group)
 
     def draw(self, n: int, draw: Generator) -> Batch:
-        """`n` of them, with replacement."""
+        """A batch of `n` random latents, drawn with replacement."""
         rows = torch.multinomial(self.share, n, replacement=True, generator=draw)
         x0, shape, colour, view, octant = (column[rows] for column in self.data[:-1])
         template, wording = draw_templates(n, draw), draw_wordings(view, octant, draw)
@@ -116,8 +116,8 @@ class CaptionedLatents:
         """The mean (B, C, h, w) of the clean latents in the groups of `rows` (B,), given x_t (B, C, h, w) at a level.
 
         Every member z of a group is weighed by N(x_t; alpha z, sigma^2 I), as in StableVM (arXiv 2602.05435). A row is
-        one draw from that posterior, so regression on the mean has the same minimum with less noise: a group's captions
-        are the same but for words that say less, and of these the mean over the groups is theirs.
+        one draw from that posterior, so regression on the mean has the same minimum with less noise. The members of a
+        group share their caption; a caption that says less is shared by several groups, whose means average to its own.
         """
         members = self.members[self.data.group[rows]]
         z = self.data.latent[members.clamp_min(0)].to(x_t.device).float() + self.offset

@@ -24,9 +24,9 @@ CONTRAST = 0.12
 
 
 def standing_out(images: Tensor, contrast: float = CONTRAST) -> Tensor:
-    """Mask (N, 1, H, W), 1 where a pixel is further (Euclidean, rgb) from the median of its picture's border than
-    `contrast`, and than twice the border's own median distance from it: the object, since the world draws it in
-    the middle of a flat background, and what distillation leaves of that may be stained."""
+    """Mask (N, 1, H, W) of the object: 1 where a pixel's distance (Euclidean, rgb) from the median colour of its
+    picture's border exceeds both `contrast` and twice the median distance of the border's own pixels. The world draws
+    objects in the middle of a flat background; the second bound allows for stains that distillation leaves on it."""
     edge = border(images)
     background = edge.median(dim=2, keepdim=True).values
     stains: Tensor = (edge - background).norm(dim=1).median(dim=1).values
