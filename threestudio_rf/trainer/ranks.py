@@ -7,19 +7,25 @@ take the steps of one, to rounding. Only the first one writes.
 from __future__ import annotations
 
 import os
+import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Generator, Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from threestudio_rf.core.average import average
 from threestudio_rf.core.random import Part
 from threestudio_rf.scenes.camera import Camera
+from threestudio_rf.trainer.watch import Watch, client
 
+MEETING = timedelta(seconds=75)
+"""How long a process waits for all others to start."""
 PATIENCE = timedelta(seconds=120)
 """How long a process waits for another one within a step."""
 LOOKS = timedelta(hours=2)
@@ -89,6 +95,15 @@ class Ranks:
             dist.all_reduce(held, dist.ReduceOp.MAX, group=_SIDE[0])
         return bool(held)
 
+    def all(self, said: dict[str, str]) -> list[dict[str, str]]:
+        """What each process says, in their order."""
+        if self.size == 1:
+            return [said]
+        heard: list[dict[str, str]] = [{}] * self.size
+        with answered():
+            dist.all_gather_object(heard, said, group=_SIDE[0])
+        return heard
+
     def wait(self) -> None:
         """Until all processes are here."""
         self.any(False)
@@ -97,6 +112,7 @@ class Ranks:
 ALONE = Ranks()
 _SIDE: list[dist.ProcessGroup] = []
 """The group that waits longer than a step takes."""
+_WATCH: list[Watch] = []
 
 
 def join(environment: Mapping[str, str], device: torch.device) -> Ranks:
@@ -107,10 +123,42 @@ def join(environment: Mapping[str, str], device: torch.device) -> Ranks:
     missing = [name for name in NAMES if not environment.get(name)]
     if missing:
         raise ValueError(f"WORLD_SIZE={environment['WORLD_SIZE']}: got no {', '.join(missing)}, expected torchrun's")
+    numbers = {name: environment[name] for name in ("RANK", "WORLD_SIZE", "MASTER_PORT")}
+    if not all(value.isdigit() for value in numbers.values()) or int(numbers["RANK"]) >= int(numbers["WORLD_SIZE"]):
+        raise ValueError(f"got {', '.join('='.join(item) for item in numbers.items())}, expected torchrun's numbers")
+    host, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
     with answered():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        if environment["RANK"] != "0":
+            _reach(host, port, time.monotonic() + MEETING.total_seconds())
+        store, rank, size = next(rendezvous("env://", timeout=MEETING))
+        beats = client(host, port, environment.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        _WATCH[:] = [Watch(beats, rank, size, free=_free)]
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
         _SIDE[:] = [dist.new_group(backend="gloo", timeout=LOOKS)]
-    return Ranks(dist.get_rank(), dist.get_world_size())
+    return Ranks(rank, size)
+
+
+def _reach(host: str, port: int, until: float) -> None:
+    """Wait until something listens there: torch waits up to three times as long as it is told, and prints its stack.
+    RuntimeError where nothing does in time."""
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=5).close()
+        except OSError as error:
+            if time.monotonic() > until:
+                raise RuntimeError(f"nothing answers at {host}:{port} ({error.strerror or error})") from None
+            time.sleep(0.5)
+        else:
+            return
+
+
+def _free() -> None:
+    """Let a program that waits for a lost process fail."""
+    for group in (*_SIDE, dist.group.WORLD):
+        if group is not None:
+            with suppress(RuntimeError):
+                group.abort()
 
 
 def leave(ranks: Ranks) -> None:
@@ -118,6 +166,8 @@ def leave(ranks: Ranks) -> None:
     if ranks.size > 1 and dist.is_initialized():
         dist.destroy_process_group()
         _SIDE.clear()
+        while _WATCH:
+            _WATCH.pop().leave()
 
 
 def local_rank() -> int:

@@ -141,7 +141,7 @@ Start = Callable[[list[str]], int]
 def run_one(config: Config, loaded: Loaded | None, launch: Launch, start: Start, *, suffix: str = "") -> int:
     """One run in its folder, which may `start` others; prints `run: <folder>` at the end, whatever happened."""
     device = pick_device(config.device)
-    ranks = together(device)
+    ranks = together(config, device, None if loaded is None else loaded.state["step"])
     if not ranks.first:
         open_log("error")
         code = guarded(lambda: follow(Run(config, Path(), device, loaded, ranks=ranks)))

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from threestudio_rf.app.build.scene import SCENES
 from threestudio_rf.app.errors import UserError
+from threestudio_rf.app.settings.compose import flat
 from threestudio_rf.app.settings.config import Config
-from threestudio_rf.trainer.ranks import ALONE, Ranks, join
+from threestudio_rf.trainer.ranks import ALONE, Ranks, join, leave
+from threestudio_rf.version import __version__
+
+PLACES = ("device", "exp_root_dir", "resume", "weights", "prior.cache")
+"""Settings that may differ from machine to machine."""
 
 
 def processes() -> int:
@@ -44,11 +50,33 @@ def several(config: Config) -> None:
         raise UserError(f"{key}={counts}: expected multiples of {size}, the number of processes")
 
 
-def together(device: torch.device) -> Ranks:
-    """Meet the others. UserError without a rendezvous."""
+def together(config: Config, device: torch.device, step: int | None = None) -> Ranks:
+    """Meet the others, and be sure that they do the same from the same stored step. UserError without a rendezvous, and
+    for another version or other settings than those of the first process."""
     if processes() == 1:
         return ALONE
     try:
-        return join(os.environ, device)
+        ranks = join(os.environ, device)
     except ValueError as error:
         raise UserError(f"{error}; start with: torchrun --standalone --nproc_per_node N launch.py ...") from None
+    try:
+        same(ranks.all(facts(config, step)))
+    except UserError:
+        leave(ranks)
+        raise
+    return ranks
+
+
+def facts(config: Config, step: int | None) -> dict[str, str]:
+    """What decides the numbers of a run, by name: versions, the stored step, settings without places."""
+    found = {"version": __version__, "torch": torch.__version__, "checkpoint of step": str(step)}
+    return found | {key: repr(value) for key, value in flat(config).items() if key not in PLACES}
+
+
+def same(said: Sequence[Mapping[str, str]]) -> None:
+    """UserError where a process says something else than the first one."""
+    for other, facts in enumerate(said):
+        for key in [*said[0], *facts]:
+            ours, theirs = (of.get(key, "nothing") for of in (said[0], facts))
+            if ours != theirs:
+                raise UserError(f"{key}: process 0 has {ours}, process {other} has {theirs}; start all alike")
