@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from threestudio_rf.scenes.perceptron import Perceptron
+
 
 @dataclass(frozen=True)
 class Bands:
@@ -124,7 +126,7 @@ def _axis(axis: int, points: Tensor) -> Tensor:
     return torch.tensor(axis, device=points.device)
 
 
-def mlp(inputs: int, hidden: int, layers: int, outputs: int, generator: torch.Generator | None) -> nn.Sequential:
+def mlp(inputs: int, hidden: int, layers: int, outputs: int, generator: torch.Generator | None) -> Perceptron:
     """ReLU network with `layers` hidden layers and no bias, Kaiming-uniform from `generator`."""
     widths = [inputs, *[hidden] * layers, outputs]
     modules: list[nn.Module] = []
@@ -133,4 +135,4 @@ def mlp(inputs: int, hidden: int, layers: int, outputs: int, generator: torch.Ge
         with torch.no_grad():
             linear.weight.copy_((torch.rand(b, a, generator=generator) * 2 - 1) * (6 / a) ** 0.5)
         modules += [linear] if i == len(widths) - 2 else [linear, nn.ReLU()]
-    return nn.Sequential(*modules)
+    return Perceptron(*modules)

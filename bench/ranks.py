@@ -1,0 +1,117 @@
+"""One run by two gloo processes against one: the same object, and how much faster.
+
+    python bench/ranks.py [--experiment tiny tiny_sd3] [--steps 50] [--repeats 3]
+
+In turn, within one run, each from a fresh object: one process with one thread, two processes with one thread each, one
+process with two threads. Told: medians of the seconds that the steps took after `--warm` of them, their ratios, and the
+largest difference of the scene of two processes from that of one, relative to the largest number of each tensor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import statistics
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import Tensor, multiprocessing
+
+from threestudio_rf.app.build.method import lift_settings, rates
+from threestudio_rf.app.build.scene import build_prior, build_scene
+from threestudio_rf.app.build.views import embed_views
+from threestudio_rf.app.settings.compose import compose, typed
+from threestudio_rf.app.settings.config import Config
+from threestudio_rf.priors.base import Prior
+from threestudio_rf.trainer.lift import lift
+from threestudio_rf.trainer.optim import make_optimiser
+from threestudio_rf.trainer.ranks import ALONE, Ranks, join, leave
+
+CPU = torch.device("cpu")
+WAYS = (("one process, one thread", False, 1), ("two processes, one thread each", True, 1))
+WAYS += (("one process, two threads", False, 2),)
+
+
+def steps(config: Config, prior: Prior, ranks: Ranks, count: int, warm: int) -> tuple[float, dict[str, Tensor]]:
+    """Seconds of `count` steps after `warm` others, and the scene they end with."""
+    scene = build_scene(config.scene, config.seed, CPU)
+    conditions, negative = embed_views(config, prior)
+    optimiser = make_optimiser(scene, rates(config), weight_decay=config.optim.weight_decay)
+    run = lift(
+        scene,
+        prior,
+        conditions,
+        negative=negative,
+        optimiser=optimiser,
+        settings=lift_settings(config),
+        ranks=ranks,
+    )
+    for _ in range(warm):
+        next(run)
+    ranks.wait()
+    started = time.perf_counter()
+    for _ in range(count):
+        next(run)
+    return time.perf_counter() - started, {name: value.clone() for name, value in scene.state_dict().items()}
+
+
+def work(rank: int, port: int, options: argparse.Namespace) -> None:
+    """What each of the two processes does: the first one alone, then both, then the first one again."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = join(os.environ, CPU)
+    for experiment in options.experiment:
+        config = typed(compose(["prompt='a red mushroom'", f"experiment={experiment}"]))
+        prior = build_prior(config.prior, CPU)
+        seconds: dict[str, list[float]] = {name: [] for name, *_ in WAYS}
+        ends: dict[str, dict[str, Tensor]] = {}
+        for _ in range(options.repeats):
+            for name, both, threads in WAYS:
+                ranks.wait()
+                torch.set_num_threads(threads)
+                if both or ranks.first:
+                    found, ends[name] = steps(
+                        config, prior, ranks if both else ALONE, options.steps - options.warm, options.warm
+                    )
+                    seconds[name].append(found)
+        if ranks.first:
+            tell(experiment, seconds, *(ends[name] for name, *_ in WAYS[:2]))
+    leave(ranks)
+
+
+def tell(experiment: str, seconds: dict[str, list[float]], one: dict[str, Tensor], two: dict[str, Tensor]) -> None:
+    """Print medians, ratios and differences."""
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    alone, both, threads = (median[name] for name, *_ in WAYS)
+    for name, values in seconds.items():
+        print(f"{experiment}: {name:32s} {median[name]:7.2f} s  of {', '.join(f'{value:.2f}' for value in values)}")
+    print(f"{experiment}: two processes are {alone / both:.2f} times as fast as one with one thread", end="")
+    print(f", {threads / both:.2f} times as fast as one with two")
+    apart = {
+        name: ((value - two[name]).abs().max() / value.abs().max().clamp(min=1e-12)).item()
+        for name, value in one.items()
+        if value.is_floating_point()
+    }
+    worst = max(apart, key=lambda name: apart[name])
+    print(f"{experiment}: largest difference {apart[worst]:.1e} of the largest number, in {worst}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experiment", nargs="+", default=["tiny", "tiny_sd3"])
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--warm", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=3)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(work, (port, parser.parse_args()), nprocs=2)
+
+
+if __name__ == "__main__":
+    main()
