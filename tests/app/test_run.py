@@ -253,6 +253,10 @@ def test_prompts_of_a_file_are_run_one_after_the_other_and_failures_listed(launc
     code, _, out, _ = launcher(*line, f"exp_root_dir={tmp_path}")
     assert code == 0 and "run 1 of 2: a red ball" in out and "run 2 of 2: a blue cone" in out
     assert "2 of 2 runs are good" in out and len(list((tmp_path / "sample").iterdir())) == 2
+    file.write_text("a red ball\nit's a cone, blue")
+    code, _, out, _ = launcher(*line, f"exp_root_dir={tmp_path}", "grid.jobs=2")
+    assert code == 0 and out.count("finished with these settings") == 1 and out.count("run: ") == 1
+    assert "2 of 2 runs are good" in out and sum("cone,_blue@" in x.name for x in (tmp_path / "sample").iterdir()) == 1
 
 
 def test_a_sweep_makes_one_run_for_each_combination(launcher, tmp_path):

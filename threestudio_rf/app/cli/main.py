@@ -17,15 +17,15 @@ import yaml
 from threestudio_rf.app.build.check.config import check
 from threestudio_rf.app.build.check.reads import check_named
 from threestudio_rf.app.build.scene import pick_device, prior_id
+from threestudio_rf.app.cli.prompts import run_prompts
 from threestudio_rf.app.cli.together import alone, several, together
 from threestudio_rf.app.console import LOG, close_log, open_log, traceback_place
-from threestudio_rf.app.errors import FAILED, GOOD, INTERRUPTED, TERMINATED, USER_ERROR, RunError, UserError, user_path
+from threestudio_rf.app.errors import FAILED, GOOD, INTERRUPTED, USER_ERROR, RunError, UserError, user_path
 from threestudio_rf.app.report.overview import facts_of, write_pages
 from threestudio_rf.app.run.folder import (
     Lock,
     create,
     discard,
-    finished,
     missing,
     probe,
     slug,
@@ -236,12 +236,14 @@ def run(launch: Launch, start: Start) -> int:
             LOG.info("%s", note)
     if launch.multirun:
         alone("-m")
-        from threestudio_rf.app.cli.sweep import prompts_of, sweep
+        from threestudio_rf.app.cli.sweep import sweep
 
         def one(config: Config, number: int) -> int:
             suffix = f"-{number}-seed{config.seed}"
             if config.prompt_file:
-                return _run_prompts(config, prompts_of(Path(config.prompt_file)), launch, start, suffix=suffix)
+                if config.grid.jobs not in ("0", "1"):
+                    raise UserError(f"grid.jobs={config.grid.jobs}: a sweep (-m) has its launcher for that")
+                return _run_prompts(config, launch, start, suffix=suffix)
             return run_one(config, None, launch, start, suffix=suffix)
 
         return guarded(lambda: sweep(launch, one, guarded))
@@ -255,31 +257,14 @@ def _run(launch: Launch, start: Start) -> int:
         sys.stdout.write(to_text(config))
         return GOOD
     if config.prompt_file:
-        from threestudio_rf.app.cli.sweep import prompts_of
-
-        return _run_prompts(config, prompts_of(Path(config.prompt_file)), launch, start)
+        return _run_prompts(config, launch, start)
     return run_one(config, loaded, launch, start)
 
 
-def _run_prompts(config: Config, prompts: list[str], launch: Launch, start: Start, *, suffix: str = "") -> int:
-    failed = []
-    for prompt in prompts:
-        check(replace(config, prompt=prompt, prompt_file=""))
-    for number, prompt in enumerate(prompts, 1):
-        open_log(config.log_level)
-        LOG.info("run %d of %d: %s", number, len(prompts), prompt)
-        one = replace(config, prompt=prompt, prompt_file="")
-        done = finished(config.exp_root_dir, config.name, run_text(one), recorded(one))
-        if done is not None:
-            LOG.info("finished with these settings: %s", done)
-            continue
-        code = guarded(partial(run_one, one, None, launch, start, suffix=suffix))
-        if code in (INTERRUPTED, TERMINATED):
-            return code
-        if code != GOOD:
-            failed.append(prompt)
-    open_log(config.log_level)
-    LOG.info("%d of %d runs are good%s", len(prompts) - len(failed), len(prompts), ":" if not failed else "; failed:")
-    for prompt in failed:
-        LOG.info("  %s", prompt)
-    return FAILED if failed else GOOD
+def _run_prompts(config: Config, launch: Launch, start: Start, *, suffix: str = "") -> int:
+    from threestudio_rf.app.cli.sweep import prompts_of
+
+    def one(single: Config) -> int:
+        return guarded(partial(run_one, single, None, launch, start, suffix=suffix))
+
+    return run_prompts(config, prompts_of(Path(config.prompt_file)), launch.argv, one, recorded)

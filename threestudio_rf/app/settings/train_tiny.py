@@ -43,4 +43,6 @@ class GridConfig:
     seeds: list[int] = opt([0], "the seeds", low=0)
     set: list[str] = opt([], "key=value of every run")
     docs: str = opt("", "Markdown file that gets the tables between <!-- <name> --> and <!-- end of <name> -->")
-    jobs: int = opt(1, "runs at once, each a process of its own; 0: one by one in this process", low=0, high=64)
+    jobs: str = opt(
+        "1", "runs at once of a grid or of prompt_file, each a process of its own; auto: by GPUs or processors; 0: here"
+    )

@@ -7,12 +7,7 @@ that failed is tried again and shown with its error.
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import subprocess
-import sys
-import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -26,14 +21,14 @@ from threestudio_rf.app.report.grid_page import write_grid_page
 from threestudio_rf.app.report.grid_table import Result, write_grid
 from threestudio_rf.app.run.folder import read_object, slug
 from threestudio_rf.app.run.run import Run
+from threestudio_rf.app.run.side_by_side import jobs_of, last_error, side_by_side
 from threestudio_rf.app.run.signals import Stop
 from threestudio_rf.app.settings.config import Config
-from threestudio_rf.app.settings.flags import PACKAGE, choices
+from threestudio_rf.app.settings.flags import choices
 from threestudio_rf.app.settings.train_tiny import GridConfig
-from threestudio_rf.core.files import own_file, read_text, write_text
+from threestudio_rf.core.files import own_file, write_text
 
 STOPPED = (INTERRUPTED, TERMINATED)
-WAIT = 0.2
 
 
 @dataclass(frozen=True)
@@ -115,15 +110,19 @@ def cells_of(config: GridConfig, folder: Path) -> list[Cell]:
 def command(run: Run) -> int:
     """Run what has not finished yet, then write tables, picture and page of all; exit code 1 when a cell has failed."""
     settings = run.config.grid
+    jobs = jobs_of(settings.jobs)
     cells = cells_of(settings, run.folder)
     waiting = [cell for cell in cells if cell.result().figures is None]
     LOG.info("grid %s: %d cells, %d of them finished", settings.name, len(cells), len(cells) - len(waiting))
     with Stop() as stop:
         bar = Progress(len(cells), len(cells) - len(waiting))
-        runner = _here(run, waiting) if settings.jobs == 0 else _processes(waiting, settings.jobs, stop)
+        if jobs == 0:
+            runner = _here(run, waiting)
+        else:
+            runner = side_by_side(waiting, jobs, stop, line=_begin, output=lambda cell: cell.output)
         stopped = 0
         for cell, code in runner:
-            error = "" if code == GOOD else _last_error(cell)
+            error = "" if code == GOOD else last_error(cell.output)
             cell.write(exit_code=code, error=error or "stopped", run=_last_run(cell))
             if code in STOPPED:
                 stopped = code
@@ -164,44 +163,6 @@ def _here(run: Run, cells: Sequence[Cell]) -> Iterator[tuple[Cell, int]]:
             code = run.start(line)
         open_log(run.config.log_level, run.folder / "log.txt")
         yield cell, code
-
-
-def _processes(cells: Sequence[Cell], jobs: int, stop: Stop) -> Iterator[tuple[Cell, int]]:
-    """`jobs` at once, each a process of its own. When a stop is asked the running ones finish their step and save."""
-    waiting, running = deque(cells), dict[subprocess.Popen[bytes], Cell]()
-    places = [str(PACKAGE.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(place for place in places if place)}
-    environment |= {"OMP_NUM_THREADS": "1"} if jobs > 1 else {}
-    asked = False
-    while waiting or running:
-        while waiting and len(running) < jobs and not stop.asked:
-            cell = waiting.popleft()
-            line = [sys.executable, "-m", "threestudio_rf", *_begin(cell)]
-            with own_file(cell.output).open("wb") as file:
-                process = subprocess.Popen(line, stdout=file, stderr=subprocess.STDOUT, env=environment)
-            running[process] = cell
-        if stop.asked and not asked:
-            asked = True
-            waiting.clear()
-            for process in running:
-                process.terminate()
-        for process in [process for process in running if process.poll() is not None]:
-            yield running.pop(process), int(process.returncode)
-        time.sleep(WAIT)
-
-
-def _lines(cell: Cell) -> list[str]:
-    try:
-        return read_text(cell.output, "replace").splitlines()
-    except OSError:
-        return []
-
-
-def _last_error(cell: Cell) -> str:
-    """The line that says why it failed."""
-    lines = [line for line in _lines(cell) if line.strip()]
-    errors = [line.partition("error: ")[2] for line in lines if line.startswith("error: ")]
-    return (errors or [line for line in lines if not line.startswith("run: ")] or ["it printed nothing"])[-1]
 
 
 def _last_run(cell: Cell) -> str:

@@ -120,7 +120,7 @@ def rules() -> tuple[Rule, ...]:
     scene, task = _said("scene.name"), _said("task")
     size: Keys = ("prior.image_size",)
     return (
-        Rule(tasks, task, lambda config: OF_TASK[config.task]),
+        Rule(tasks, task, lambda config: OF_TASK[config.task] + (("grid.jobs",) if config.prompt_file else ())),
         Rule(_SCENE, scene, lambda config: ("scene.name", *SCENES[config.scene.name].reads, *_of_second(config))),
         Rule(
             ("scene.background.rgb",),
