@@ -76,6 +76,12 @@ def test_a_part_without_weights_to_begin_with_is_refused_before_pictures_are_dra
             "got no RANK, MASTER_ADDR, MASTER_PORT, expected torchrun's; start with",
         ),
         (["prompt=a red ball", "camera.views=[3]"], "2", "camera.views=[3]: expected multiples of 2"),
+        (["prompt=a red ball", "camera.views=[1]"], "3", "camera.sizes=[64]: expected multiples of 3"),
+        (
+            ["prompt=a red ball", "camera.views=[1]", "scene=mesh_tiny"],
+            "2",
+            "camera.views=[1]: expected multiples of 2",
+        ),
         (["prompt=a red ball", "scene=image"], "3", "scene.image.per_step=[4]: expected multiples of 3"),
         (["task=sample", "prompt=a red ball"], "2", "not task=sample mode=train; start this without torchrun"),
         (["-m", "prompt=a red ball", "seed=1,2"], "2", "not -m; start this without torchrun"),

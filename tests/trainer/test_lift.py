@@ -416,13 +416,13 @@ class Plain:
 
 def test_a_rendering_is_made_larger_as_threestudio_does_and_smaller_without_aliasing() -> None:
     picture = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    rendering, settings = Rendering(picture, picture[:, :1]), replace(SETTINGS, encode_size=0)
-    assert torch.equal(encoded(rendering, Plain(), settings), picture)  # type: ignore[arg-type]
-    larger = encoded(rendering, Plain(), replace(settings, encode_size=16))  # type: ignore[arg-type]
+    settings = replace(SETTINGS, encode_size=0)
+    assert torch.equal(encoded(picture, Plain(), settings), picture)  # type: ignore[arg-type]
+    larger = encoded(picture, Plain(), replace(settings, encode_size=16))  # type: ignore[arg-type]
     # halfway between pixel centres: three quarters of the nearer one, one quarter of the other, in rows and columns
     rows = 0.75 * picture[..., 3, :] + 0.25 * picture[..., 4, :]
     assert torch.allclose(larger[..., 7, 7], 0.75 * rows[..., 3] + 0.25 * rows[..., 4], atol=1e-6)
-    smaller = encoded(rendering, Plain(), replace(settings, encode_size=2))  # type: ignore[arg-type]
+    smaller = encoded(picture, Plain(), replace(settings, encode_size=2))  # type: ignore[arg-type]
     centres, places = torch.tensor([2.0, 6.0])[:, None], torch.arange(8) + 0.5
     tent = (1 - (places - centres).abs() / 4).clamp(min=0)  # a tent as wide as the scale: every pixel counts
     tent = tent / tent.sum(1, keepdim=True)

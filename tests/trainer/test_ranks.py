@@ -2,7 +2,7 @@
 
 Seen to fail: the same rows in both processes; draws of the share instead of the batch; samples in the order of views
 before draws; the gradient's sum for its mean; a gradient that one process lacks left out; a NaN of one process skipped
-by that process alone.
+by that process alone; rows of a picture whose gradient does not count for all, or with the draws of its first rows.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ class Broken(GaussianPrior):
         return super().predict(x_t, t, condition) * (float("nan") if bad else 1.0)
 
 
-def lifted(make: Callable[[], Scene], kind: type[GaussianPrior], ranks: Ranks = ALONE) -> dict[str, Any]:
+def lifted(
+    make: Callable[[], Scene], kind: type[GaussianPrior], ranks: Ranks = ALONE, views: int = 4
+) -> dict[str, Any]:
     """What a lift of a few steps ends with."""
     scene = make()
     means = torch.tensor([[0.8, -0.8, -0.8], [-0.8, -0.6, 0.8]])[:, :, None, None].expand(-1, -1, 8, 8)
@@ -72,7 +74,7 @@ def lifted(make: Callable[[], Scene], kind: type[GaussianPrior], ranks: Ranks = 
         steps=6,
         method=Method(scale=4.0, noise="rev"),
         rates=RATES,
-        views=replace(LOOKS, sizes=[8], counts=[4]),
+        views=replace(LOOKS, sizes=[8], counts=[views]),
         times=replace(TIMES, draws=2),
         lambdas={"sparsity": Constant(0.1)},
         accumulate=2,
@@ -86,6 +88,7 @@ def lifted(make: Callable[[], Scene], kind: type[GaussianPrior], ranks: Ranks = 
 
 CASES: dict[str, Callable[..., dict[str, Any]]] = {
     "nerf": partial(lifted, nerf, GaussianPrior),
+    "one view": partial(lifted, nerf, GaussianPrior, views=1),
     "pictures": partial(lifted, pictures, GaussianPrior),
     "broken": partial(lifted, nerf, Broken),
 }
@@ -122,7 +125,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, processes: Any) -> tuple[Pat
     return folder, [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
-@pytest.mark.parametrize("case", ["nerf", "pictures"])
+@pytest.mark.parametrize("case", ["nerf", "one view", "pictures"])
 def test_two_processes_take_the_steps_of_one(found: tuple[Path, list[dict[str, Any]]], case: str) -> None:
     alone, (first, second) = CASES[case](), (ended[case] for ended in found[1])
     assert alone["scene"].keys() == first["scene"].keys()
@@ -159,6 +162,8 @@ def test_a_part_of_a_batch_gets_what_the_batch_would() -> None:
 def test_what_cannot_be_divided_or_met_is_refused() -> None:
     with pytest.raises(ValueError, match="got 3 cameras, expected a multiple of 2"):
         sphere_views(3, height=4, width=4).share(0, 2)
+    with pytest.raises(ValueError, match="got 5 rows, expected a multiple of 2"):
+        sphere_views(1, height=5, width=4).share(0, 2)
     with pytest.raises(ValueError, match="got no RANK, MASTER_PORT"):
         join({"WORLD_SIZE": "2", "MASTER_ADDR": "here"}, CPU)
     assert join({}, CPU) is ALONE and not ALONE.any(False)

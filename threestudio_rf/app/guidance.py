@@ -29,7 +29,6 @@ from threestudio_rf.distill.method import distill as distilled
 from threestudio_rf.priors.base import Condition, Prior, bind
 from threestudio_rf.priors.facts import DEFAULT
 from threestudio_rf.priors.twin import NAME as TWIN
-from threestudio_rf.scenes.base import Rendering
 from threestudio_rf.scenes.camera import Camera
 from threestudio_rf.trainer.lift import encoded, repeated, seen_from
 from threestudio_rf.trainer.settings import progress
@@ -66,7 +65,7 @@ class Guidance:
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images: got {tuple(images.shape)}, expected (B, 3, H, W)")
         settings = self.settings
-        latents = encoded(Rendering(images, images[:, :1]), self.prior, settings)
+        latents = encoded(images, self.prior, settings)
         conditions, negatives = self._asked(len(images), azimuth, elevation)
         tell(self.prior, lambda: conditions["cond"], "loss")
         t = settings.times.draw(len(latents), step, settings.steps, settings.seed, schedule=self.prior.schedule)

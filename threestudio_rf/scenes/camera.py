@@ -19,8 +19,9 @@ class Camera:
     """B pinhole cameras of one picture size. Angles in degrees, all (B,); `fovy` is the vertical field of view.
 
     `part` says which part of a batch they are, and of how many parts: what is drawn for them is what they would get in
-    the whole batch. `shift` (B, 3, 3) is added to where they stand, to the origin they look at and to z, their up;
-    None adds nothing. ValueError for other shapes.
+    the whole batch. `band` says which part of the rows of the only view they are, and of how many. `shift` (B, 3, 3) is
+    added to where they stand, to the origin they look at and to z, their up; None adds nothing. ValueError for other
+    shapes.
     """
 
     azimuth: Tensor
@@ -30,6 +31,7 @@ class Camera:
     height: int
     width: int
     part: tuple[int, int] = (0, 1)
+    band: tuple[int, int] = (0, 1)
     shift: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -64,10 +66,12 @@ class Camera:
         return torch.stack((right, up, back), dim=-1)
 
     def rays(self) -> tuple[Tensor, Tensor]:
-        """Origins and unit directions, both (B, H, W, 3), through the pixel centres; row 0 is the top."""
+        """Origins and unit directions, both (B, H, W, 3), through the pixel centres; row 0 is the top. Of a `band` only
+        its rows."""
         device = self.azimuth.device
         tangent = torch.tan(torch.deg2rad(self.fovy) / 2)[:, None, None]
         y = 1 - 2 * (torch.arange(self.height, device=device) + 0.5) / self.height
+        y = y.tensor_split(self.band[1])[self.band[0]]
         x = (2 * (torch.arange(self.width, device=device) + 0.5) / self.width - 1) * (self.width / self.height)
         y, x = torch.meshgrid(y, x, indexing="ij")
         local = torch.stack((x * tangent, y * tangent, -torch.ones_like(x).expand(len(self), -1, -1)), dim=-1)
@@ -91,10 +95,14 @@ class Camera:
         )
 
     def share(self, index: int, parts: int) -> Camera:
-        """Part `index` of `parts` equal ones. ValueError for cameras that cannot be divided so."""
-        if len(self) % parts:
-            raise ValueError(f"got {len(self)} cameras, expected a multiple of {parts}")
-        size = len(self) // parts
+        """Part `index` of `parts` equal ones: of the views, or of the rows of a single one. ValueError for what cannot
+        be divided so."""
+        count = self.height if len(self) == 1 else len(self)
+        if count % parts:
+            raise ValueError(f"got {count} {'rows' if len(self) == 1 else 'cameras'}, expected a multiple of {parts}")
+        if len(self) == 1:
+            return replace(self, band=(index, parts))
+        size = count // parts
         return replace(self.select(slice(index * size, (index + 1) * size)), part=(index, parts))
 
     def to(self, device: torch.device | str) -> Camera:
@@ -118,7 +126,8 @@ def _looking(lookat: Tensor, tilt: Tensor) -> Tensor:
 
 
 def drawn(count: int, width: int, generator: torch.Generator, part: tuple[int, int]) -> Tensor:
-    """Uniform numbers (count, width) for as many rays or views of a `Camera.part`: its part of those of the batch."""
+    """Uniform numbers (count, width) for as many rays or views of a `Camera.part` or `band`: its part of those of the
+    whole."""
     index, parts = part
     return torch.rand(count * parts, width, generator=generator)[index * count : (index + 1) * count]
 

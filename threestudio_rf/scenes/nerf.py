@@ -107,7 +107,8 @@ class HashGridNeRF(Scene):
         flat = origins.reshape(-1, 3), directions.reshape(-1, 3)
         jitter = None
         if generator is not None:
-            jitter = drawn(len(flat[0]), 1, generator, camera.part)[:, 0].to(flat[0].device)
+            own = camera.part if camera.band[1] == 1 else camera.band
+            jitter = drawn(len(flat[0]), 1, generator, own)[:, 0].to(flat[0].device)
         if not self.marching_reason:
             name, self.marching_reason = marching_backend(self.marching, flat[0].device)
             self._march = MARCHES[name]

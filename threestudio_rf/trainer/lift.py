@@ -70,7 +70,8 @@ def lift(
     `conditions` are the prompts of all views in the order of `settings.views.index`, or one prompt for every camera;
     `negative` one prompt or as many; `extra` further roles of the method, likewise, or another "uncond". A `twin`
     answers the role "twin" and learns the scene's latents after every step. The rendering decides the batch. Of several
-    `ranks` each renders its share of the views; metrics are means over all, states show the process's own views.
+    `ranks` each renders its share of the views, or of the rows of a single one; metrics are means over all, states show
+    the process's own share.
 
     A step whose gradient is not finite is left out and counted; `skip_limit` of them in a row raise DivergedError. A
     scene that stays empty for `empty_limit` steps is warned about once. A `first_step` between two steps of the
@@ -82,6 +83,7 @@ def lift(
         scene.update(step, generator(settings.seed, step, "update"))
         set_rates(optimiser, settings.rates, step)
         camera = ranks.share(settings.views.camera(step, settings.seed).to(device))
+        batch = ranks.of_batch(camera)
         asked = repeated(camera, draws)
         seen = seen_from(conditions, negative, camera=asked, settings=settings, extra=extra)
         model = bind(prior, seen.conditions)
@@ -89,7 +91,7 @@ def lift(
             model = with_twin(model, twin, seen.of_twin, pose(asked))
         normals = any(settings.factor(name, step) > 0 for name in ("orientation", "convex"))
         rendering = scene.render(camera, generator(settings.seed, step, "render"), normals=normals)
-        latents = encoded(rendering, prior, settings)
+        latents = encoded(ranks.joined(rendering.rgb, camera), prior, settings)
         terms = {name: partial(term, rendering) for name, term in REGULARIZERS.items()} | scene.terms()
         loss, result, figures = objective(
             rendering,
@@ -99,7 +101,7 @@ def lift(
             step=step,
             settings=settings,
             terms=terms,
-            ranks=ranks,
+            ranks=batch,
         )
         gathered.clear()
         loss.backward()
@@ -115,7 +117,7 @@ def lift(
                 latents.detach(),
                 seen.of_twin,
                 pose=pose(asked),
-                generator=ranks.part(generator(settings.seed, step, "twin"), len(latents), draws),
+                generator=batch.part(generator(settings.seed, step, "twin"), len(latents), draws),
                 average=ranks.average,
             )
             model.calls += LEARNING_CALLS
@@ -184,9 +186,9 @@ def seen_from(
     return Seen(heard, negatives)
 
 
-def encoded(rendering: Rendering, prior: Prior, settings: LiftSettings) -> Tensor:
-    """The latents (draws B, C, h, w) of a rendering of B pictures, all of them once per draw, with its graph."""
-    latents = _latents(rendering.rgb, prior, settings)
+def encoded(picture: Tensor, prior: Prior, settings: LiftSettings) -> Tensor:
+    """The latents (draws B, C, h, w) of B pictures, all of them once per draw, with their graph."""
+    latents = _latents(picture, prior, settings)
     return latents if settings.times.draws == 1 else latents.repeat(settings.times.draws, 1, 1, 1)
 
 

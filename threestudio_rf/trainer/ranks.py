@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -37,6 +38,25 @@ class LostRankError(RuntimeError):
     """Another process of the run is gone or does not answer."""
 
 
+class _Joined(torch.autograd.Function):
+    """Rows (B, C, h, W) of all processes, one below the other. All ask for the same gradient; each keeps that of its
+    own rows, times the number of processes, since the mean over them follows."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, ranks: Ranks) -> Tensor:
+        ctx.ranks = ranks
+        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(ranks.size)]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts, dim=2)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.chunk(ctx.ranks.size, dim=2)[ctx.ranks.rank] * ctx.ranks.size, None
+
+
+_joined: Callable[[Tensor, Ranks], Tensor] = _Joined.apply
+
+
 @dataclass(frozen=True)
 class Ranks:
     """Process `rank` of `size`; alone there is nothing to agree about."""
@@ -50,8 +70,19 @@ class Ranks:
         return self.rank == 0
 
     def share(self, camera: Camera) -> Camera:
-        """This process's views. ValueError where they cannot be divided."""
+        """This process's views, or its rows of a single one. ValueError where they cannot be divided."""
         return camera if self.size == 1 else camera.share(self.rank, self.size)
+
+    def of_batch(self, camera: Camera) -> Ranks:
+        """Who shares the pictures of `camera`, a result of `share`: nobody where each process has rows of one."""
+        return self if camera.band[1] == 1 else ALONE
+
+    def joined(self, rows: Tensor, camera: Camera) -> Tensor:
+        """The whole picture (1, C, H, W) of the rows that each process has; its gradient counts in the mean of all."""
+        if camera.band[1] == 1:
+            return rows
+        with answered():
+            return _joined(rows, self)
 
     def rows(self, count: int, draws: int) -> Tensor:
         """Where this process's `count` samples, each view once per draw, stand in the batch of all processes."""

@@ -179,6 +179,7 @@ class SceneRow:
 
     build    a fresh one of all settings; the prior is called for only where the scene depends on it
     posed    seen by cameras from all sides; else it is pictures, the same to every camera
+    banded   whether some rows of a view can be rendered alone
     latent   whether its renderings are the prior's latents already
     maps     those of `Rendering` that losses may ask for, beside rgb and opacity
     check    UserError for settings of its own that cannot work together
@@ -189,6 +190,7 @@ class SceneRow:
 
     build: Callable[[Config, Callable[[], Prior], torch.device], Scene]
     posed: bool = True
+    banded: bool = False
     latent: Callable[[Config], bool] = lambda config: False
     maps: tuple[str, ...] = ()
     check: Callable[[Config], None] = lambda config: None
@@ -203,7 +205,13 @@ NERF: tuple[str, ...] = (*SHOWN, "scene.field.", "scene.renderer.", "export.")
 MESH: tuple[str, ...] = (*SHOWN, "scene.field.hidden", "scene.field.layers", "scene.mesh.", "optim.lr_geometry")
 MESH += tuple(f"export.{name}" for name in ("resolution", "formats", "faces", "texture", "material", "up", "scale"))
 SCENES: dict[str, SceneRow] = {
-    "nerf": SceneRow(_nerf, maps=("orientation", "z_variance", "border", "convex"), check=check_memory, reads=NERF),
+    "nerf": SceneRow(
+        _nerf,
+        banded=True,
+        maps=("orientation", "z_variance", "border", "convex"),
+        check=check_memory,
+        reads=NERF,
+    ),
     "image": SceneRow(
         _image,
         posed=False,

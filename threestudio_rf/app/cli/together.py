@@ -42,9 +42,11 @@ def several(config: Config) -> None:
         alone(f"task={config.task} mode={config.mode}")
     if config.prompt_file:
         alone("prompt_file")
-    image = config.scene.image
+    image, row = config.scene.image, SCENES[config.scene.name]
     key, counts = "camera.views", list(config.camera.views)
-    if not SCENES[config.scene.name].posed:
+    if row.banded and counts == [1]:
+        key, counts = "camera.sizes", list(config.camera.sizes)
+    if not row.posed:
         key, counts = "scene.image.per_step", [image.per_step or image.particles]
     if any(count % size for count in counts):
         raise UserError(f"{key}={counts}: expected multiples of {size}, the number of processes")
