@@ -3,7 +3,7 @@
     python bench/against.py [--commit 243884e --then tiny] [--now tiny_sd3] [--warm 100] [--steps 40] [--threads 2]
 
 The commit (243884e is 0.4.0, whose `experiment=tiny` is today's `tiny_sd3`) is unpacked into a temporary folder. Two
-processes, each with one tree, take steps in turn; medians of both, their ratio.
+processes, each with one tree, take steps in turn; medians of both, by the clock and of processors, and their ratios.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def function(name: str) -> Any:
 
 
 def serve(experiment: str, threads: int) -> None:
-    """Take one step for every line on stdin and print its seconds."""
+    """Take one step for every line on stdin and print its seconds, by the clock and of processors."""
     sys.path.insert(0, os.getcwd())
     import torch
 
@@ -55,9 +55,9 @@ def serve(experiment: str, threads: int) -> None:
     settings = function("lift_settings")(config)
     run = lift(scene, prior, conditions, negative=negative, optimiser=optimiser, settings=settings)
     for _ in sys.stdin:
-        started = time.perf_counter()
+        started = time.perf_counter(), time.process_time()
         next(run)
-        print(time.perf_counter() - started, flush=True)
+        print(time.perf_counter() - started[0], time.process_time() - started[1], flush=True)
 
 
 def worker(tree: Path, experiment: str, threads: int) -> subprocess.Popen[str]:
@@ -68,12 +68,12 @@ def worker(tree: Path, experiment: str, threads: int) -> subprocess.Popen[str]:
     return subprocess.Popen(line, cwd=tree, env=environment, stdin=pipe, stdout=pipe, text=True)
 
 
-def step(process: subprocess.Popen[str]) -> float:
-    """Seconds of one step of that process."""
+def step(process: subprocess.Popen[str]) -> list[float]:
+    """Seconds of one step of that process, by the clock and of processors."""
     assert process.stdin is not None and process.stdout is not None
     process.stdin.write("\n")
     process.stdin.flush()
-    return float(process.stdout.readline())
+    return [float(word) for word in process.stdout.readline().split()]
 
 
 def main() -> None:
@@ -95,7 +95,7 @@ def main() -> None:
             packed.extractall(older, filter="fully_trusted")
         trees = {"then": (Path(older), options.then), "now": (ROOT, options.now)}
         workers = {name: worker(tree, experiment, options.threads) for name, (tree, experiment) in trees.items()}
-        taken: dict[str, list[float]] = {name: [] for name in workers}
+        taken: dict[str, list[list[float]]] = {name: [] for name in workers}
         for number in range(options.warm + options.steps):
             for name, process in workers.items():
                 seconds = step(process)
@@ -103,9 +103,10 @@ def main() -> None:
                     taken[name].append(seconds)
         for process in workers.values():
             process.communicate()
-    median = {name: 1000 * statistics.median(values) for name, values in taken.items()}
-    print(f"{options.commit} {options.then}: {median['then']:.1f} ms; now {options.now}: {median['now']:.1f} ms")
-    print(f"{median['then'] / median['now']:.2f} times as fast")
+    for i, what in enumerate(("by the clock", "of processors")):
+        then, now = (1000 * statistics.median(seconds[i] for seconds in taken[name]) for name in ("then", "now"))
+        print(f"{options.commit} {options.then}: {then:.1f} ms {what}; now {options.now}: {now:.1f}", end="")
+        print(f"; {then / now:.2f} times as fast")
 
 
 if __name__ == "__main__":

@@ -7,9 +7,12 @@ Seen to fail: each refusal removed; the prompts of a file dropped in a sweep; `#
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+import torch
 
+from threestudio_rf.app.build.scene import pick_device
 from threestudio_rf.app.cli.sweep import prompts_of
 from threestudio_rf.app.errors import UserError, user_path
 from threestudio_rf.app.settings.compose import from_text, to_text
@@ -92,6 +95,20 @@ def test_what_several_processes_cannot_do_is_refused(launcher, monkeypatch, tmp_
     monkeypatch.setenv("WORLD_SIZE", size)
     code, _, _, err = launcher(*line, f"exp_root_dir={tmp_path}")
     assert code == 2 and words in err and not any(tmp_path.iterdir()), err
+
+
+def test_a_card_that_does_not_compute_is_refused_or_left_with_the_reason(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch, "ones", Mock(side_effect=RuntimeError("no kernel image is available\nmore")))
+    with pytest.raises(UserError, match=r"device=cuda: it cannot be used \(no kernel image is available\); use"):
+        pick_device("cuda")
+    assert pick_device("auto") == torch.device("cpu")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="it cannot be used"):
+        pick_device("auto")
+    with pytest.raises(UserError, match="this machine shows 1 CUDA devices"):
+        pick_device("cuda:1")
 
 
 def test_a_home_that_is_not_there_is_told_with_the_key(monkeypatch) -> None:

@@ -212,5 +212,7 @@ def answered() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:
+        if "EADDRINUSE" in str(error):
+            raise ValueError("MASTER_PORT: another program listens there, expected a free one") from None
         line = (str(error).strip().splitlines() or ["no reason given"])[0][:200]
         raise LostRankError(f"another process of this run is gone or does not answer: {line}") from error

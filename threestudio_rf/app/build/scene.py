@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ from threestudio_rf.trainer.ranks import local_rank
 
 def pick_device(name: str) -> torch.device:
     """The device a run uses, of several processes on a machine each its own; UserError for a CUDA device that is not
-    there, a notice where auto finds none."""
+    there or does not compute, a notice where auto finds none."""
     if name == "auto" and not torch.cuda.is_available():
         LOG.info("no CUDA device: running on the CPU")
         return torch.device("cpu")
@@ -47,7 +48,23 @@ def pick_device(name: str) -> torch.device:
             device = torch.device("cuda", local_rank())
         if (device.index or 0) >= count:
             raise UserError(f"device={device}: this machine shows {count} CUDA devices; use device=auto or device=cpu")
+        fault = _fault(device)
+        if fault and name == "auto" and os.environ.get("WORLD_SIZE", "1") == "1":
+            LOG.warning("%s cannot be used (%s): running on the CPU", device, fault)
+            return torch.device("cpu")
+        if fault:
+            raise UserError(f"device={device}: it cannot be used ({fault}); use device=auto or device=cpu")
     return device
+
+
+def _fault(device: torch.device) -> str:
+    """Why a CUDA device does not compute (too old for this torch, taken by another program), in one line; "" if it
+    does."""
+    try:
+        torch.ones(8, device=device).add_(1).sum().item()
+    except (RuntimeError, AssertionError) as error:
+        return (str(error).strip().splitlines() or ["no reason given"])[0][:200]
+    return ""
 
 
 def _solid(config: BackgroundConfig, seed: int) -> nn.Module:
