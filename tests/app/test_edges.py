@@ -38,8 +38,11 @@ def test_a_sweep_over_seeds_runs_every_prompt_of_a_file(launcher, small, tmp_pat
         (["version=2", "prompt=a red ball"], "version is that of the settings' format"),
         (["prompt=lib:cowboy_boots"], 'prompt="cowboy boots"'),
         (["task=edit", "image=x.png", "prompts=[a ball,lib:cowboy_boots]"], 'edit.prompts="cowboy boots"'),
-        (["prompt_file={list}"], 'prompt="cowboy boots"'),
-        (["-m", "seed=0,1", "prompt=x", "resume=run"], "a sweep (-m) begins new runs; resume= and weights="),
+        (["task=sample", "prior=gaussian", "n=1", "steps=1", "prompt_file={list}"], 'prompt="cowboy boots"'),
+        (
+            ["-m", "task=sample", "prior=gaussian", "seed=0,1", "prompt=x", "resume=run"],
+            "a sweep (-m) begins new runs; resume= and weights=",
+        ),
         (["task=invert", "image=x.png", "prompt_file=list.txt"], "task=invert does not read it"),
         (["task=doctor", "prompt_file=list.txt"], "task=doctor does not read it"),
     ],

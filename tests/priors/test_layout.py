@@ -45,6 +45,8 @@ WRONG = [
     ("vae", "latent_channels", True, "a whole number"),
     ("vae", "block_out_channels", [8, "8"], "a list of whole numbers"),
     ("text_encoder", "num_hidden_layers", "x", "a whole number"),
+    ("text_encoder", "layer_norm_eps", None, "a number"),
+    ("text_encoder", "attention_dropout", None, "a number"),
     ("text_encoder", "num_attention_heads", -1, "no negative number"),
     ("text_encoder", "max_position_embeddings", [16], "a whole number"),
     ("scheduler", "prediction_type", ["epsilon"], "a text"),

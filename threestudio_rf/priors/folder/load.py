@@ -267,6 +267,8 @@ def check_config(cls: Any, file: Path, *, weights: int) -> None:
             table.side(key)
         elif not fits(value, kind) and not (value is None and declared[key].default is None):
             raise table.refuse(key, expected_type(kind))
+        if value is None and isinstance(declared[key].default, float):  # declared as one that may be null, used as none
+            raise table.refuse(key, "a number")
         for number in value if isinstance(value, list) else [value]:
             if is_whole(number) and number < 0 and not key.endswith("_id"):
                 raise table.refuse(key, "no negative number")
