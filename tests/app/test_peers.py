@@ -466,6 +466,7 @@ def test_a_copy_of_our_own_preset_is_read_with_its_defaults(tmp_path):
         (b"seed: 1\ntrainer: {steps: 3}\nseed: 2", "seed again in line 3, expected each key once"),
         (b"trainer:\n  steps: 3\n  steps: 4", "steps again in line 3"),
         (b"trainer: [1, 2]", "unknown: trainer"),
+        (b"overrides: [seed=1]", "the overrides of a run; its settings are in parsed.yaml beside it"),
         (b"experiment: rfdss", "experiment: rfdss: expected one of|experiment=rfdss: expected one of"),
         (b"defaults: [{override /priors: sd}]", "expected one of the groups"),
         (b"system: {geometry: {radius: '${nowhere:1}'}}", "scene.radius|system.geometry.radius"),

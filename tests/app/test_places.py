@@ -94,6 +94,7 @@ def test_a_folder_that_is_no_run_is_told_with_the_newest_run_in_it(moved: Path, 
     for folder, words in (
         (moved.parent, f"resume={moved.parent}: the folder is no run, .*; the newest run in it is {moved}"),
         (tmp_path, f"the newest run in it is {moved}"),
+        (moved / "save", f"the folder is no run, .*; it lies in the run {moved}"),
         (tmp_path / "nothing", "the folder is no run, which has its checkpoints in ckpts$"),
     ):
         code, _, _, err = launcher("mode=validate", f"resume={folder}")

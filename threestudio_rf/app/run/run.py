@@ -71,12 +71,14 @@ def find_checkpoint(config: Config) -> Path | None:
 
 
 def _no_run(folder: Path, given: str) -> None:
-    """UserError for a folder without a checkpoint, with the newest run in it; nothing where it holds checkpoints."""
+    """UserError for a folder without a checkpoint, with the newest run in it or the run that it lies in; nothing where
+    it holds checkpoints."""
     if any(folder.glob("*.ckpt")):
         return
     runs = [last.parents[1] for depth in ("*", "*/*") for last in folder.glob(f"{depth}/ckpts/last.ckpt")]
     newest = max(runs, key=lambda run: run.stat().st_mtime, default=None)
-    hint = f"; the newest run in it is {newest}" if newest else ""
+    around = next((parent for parent in folder.absolute().parents if (parent / "ckpts").is_dir()), None)
+    hint = f"; the newest run in it is {newest}" if newest else f"; it lies in the run {around}" if around else ""
     raise UserError(f"{given}: the folder is no run, which has its checkpoints in ckpts{hint}")
 
 

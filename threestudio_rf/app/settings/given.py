@@ -117,6 +117,8 @@ def read(path: str) -> File:
         raise UserError(f"--config {path}: {again}, expected each key once")
     if not isinstance(data, dict) or not data:
         raise UserError(f"--config {path}: expected keys with values, got {'nothing' if not data else 'no keys'}")
+    if set(data) == {"overrides"}:
+        raise UserError(f"--config {path}: the overrides of a run; its settings are in parsed.yaml beside it")
     layers, values = _defaults(path, data), {}
     for key, value, text in _flat(data, written):
         literal = text is not None and value is not None and RENAMED.get(key, key) in text_keys()
