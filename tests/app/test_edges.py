@@ -20,12 +20,12 @@ from threestudio_rf.app.settings.config import Config
 from threestudio_rf.tiny.train import parts
 
 
-def test_a_sweep_over_seeds_runs_every_prompt_of_a_file(launcher, small, tmp_path: Path) -> None:
+def test_a_sweep_over_seeds_runs_every_prompt_of_a_file(launcher, tmp_path: Path) -> None:
     (tmp_path / "two.txt").write_text("# a comment\na red ball\n\na blue cube\n")
-    line = ["-m", *small, "trainer.steps=1", "seed=0,1", f"prompt_file={tmp_path}/two.txt"]
+    line = ["-m", "task=sample", "prior=gaussian", "n=1", "steps=1", "seed=0,1", f"prompt_file={tmp_path}/two.txt"]
     code, _, _, err = launcher(*line, f"exp_root_dir={tmp_path}/out")
     assert code == 0, err
-    names = sorted(path.name for path in (tmp_path / "out/tiny").iterdir())
+    names = sorted(path.name for path in (tmp_path / "out/sample").iterdir())
     assert len(names) == 4 and all(any(f"seed{s}" in name for name in names) for s in (0, 1))
     assert sum("red_ball" in name for name in names) == 2 and sum("blue_cube" in name for name in names) == 2
     assert prompts_of(tmp_path / "two.txt") == ["a red ball", "a blue cube"]

@@ -94,7 +94,7 @@ def test_a_prompt_of_another_world_is_refused_in_one_line(launcher, tmp_path, pr
 
 
 def test_cameras_without_true_views_are_told_with_their_keys(launcher, tmp_path):
-    line = [*SHORT, "prompt=a red ball", "trainer.steps=1", f"exp_root_dir={tmp_path}"]
+    line = [*SHORT, "prompt=a red ball", "trainer.steps=1", "evaluate.auto=false", f"exp_root_dir={tmp_path}"]
     assert "camera." not in launcher(*line)[3]
     code, _, _, err = launcher(*line, "camera.distance=[1.5,2]", "camera.elevation=[-10,85]")
     assert code == 0 and "camera.distance=[1.5, 2.0]" in err and "camera.elevation=[-10.0, 85.0]" in err

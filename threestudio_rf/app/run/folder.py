@@ -17,6 +17,7 @@ import sys
 import time
 import unicodedata
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -234,7 +235,7 @@ def about(prior: str) -> dict[str, Any]:
     variables = {k: v for k, v in sorted(os.environ.items()) if SHOWN.fullmatch(k)}
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "versions": {name: _version(name) for name in ("threestudio_rf", *PACKAGES)},
+        "versions": versions(),
         "python": platform.python_version(),
         "system": platform.platform(),
         "commit": commit(),
@@ -243,15 +244,22 @@ def about(prior: str) -> dict[str, Any]:
     }
 
 
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+@cache
+def versions() -> dict[str, str | None]:
+    """The installed versions of the program and of what it stands on, None for what is missing."""
+    found: dict[str, str | None] = {}
+    for name in ("threestudio_rf", *PACKAGES):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
 
 
+@cache
 def commit() -> str | None:
-    """The commit of this checkout, with `+` when files differ from it; None outside of one."""
+    """The commit of this checkout when the process first asks, with `+` when files differ from it; None outside of
+    one."""
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return None
