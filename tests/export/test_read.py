@@ -1,6 +1,8 @@
 """Files of others, written by trimesh: axes, size, colours, and what cannot be used.
 
-Seen to fail: y and z exchanged; the size left as it was; vertex colours of GLB as sRGB; a point cloud let through.
+Seen to fail: y and z exchanged; the size left as it was; vertex colours of GLB as sRGB; a point cloud let through;
+16 bits as sRGB; points without a face counted; the mean of the points as the middle; not finite taken for a point;
+edges of three faces not counted.
 """
 
 from __future__ import annotations
@@ -68,6 +70,16 @@ def test_a_texture_gives_its_colours(tmp_path: Path) -> None:
     assert float((found.mesh.colours - torch.tensor([200, 60, 20]) / 255).abs().max()) < 0.01
 
 
+def test_points_that_no_face_uses_change_neither_size_nor_place(tmp_path: Path) -> None:
+    (tmp_path / "body.obj").write_text(
+        "v 0 0 0\nv 2 0 0\nv 0 1 0\nv 0 0 1\nv 90 90 90\nf 1 3 2\nf 1 2 4\nf 1 4 3\nf 2 3 4\n"
+    )
+    mesh = read_mesh(tmp_path / "body.obj", radius=0.6).mesh
+    used = mesh.vertices[mesh.faces.unique()]
+    assert torch.allclose(used.amax(0), torch.tensor([0.25, 0.5, 0.25]), atol=1e-6)
+    assert torch.allclose(used.amin(0), -used.amax(0), atol=1e-6)
+
+
 def test_what_cannot_be_used_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken.glb").write_bytes(b"glTF nonsense")
     (tmp_path / "empty.obj").write_text("# nothing\n")
@@ -75,13 +87,38 @@ def test_what_cannot_be_used_is_told_in_one_line(tmp_path: Path, monkeypatch: py
     (tmp_path / "nan.obj").write_text("v 0 0 0\nv nan 0 0\nv 0 1 0\nf 1 2 3\n")
     (tmp_path / "point.obj").write_text("v 1 1 1\nv 1 1 1\nv 1 1 1\nf 1 2 3\n")
     trimesh.PointCloud(np.random.default_rng(0).random((9, 3))).export(tmp_path / "cloud.ply")
-    for name in ("broken.glb", "empty.obj", "text.ply", "nan.obj", "point.obj", "cloud.ply"):
-        with pytest.raises(MeshFileError, match=name) as told:
+    words = {"broken.glb": "cannot be read as a mesh", "text.ply": "cannot be read as a mesh", "empty.obj": ""}
+    words |= {"nan.obj": "has points that are not finite", "point.obj": "is a point", "cloud.ply": "no triangle"}
+    for name, reason in words.items():
+        with pytest.raises(MeshFileError, match=f"{name}.*{reason}") as told:
             read_mesh(tmp_path / name, radius=0.6)
         assert "\n" not in str(told.value), name
     monkeypatch.setattr(read, "LARGEST", 10)
     with pytest.raises(MeshFileError, match="12 triangles, expected at most 10"):
         read_mesh(tall("ply", tmp_path), radius=0.6)
+
+
+def test_colours_of_vertices_are_linear_light_in_a_glb_of_others_and_srgb_elsewhere(tmp_path: Path) -> None:
+    body = trimesh.creation.box()
+    body.visual.vertex_colors = np.tile([128, 55, 10, 255], (8, 1)).astype(np.uint8)
+    parts = trimesh.Scene([body, body.copy().apply_translation([3, 0, 0])])
+    linear = np.array([128, 55, 10]) / 255
+    for scene, kind, wanted in (
+        (parts, "glb", 1.055 * linear ** (1 / 2.4) - 0.055),
+        (body, "glb", 1.055 * linear ** (1 / 2.4) - 0.055),
+        (body, "ply", linear),
+    ):
+        scene.export(tmp_path / f"body.{kind}")
+        found = read_mesh(tmp_path / f"body.{kind}", radius=0.6).mesh.colours.double()
+        assert float((found - torch.from_numpy(wanted)).abs().max()) < 0.005, kind
+
+
+def test_edges_between_three_faces_are_counted_too(tmp_path: Path) -> None:
+    body = trimesh.creation.box()
+    fin = [len(body.vertices), *body.faces[0][:2]]
+    vertices = np.vstack((body.vertices, [[2.0, 2.0, 2.0]]))
+    trimesh.Trimesh(vertices, np.vstack((body.faces, [fin])), process=False).export(tmp_path / "fin.ply")
+    assert read_mesh(tmp_path / "fin.ply", radius=0.6).open_edges == 3  # two of one face, one of three
 
 
 def test_open_edges_are_counted(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """A mesh as a scene: against ray and sphere, a volume of the same shape, its gradient, and its promises.
 
-Seen to fail: the gradient of the distance cut off; a cell moved twice; density without the grid's own moves; the
-surface's gradient let into the colours. Not noticed yet: the background without (1 - opacity); depth not divided.
+Seen to fail: the background without (1 - opacity); the gradient of the distance cut off; a cell moved twice; density
+without the grid's own moves; depth not divided by opacity; the surface's gradient let into the colours; no
+terms; the moves of the grid kept by a new beginning; density beyond the cube; the field not told the step.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 from threestudio_rf.scenes.background import SolidBackground
 from threestudio_rf.scenes.base import Meshed
 from threestudio_rf.scenes.camera import Camera, sphere_views
-from threestudio_rf.scenes.field import HashGridField
+from threestudio_rf.scenes.field import Bands, HashGridField
 from threestudio_rf.scenes.hashgrid import HashGrid
 from threestudio_rf.scenes.mesh import MeshScene
 
@@ -51,6 +52,22 @@ def test_a_ball_is_seen_where_rays_meet_it() -> None:
     assert float(seen.orientation.max()) < 0.05
     green = torch.tensor([0.2, 1.0, 0.4])[:, None]
     assert torch.allclose(seen.rgb.movedim(1, 0)[:, aside > 0.47], green.expand(-1, int((aside > 0.47).sum())))
+
+
+def test_inside_is_the_colour_of_the_field_and_outlines_are_blended_with_what_is_behind() -> None:
+    scene, camera = mesh(40), views()
+    seen = scene.render(camera)
+    origins, directions = camera.rays()
+    assert seen.depth is not None
+    opacity, depth = seen.opacity.movedim(1, -1), seen.depth.movedim(1, -1)
+    colours = scene.colour((origins + depth * directions).reshape(-1, 3)).view_as(origins)
+    blend = opacity * colours + (1 - opacity) * torch.tensor([0.2, 1.0, 0.4])
+    partly = (opacity > 0.05) & (opacity < 0.95)
+    assert (
+        int(partly.sum()) > 50 and float((seen.rgb.movedim(1, -1) - blend)[opacity[..., 0] > 0.05].abs().max()) < 0.02
+    )
+    tangent = (origins.norm(dim=-1).square() - 0.42**2).sqrt()[..., None]
+    assert float((depth - tangent)[partly].abs().max()) < 0.2
 
 
 def test_a_render_repeats_and_its_background_follows_the_generator() -> None:
@@ -96,11 +113,15 @@ def test_its_density_is_solid_inside_of_its_own_mesh_also_where_the_grid_has_mov
         out = points / points.norm(dim=-1, keepdim=True)
         assert float((scene.density(points + 0.3 * cell * out) == 0).float().mean()) > 0.95
         assert float((scene.density(points - 0.3 * cell * out) == 2 * scene.level).float().mean()) > 0.95
-    assert not scene.density(torch.tensor([[0.7, 0.0, 0.0]])).any()
+    scene.begin(torch.full_like(scene.distance, -1.0))
+    solid = scene.density(torch.tensor([[0.59, 0.0, 0.0], [0.61, 0.0, 0.0]]))
+    assert solid.tolist() == [2 * scene.level, 0]
 
 
 def test_it_begins_with_the_distance_and_the_colours_it_is_given() -> None:
     scene = mesh(32)
+    with torch.no_grad():
+        scene.offset.fill_(1.0)
     scene.begin((scene.grid - 0.1).abs().amax(-1) - 0.31)
     points = scene.surface().vertices.detach()
     assert float(((points - 0.1).abs().amax(-1) - 0.31).abs().max()) < 0.02
@@ -112,12 +133,25 @@ def test_it_begins_with_the_distance_and_the_colours_it_is_given() -> None:
 
 def test_an_empty_mesh_is_drawn_as_background_and_its_terms_are_zero() -> None:
     scene = mesh(8)
+    assert scene.terms() == {}
     scene.begin(torch.ones(729))
     seen = scene.render(views(8), normals=True)
     assert not seen.opacity.any() and torch.allclose(seen.rgb[0, :, 0, 0], torch.tensor([0.2, 1.0, 0.4]))
+    assert set(scene.terms()) == {"laplacian", "normal_consistency", "convex"}
     total: Tensor = sum((term() for term in scene.terms().values()), seen.opacity.sum())
     total.backward()
     assert total.item() == 0
+
+
+def test_levels_of_the_field_join_by_the_steps_of_the_mesh() -> None:
+    g = generator()
+    grid = HashGrid(levels=4, log2_table=10, base=4, growth=1.6, generator=g)
+    field = HashGridField(grid, out_features=8, bands=Bands(1, 0, 10, width=2), generator=g)
+    scene, points = MeshScene(field, SolidBackground((0, 0, 0)), resolution=8), torch.rand(20, 3, generator=g)
+    scene.update(0, g)
+    first = scene.colour(points)
+    scene.update(100, g)
+    assert not torch.equal(first, scene.colour(points))
 
 
 def test_a_stored_scene_is_the_same_scene() -> None:
