@@ -43,26 +43,32 @@ def edges_of(faces: Tensor) -> Edges:
     """The edges of faces (F, 3), each once."""
     a, b, c = faces.t()
     start, stop, other = torch.cat((a, b, c)), torch.cat((b, c, a)), torch.cat((c, a, b))
-    size = int(faces.max()) + 1 if len(faces) else 1
-    key, order = (torch.minimum(start, stop) * size + torch.maximum(start, stop)).sort()
+    size, count = int(faces.max()) + 1 if len(faces) else 1, len(faces)
+    low, high = torch.minimum(start, stop), torch.maximum(start, stop)
+    key = low * size + high
+    key, order = (key.int() if size * size <= 1 << 31 else key).sort(stable=True)
     new = torch.ones(len(key) + 1, dtype=torch.bool, device=faces.device)
     new[1:-1] = key[1:] != key[:-1]
     first = new.nonzero()[:, 0]
     twice = first.diff() == 2
     first = first[:-1]
-    half = order[torch.stack((first, torch.where(twice, first + 1, first)))]
-    return Edges(torch.stack((key[first] // size, key[first] % size)), other[half], half % max(len(faces), 1))
+    half = order.index_select(0, torch.cat((first, torch.where(twice, first + 1, first))))
+    ends = torch.stack((low, high)).index_select(1, half[: len(first)])
+    of_face = half - count * ((half >= count).long() + (half >= 2 * count))
+    return Edges(ends, other.index_select(0, half).view(2, -1), of_face.view(2, -1))
 
 
 @torch.no_grad()
 def outline(screen: Screen, edges: Edges) -> tuple[Tensor, Tensor]:
     """View (S,) and edge (S,) of the edges whose two faces lie on the same side on the screen."""
     index = torch.cat((edges.ends, edges.others)).view(-1)
-    x, y, z = (value.index_select(1, index).view(len(value), 4, -1) for value in screen[:3])
-    x, y = x - x[:, :1], y - y[:, :1]
-    side = x[:, 1:2] * y[:, 2:] - y[:, 1:2] * x[:, 2:]
-    seen = (side.prod(1) > 0) & (z.amin(1) > NEAR)
-    view, edge = seen.nonzero(as_tuple=True)
+    x, y = (value.index_select(1, index).view(len(value), 4, -1) for value in screen[:2])
+    x, y = x[:, 1:] - x[:, :1], y[:, 1:] - y[:, :1]
+    side = x[:, :1] * y[:, 1:] - y[:, :1] * x[:, 1:]
+    view, edge = (side[:, 0] * side[:, 1] > 0).nonzero(as_tuple=True)
+    corners = torch.cat((edges.ends, edges.others)).index_select(1, edge)
+    near = (corners_of(screen.z, view, corners).amin(0) > NEAR).nonzero()[:, 0]
+    view, edge = view.index_select(0, near), edge.index_select(0, near)
     return view, edge
 
 
@@ -82,7 +88,7 @@ def crossings(screen: Screen, edges: Edges, depth: Tensor) -> Crossings:
     lines = torch.where(steep, screen.height, screen.width)
     index, line = _lines(along[:2].detach(), lines)
     (a, b, c), (u, v, w) = along.index_select(1, index), across.index_select(1, index)
-    steep, view, z = steep[index], view[index], z[:2].index_select(1, index)
+    steep, view, z = steep.index_select(0, index), view.index_select(0, index), z[:2].index_select(1, index)
     share = (line + 0.5 - a) / (b - a)
     place = u + share * (v - u) - 0.5
     with torch.no_grad():
@@ -93,12 +99,13 @@ def crossings(screen: Screen, edges: Edges, depth: Tensor) -> Crossings:
     step = torch.where(steep, 1, screen.width)
     near, far = torch.where(before, low, low + step), torch.where(before, low + step, low)
     index = inside.nonzero()[:, 0]
-    near, far, distance = near[index], far[index], distance[index]
+    near, far, distance = (value.index_select(0, index) for value in (near, far, distance))
     flat = depth.reshape(-1)
-    hides = (flat[near] < flat[far]) & (distance < flat[far])
-    index, near, far = index[hides], near[hides], far[hides]
-    t = (place - pixel)[index]
-    return Crossings(near, far, torch.where(before[index], t, 1 - t))
+    behind = flat.index_select(0, far)
+    hides = ((flat.index_select(0, near) < behind) & (distance < behind)).nonzero()[:, 0]
+    index, near, far = (value.index_select(0, hides) for value in (index, near, far))
+    t = (place - pixel).index_select(0, index)
+    return Crossings(near, far, torch.where(before.index_select(0, index), t, 1 - t))
 
 
 def _lines(along: Tensor, lines: Tensor) -> tuple[Tensor, Tensor]:

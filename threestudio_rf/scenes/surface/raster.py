@@ -76,29 +76,38 @@ def rasterize(screen: Screen, faces: Tensor, *, cull: bool = False) -> Fragments
     empty = torch.iinfo(torch.int64).max
     pixels = screen.height * screen.width
     nearest = torch.full((len(screen.x) * pixels,), empty, device=faces.device)
-    index = faces.t().reshape(-1)
-    corners = torch.stack([value.index_select(1, index).view(len(value), 3, -1).movedim(1, 0) for value in screen[:3]])
-    seen = corners[2].amin(0) > NEAR
+    index, views = faces.t().reshape(-1), len(screen.x)
+    corners = torch.stack([value.index_select(1, index).view(views, 3, -1).movedim(1, 0) for value in screen[:2]])
+    seen = _before(screen, index)
     if cull:
-        a, b = corners[:2, 1] - corners[:2, 0], corners[:2, 2] - corners[:2, 0]
-        seen &= a[0] * b[1] < a[1] * b[0]
-    drawn, box = boxes(corners[:2], screen.height, screen.width, seen)
+        a, b = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+        seen = seen & (a[0] * b[1] < a[1] * b[0])
+    drawn, box = boxes(corners, screen.height, screen.width, seen)
     count = (box[2] * box[3]).cumsum(0)
     start = 0
     while start < len(drawn):
         before = int(count[start - 1]) if start else 0
         stop = max(start + 1, int(torch.searchsorted(count, before + CHUNK, right=True)))
         part = slice(start, stop)
-        pixel, e, place = covered(corners[:2].reshape(6, -1), drawn[part], box[:, part])
-        z = corners[2].reshape(3, -1).index_select(1, place)
+        pixel, e, place = covered(corners.reshape(6, -1), drawn[part], box[:, part])
+        view = place // len(faces)
+        face = place - view * len(faces)
+        z = corners_of(screen.z, view, index.view(3, -1).index_select(1, face))
         depth = (e.sum(0) / (e / z).sum(0)).float()
-        view, face = place // len(faces), place % len(faces)
         cell = (view * screen.height + pixel[1]) * screen.width + pixel[0]
         # the bits of a positive float32 order like the number
         nearest.scatter_reduce_(0, cell, (depth.view(torch.int32).long() << 32) | face, "amin")
         start = stop
     cell = (nearest != empty).nonzero()[:, 0]
     return Fragments(cell, cell // pixels, nearest.index_select(0, cell) & 0xFFFFFFFF)
+
+
+def _before(screen: Screen, index: Tensor) -> Tensor:
+    """Which faces, their corners (3 F,), have all of them before `NEAR`, (B, F)."""
+    before = screen.z > NEAR
+    if bool(before.all()):
+        return before.new_ones(len(before), len(index) // 3)
+    return before.index_select(1, index).view(len(before), 3, -1).all(1)
 
 
 def boxes(corners: Tensor, height: int, width: int, chosen: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,7 +143,8 @@ def barycentric(screen: Screen, faces: Tensor, fragments: Fragments) -> Tensor:
     corners = faces.index_select(0, fragments.face).t().contiguous()
     x, y, z = (corners_of(value, fragments.view, corners) for value in screen[:3])
     row = fragments.cell // screen.width
-    e = edge_functions(x, y, fragments.cell % screen.width + 0.5, row % screen.height + 0.5)
+    column = fragments.cell - row * screen.width
+    e = edge_functions(x, y, column + 0.5, row - fragments.view * screen.height + 0.5)
     w = e / z
     return w / w.sum(0)
 
