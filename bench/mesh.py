@@ -1,6 +1,6 @@
 """Exported meshes against the renderings that they come from: colour, smoothness, size, time.
 
-    python bench/mesh.py RUN [RUN ...]        # folders of finished runs, as bench/gallery.py makes them
+    python bench/mesh.py RUN [RUN ...] [--faces 20000]      # folders of finished runs, as bench/gallery.py makes them
 
 Each mesh is made as `task=export` makes it with `export.texture=1024 export.formats=[glb]`, and the file is read back
 by trimesh. Columns: triangles; mean angle between neighbouring triangles in degrees, and that of the true solid by the
@@ -59,11 +59,11 @@ class Row(NamedTuple):
     seconds_texture: float
 
 
-def stored(folder: Path) -> tuple[Run, Scene]:
+def stored(folder: Path, faces: int) -> tuple[Run, Scene]:
     """A finished run with the settings of this benchmark, and its scene."""
     loaded = open_checkpoint(folder / "ckpts")
     config = from_text(loaded.state["config"], str(folder))
-    config.export.texture = 1024
+    config.export.texture, config.export.faces = 1024, faces
     scene = build_scene(config.scene, config.seed, CPU)
     scene.load_state_dict(loaded.state["scene"])
     return Run(config, folder, CPU), scene
@@ -124,9 +124,9 @@ def errors(shown: tuple[Tensor, Tensor], own: Tensor, opacity: Tensor) -> tuple[
     return float(100 * (mesh.mean() / rendering.mean() - 1)), float(255 * (mesh - rendering).abs().max())
 
 
-def measure(folder: Path) -> Row:
+def measure(folder: Path, faces: int) -> Row:
     """The figures of a finished run."""
-    run, scene = stored(folder)
+    run, scene = stored(folder, faces)
     assert isinstance(scene, HashGridNeRF)
     eye = run.config.camera
     camera = sphere_views(VIEWS, height=SIZE, width=SIZE, distance=eye.eval_distance, fovy=eye.eval_fovy)
@@ -158,13 +158,14 @@ def measure(folder: Path) -> Row:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--faces", type=int, default=20_000, help="most triangles")
     options = parser.parse_args()
     torch.set_num_threads(1)
     names = ("prompt", "triangles", "angle", "ideal", "brightness %", "channel /255", "before %", "GLB MB")
     print(f"| {' | '.join((*names, 'surface s', 'texture s'))} |")
     print("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
     for folder in options.runs:
-        row = measure(folder)
+        row = measure(folder, options.faces)
         best = "-" if row.ideal is None else f"{row.ideal:.2f}"
         print(
             f"| {row.prompt} | {row.faces} | {row.angle:.2f} | {best} | {row.brightness:+.1f} | {row.channel:.1f} "
