@@ -71,12 +71,15 @@ def test_a_texture_gives_its_colours(tmp_path: Path) -> None:
 
 
 def test_points_that_no_face_uses_change_neither_size_nor_place(tmp_path: Path) -> None:
-    (tmp_path / "body.obj").write_text(
-        "v 0 0 0\nv 2 0 0\nv 0 1 0\nv 0 0 1\nv 90 90 90\nf 1 3 2\nf 1 2 4\nf 1 4 3\nf 2 3 4\n"
+    points, faces = (
+        [[0, 0, 0], [2, 0, 0], [0, 1, 0], [0, 0, 1], [90, 90, 90]],
+        [[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]],
     )
-    mesh = read_mesh(tmp_path / "body.obj", radius=0.6).mesh
+    trimesh.Trimesh(points, faces, process=False).export(tmp_path / "body.ply")
+    mesh = read_mesh(tmp_path / "body.ply", radius=0.6).mesh
+    assert len(mesh.vertices) == 5
     used = mesh.vertices[mesh.faces.unique()]
-    assert torch.allclose(used.amax(0), torch.tensor([0.25, 0.5, 0.25]), atol=1e-6)
+    assert torch.allclose(used.amax(0), torch.tensor([0.5, 0.25, 0.25]), atol=1e-6)
     assert torch.allclose(used.amin(0), -used.amax(0), atol=1e-6)
 
 
@@ -87,8 +90,16 @@ def test_what_cannot_be_used_is_told_in_one_line(tmp_path: Path, monkeypatch: py
     (tmp_path / "nan.obj").write_text("v 0 0 0\nv nan 0 0\nv 0 1 0\nf 1 2 3\n")
     (tmp_path / "point.obj").write_text("v 1 1 1\nv 1 1 1\nv 1 1 1\nf 1 2 3\n")
     trimesh.PointCloud(np.random.default_rng(0).random((9, 3))).export(tmp_path / "cloud.ply")
-    words = {"broken.glb": "cannot be read as a mesh", "text.ply": "cannot be read as a mesh", "empty.obj": ""}
-    words |= {"nan.obj": "has points that are not finite", "point.obj": "is a point", "cloud.ply": "no triangle"}
+    words = {
+        "broken.glb": "cannot be read as a mesh",
+        "text.ply": "cannot be read as a mesh",
+        "empty.obj": "has no triangle",
+    }
+    words |= {
+        "nan.obj": "has points that are not finite",
+        "point.obj": "has no triangle",
+        "cloud.ply": "has no triangle",
+    }
     for name, reason in words.items():
         with pytest.raises(MeshFileError, match=f"{name}.*{reason}") as told:
             read_mesh(tmp_path / name, radius=0.6)

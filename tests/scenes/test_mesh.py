@@ -115,7 +115,7 @@ def test_its_density_is_solid_inside_of_its_own_mesh_also_where_the_grid_has_mov
         assert float((scene.density(points - 0.3 * cell * out) == 2 * scene.level).float().mean()) > 0.95
     scene.begin(torch.full_like(scene.distance, -1.0))
     solid = scene.density(torch.tensor([[0.59, 0.0, 0.0], [0.61, 0.0, 0.0]]))
-    assert solid.tolist() == [2 * scene.level, 0]
+    assert solid[0] > scene.level and solid[1] == 0
 
 
 def test_it_begins_with_the_distance_and_the_colours_it_is_given() -> None:
@@ -123,6 +123,7 @@ def test_it_begins_with_the_distance_and_the_colours_it_is_given() -> None:
     with torch.no_grad():
         scene.offset.fill_(1.0)
     scene.begin((scene.grid - 0.1).abs().amax(-1) - 0.31)
+    assert not scene.offset.any()
     points = scene.surface().vertices.detach()
     assert float(((points - 0.1).abs().amax(-1) - 0.31).abs().max()) < 0.02
     wanted = (points / 1.2 + 0.5).clamp(0, 1)

@@ -42,11 +42,12 @@ def read_mesh(path: Path, *, radius: float, up: str = "auto") -> Read:
     `FILL` of the cube [-radius, radius]^3, `up` ("x", "y", "z"; auto: y, z for PLY and STL) turned to z. Colours are
     those of its texture or vertices as sRGB, grey where it has none.
 
-    Raises MeshFileError for what cannot be read, has no faces, too many, no area, or coordinates that are not finite.
+    Raises MeshFileError for what cannot be read, has no faces between different points, too many, or coordinates that
+    are not finite.
     """
     vertices, faces, colours = _loaded(path)
     if not len(faces):
-        raise MeshFileError(f"{path} has {len(vertices)} points and no triangle")
+        raise MeshFileError(f"{path} has no triangle")
     if len(faces) > LARGEST:
         raise MeshFileError(f"{path} has {len(faces):,} triangles, expected at most {LARGEST:,}: decimate it first")
     if not bool(torch.isfinite(vertices).all()):
@@ -56,8 +57,6 @@ def read_mesh(path: Path, *, radius: float, up: str = "auto") -> Read:
     used = vertices[faces.unique()]
     low, high = used.amin(0), used.amax(0)
     size = float((high - low).amax())
-    if not size > 0:
-        raise MeshFileError(f"{path} is a point: its longest side is 0")
     scale = 2 * radius * FILL / size
     placed = ((vertices - (low + high) / 2) * scale).float()
     grey = torch.full((len(vertices), 3), GREY)
@@ -78,8 +77,6 @@ def _loaded(path: Path) -> tuple[Tensor, Tensor, Tensor | None]:
     except Exception as error:  # a foreign reader raises whatever its formats do
         line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise MeshFileError(f"{path} cannot be read as a mesh: {line}") from None
-    if not isinstance(found, trimesh.Trimesh):
-        raise MeshFileError(f"{path} holds no triangles")
     exact = _glb_colours(path) if path.suffix.lower() == ".glb" and _plain(found) else None
     colours = _colours(found, linear=gltf) if exact is None or len(exact) != len(found.vertices) else exact
     vertices, faces = np.asarray(found.vertices, np.float64), np.asarray(found.faces, np.int64)
