@@ -4,9 +4,9 @@
                            [--root outputs/refine] [--jobs 2] [--limit 240] [--set optim.lr_geometry=0.01 ...]
 
 Every prompt is a field, `experiment=<experiment>`, or a finished run found in `--fields`, and then its mesh,
-`preset=refine init=<field>`, both with their own evaluation and one thread each. Finished runs are not repeated, and
-after `--limit` seconds none is begun: the same line goes on. Overlaps of outlines and volumes, chamfer distances,
-errors of colour, each before and after; seconds are those of the second stage's training loop.
+`preset=<refine_with of that experiment> init=<field>`, both with their own evaluation and one thread each. Finished
+runs are not repeated, and after `--limit` seconds none is begun: the same line goes on. Overlaps of outlines and
+volumes, chamfer distances, errors of colour, each before and after; seconds are those of the second stage's loop.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gallery import FIGURES, PROMPTS, ROOT
 
+from threestudio_rf.app.settings.compose import compose, typed
 from threestudio_rf.tiny.world.shapes import TWELVE
 
 CHOSEN = tuple(next(prompt for prompt in PROMPTS if prompt.endswith(shape)) for shape in TWELVE)
@@ -58,7 +59,8 @@ def both(prompt: str, options: argparse.Namespace, deadline: float) -> tuple[FIG
     field = made(options.fields or root / "fields", prompt, [experiment, *SHORT], deadline)
     if field is None:
         return None
-    line = [experiment, "preset=refine", f"init={field}", *SHORT, *options.set]
+    preset = typed(compose([experiment])).refine_with
+    line = [experiment, f"preset={preset}", f"init={field}", *SHORT, *options.set]
     mesh = made(root / options.name, prompt, line, deadline)
     return mesh and (read(field), read(mesh))
 

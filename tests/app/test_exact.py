@@ -99,6 +99,7 @@ def test_cameras_without_true_views_are_told_with_their_keys(launcher, tmp_path)
     code, _, _, err = launcher(*line, "camera.distance=[1.5,2]", "camera.elevation=[-10,85]")
     assert code == 0 and "camera.distance=[1.5, 2.0]" in err and "camera.elevation=[-10.0, 85.0]" in err
     assert "camera.fovy" not in err and "experiment=tiny_exact" in err
+    assert "camera." not in launcher(*line, "camera.elevation=[-60,85]", "prior.views=camera")[3]
 
 
 @pytest.mark.parametrize("task", ["sample", "edit", "invert"])

@@ -2,7 +2,7 @@
 
 Seen to fail: S2 = 1/12 (brute force, both), the determinant left out of log r (brute force), the q^2 term left out
 (t = 0), `named` colours in another order (two objects), the words of one bank row for all prompts (words), the mean of
-all views where a camera is told (camera).
+all views where a camera is told (camera), the view of the first camera for all.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from threestudio_rf.core.random import generator, normal
 from threestudio_rf.core.sample import solve
 from threestudio_rf.core.times import spacing
 from threestudio_rf.distill.method import Method, distill
-from threestudio_rf.priors.base import POSE, PriorError, bind
+from threestudio_rf.priors.base import POSE, Condition, PriorError, bind
 from threestudio_rf.priors.views import view_index
+from threestudio_rf.scenes.camera import Camera
 from threestudio_rf.tiny.world.bank import BankCameras
 from threestudio_rf.tiny.world.exact import ExactPrior, view_word
 from threestudio_rf.tiny.world.figures.strict import nearest_iou, own_mask
 from threestudio_rf.tiny.world.shapes import SHAPES
 from threestudio_rf.tiny.world.truth import subject
-from threestudio_rf.tiny.world.views import COLOURS, WORDINGS
+from threestudio_rf.tiny.world.views import COLOURS, WORDINGS, compose, render
 
 DOUBLE, SIZE = torch.float64, 8
 CAMERAS = BankCameras(views=24, distance=(1.8, 1.8), fovy=(46.0, 46.0))
@@ -99,14 +100,14 @@ def test_without_noise_the_picture_is_clean_and_in_pure_noise_the_mean_of_all_vi
     zero, one = torch.zeros(2, dtype=DOUBLE), torch.ones(2, dtype=DOUBLE)
     assert torch.allclose(x - 0 * exact.predict(x, zero, condition), x)
     assert exact.predict(x, zero, condition).isfinite().all()
-    bank = exact.bank(SHAPES["cube"], SIZE)
-    front = means[view_index(bank.azimuth, bank.elevation) == 1].mean(0).view(3, SIZE, SIZE)
+    eyes = CAMERAS.cameras(SIZE)
+    front = means[view_index(eyes.azimuth, eyes.elevation) == 1].mean(0).view(3, SIZE, SIZE)
     u = exact.predict(x, one, condition)
     assert torch.allclose(x - u, front.expand(2, -1, -1, -1)) and len(front) == 3
 
 
 def test_a_view_is_heard_by_its_word_by_octant_and_height_and_as_a_camera(exact: ExactPrior) -> None:
-    bank, one = exact.bank(SHAPES["chair"], SIZE), torch.ones(1, dtype=DOUBLE)
+    eyes, one = CAMERAS.cameras(SIZE), torch.ones(1, dtype=DOUBLE)
     means, _ = pictures(exact, "chair", torch.tensor([COLOURS["red"]]))
     x = torch.zeros(1, 3, SIZE, SIZE, dtype=DOUBLE)
 
@@ -121,13 +122,28 @@ def test_a_view_is_heard_by_its_word_by_octant_and_height_and_as_a_camera(exact:
     assert view_word("a red chair from the left") == -1
     words = {view_word(f"a red chair, {word} view") for word in WORDINGS}
     assert words == set(range(len(WORDINGS)))
-    back = means[view_index(bank.azimuth, bank.elevation) == 2].mean(0).flatten()
+    back = means[view_index(eyes.azimuth, eyes.elevation) == 2].mean(0).flatten()
     assert torch.allclose(seen("a red chair, back view"), back)
     assert torch.allclose(seen("a red chair"), means.mean(0).flatten())
-    third = (float(bank.azimuth[3]) + 1, float(bank.elevation[3]) - 1)
+    third = (float(eyes.azimuth[3]), float(eyes.elevation[3]))
     assert torch.allclose(seen("a red chair", third), means[3].flatten())
     assert not torch.allclose(seen("a red chair, front view"), seen("a red chair, back view"))
     assert exact.embed(["a red chair"]).tensors[POSE].isnan().all()
+
+
+def test_every_camera_hears_its_own_view_from_below_too_and_beside_one_that_is_named(exact: ExactPrior) -> None:
+    poses, about = ((30.0, -60.0), (200.0, 40.0)), subject("a red chair")
+    assert about is not None
+    x, one = torch.zeros(3, 3, SIZE, SIZE, dtype=DOUBLE), torch.ones(3, dtype=DOUBLE)
+    condition = exact.embed(["a red chair"] * 2).posed(*torch.tensor(poses).unbind(1))
+    named = exact.embed(["a red chair, back view"])
+    both = Condition({key: torch.cat((value, named.tensors[key])) for key, value in condition.tensors.items()})
+    found = x - exact.predict(x, one, both)
+    for picture, (azimuth, elevation) in zip(found, poses, strict=False):
+        eye = Camera(*(torch.tensor([v]) for v in (azimuth, elevation, 1.8, 46.0)), SIZE, SIZE)
+        grey = compose(render(about.solid, eye), about.palette[None], torch.full((1, 3), 0.5))[0]
+        assert float((picture - (2 * grey - 1)).abs().max()) < 0.02  # a bank's views are bytes
+    assert torch.allclose(found[2:], x[2:] - exact.predict(x[2:], one[2:], named))
 
 
 def test_the_gradient_of_rfds_is_its_definition(exact: ExactPrior) -> None:

@@ -15,6 +15,7 @@ from threestudio_rf.scenes.camera import Camera
 from threestudio_rf.scenes.field import HashGridField
 from threestudio_rf.scenes.nerf import MARGIN
 from threestudio_rf.scenes.shade import Light, Shading, shade
+from threestudio_rf.scenes.surface.diffuse import diffused
 from threestudio_rf.scenes.surface.edges import Edges, antialias, crossings, edges_of
 from threestudio_rf.scenes.surface.raster import (
     Fragments,
@@ -41,6 +42,7 @@ class MeshScene(Scene):
     `distance` ((R + 1)^3,) is in cells, a cell being 2 radius / resolution; a grid vertex may move from its place by
     `reach` tanh(`offset`) cells along each axis. The colour of a surface point is that of `field`, of which the density
     is not used; its gradient goes to the field, that of outlines, depth and normals to the surface.
+    The gradient of the shape is `diffused` over `diffusion` cells.
     `background` and `shading` are as in `HashGridNeRF`. It begins as a ball of `ball` times the radius. ValueError for
     impossible sizes.
     """
@@ -54,6 +56,7 @@ class MeshScene(Scene):
         resolution: int = 48,
         reach: float = 0.45,
         ball: float = 0.5,
+        diffusion: float = 0.0,
         random_background: float = 0.5,
         shading: Shading | None = None,
     ) -> None:
@@ -64,7 +67,7 @@ class MeshScene(Scene):
                 f"[0, 1], got {resolution}, {radius}, {reach}, {ball}, {random_background}"
             )
         self.field, self.background = field, background
-        self.radius, self.resolution, self.reach = radius, resolution, reach
+        self.radius, self.resolution, self.reach, self.diffusion = radius, resolution, reach, diffusion
         self.random_background = random_background
         self.shading, self._step = shading, 0
         self.cell = 2 * radius / resolution
@@ -118,8 +121,10 @@ class MeshScene(Scene):
 
     def surface(self) -> Triangles:
         """The mesh, with its gradient."""
-        points = self.grid + self.reach * self.cell * torch.tanh(self.offset)
-        return march_tetrahedra(points, self.distance, self.resolution)
+        size = self.resolution + 1
+        distance, offset = (diffused(x, size, self.diffusion) for x in (self.distance, self.offset))
+        points = self.grid + self.reach * self.cell * torch.tanh(offset)
+        return march_tetrahedra(points, distance, self.resolution)
 
     def colour(self, points: Tensor) -> Tensor:
         """Colours (N, 3) in [0, 1] at world points (N, 3)."""

@@ -151,6 +151,7 @@ def build_mesh(config: SceneConfig, seed: int, device: torch.device) -> MeshScen
         resolution=config.mesh.resolution,
         reach=config.mesh.reach,
         ball=config.mesh.ball,
+        diffusion=config.mesh.diffusion,
         random_background=config.background.random,
         shading=_shading(config.shading),
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from threestudio_rf.app.build.hints import tell
 from threestudio_rf.app.build.method import build_twin, embed_roles, lift_settings, rates
-from threestudio_rf.app.build.prior import facts_of
+from threestudio_rf.app.build.prior import facts_of, wording
 from threestudio_rf.app.build.scene import SCENES, prior_id
 from threestudio_rf.app.build.views import embed_views
 from threestudio_rf.app.build.words import warn_unknown_words
@@ -95,12 +95,14 @@ def prepare(run: Run) -> Lift:
 
 
 def warn_bank(config: Config) -> None:
-    """Warn when cameras stand where tiny_exact has no true views: one distance and field of view, given elevations."""
+    """Warn when cameras stand where tiny_exact has no true views: one distance and field of view, and the elevations of
+    its bank unless it renders the view of the camera."""
     if "bank_views" not in facts_of(config.prior).reads or not SCENES[config.scene.name].posed:
         return
     camera, known = config.camera, NARROW
     where = {"camera.distance": (camera.distance, known.distance), "camera.fovy": (camera.fovy, known.fovy)}
-    where["camera.elevation"] = (camera.elevation, (LOW, HIGH))
+    if wording(config.prior) != "camera":
+        where["camera.elevation"] = (camera.elevation, (LOW, HIGH))
     for key, (got, expected) in where.items():
         if got[0] < expected[0] or got[1] > expected[1]:
             LOG.warning(

@@ -62,6 +62,25 @@ class Bank(NamedTuple):
     elevation: Tensor
 
 
+class Products(NamedTuple):
+    """A bank ready for products: paint (K, V, P), clear (V, P) = w, their sums and products (K, V) or (V,), and for
+    every name of a view whether it holds, (1 + WORDINGS, V), the last row for no name."""
+
+    paint: Tensor
+    clear: Tensor
+    paint2: Tensor
+    paint_clear: Tensor
+    paint_sum: Tensor
+    clear2: Tensor
+    clear_sum: Tensor
+    holds: Tensor
+
+    def of(self, views: slice | Tensor) -> Products:
+        """Those views only, a slice or a mask (V,)."""
+        of_views = ("clear", "clear2", "clear_sum")
+        return Products(**{k: x[views] if k in of_views else x[:, views] for k, x in self._asdict().items()})
+
+
 def _fingerprint(shape: Shape) -> str:
     """Digest of the solid's distances and parts at fixed points, of its name, and of the shading it gets."""
     points = 0.7 * (2 * torch.rand(512, 3, generator=generator(SEED, 1, "bank")) - 1)
@@ -70,7 +89,8 @@ def _fingerprint(shape: Shape) -> str:
     return hashlib.sha256(shape.name.encode() + rounded).hexdigest()
 
 
-def _rendered(shape: Shape, camera: Camera) -> Bank:
+def rendered(shape: Shape, camera: Camera) -> Bank:
+    """The true views of cameras, not kept anywhere."""
     rows = []
     for start in range(0, len(camera), CHUNK):
         view = render(shape, camera.select(slice(start, start + CHUNK)))
@@ -95,7 +115,7 @@ def load_bank(shape: Shape, *, size: int, cameras: BankCameras = NARROW, cache: 
             return Bank(**load_file(file))
         except (SafetensorError, OSError, TypeError):
             file.unlink(missing_ok=True)
-    bank = _rendered(shape, cameras.cameras(size))
+    bank = rendered(shape, cameras.cameras(size))
     if file is not None:
         with suppress(OSError):
             write_files({file: save({name: value.contiguous() for name, value in bank._asdict().items()})})

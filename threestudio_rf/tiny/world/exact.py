@@ -29,37 +29,15 @@ from threestudio_rf.core.level import Level, Schedule, rectified_flow
 from threestudio_rf.priors.base import POSE, Condition, PriorError
 from threestudio_rf.priors.sampling.pipeline import Formula, Pipeline
 from threestudio_rf.priors.views import octant_index, view_index
-from threestudio_rf.tiny.world.bank import NARROW, BankCameras, load_bank
+from threestudio_rf.scenes.camera import Camera
+from threestudio_rf.tiny.world.bank import NARROW, Bank, BankCameras, Products, load_bank, rendered
 from threestudio_rf.tiny.world.shapes import SHAPES, Shape
 from threestudio_rf.tiny.world.truth import named, words_of
 from threestudio_rf.tiny.world.views import COLOURS, VIEW_WORDS, WORDINGS, palette
 
 S2 = 1 / 3
 """Variance of a background's channel in [-1, 1]."""
-NEAR = 6.0
-"""A camera that is told as such hears the views within so many degrees of azimuth and of elevation."""
 ANY = -1
-
-
-class Products(NamedTuple):
-    """A bank ready for products: paint (K, V, P), clear (V, P) = w, their sums and products (K, V) or (V,), and for
-    every name of a view whether it holds, (1 + WORDINGS, V), the last row for no name; angles (V,)."""
-
-    paint: Tensor
-    clear: Tensor
-    paint2: Tensor
-    paint_clear: Tensor
-    paint_sum: Tensor
-    clear2: Tensor
-    clear_sum: Tensor
-    holds: Tensor
-    azimuth: Tensor
-    elevation: Tensor
-
-    def of(self, views: slice | Tensor) -> Products:
-        """Those views only, a slice or a mask (V,)."""
-        of_views = ("clear", "clear2", "clear_sum", "azimuth", "elevation")
-        return Products(**{k: x[views] if k in of_views else x[:, views] for k, x in self._asdict().items()})
 
 
 class Block(NamedTuple):
@@ -132,8 +110,9 @@ class ExactPrior:
 
     A prompt names one shape ("a red mushroom", "a mushroom": in all colours) or two ("a red ball on a blue cube"), and
     may name its view by a word of SD or by octant and height. The empty prompt is the mixture over all shapes and
-    colours, each by a share of its views. Under the key POSE a condition holds (azimuth, elevation) of a camera,
-    and then only the views near it are heard. ValueError for a bank of less than one view.
+    colours, each by a share of its views. Under the key POSE a condition holds (azimuth, elevation) of a camera;
+    then its own view is rendered, at the bank's distance and field of view, and nothing else is heard. ValueError for
+    a bank of less than one view.
     """
 
     name = "tiny_exact"
@@ -185,7 +164,8 @@ class ExactPrior:
         """The posterior mean as a prediction of `kind`, (B, 3, H, H) like x_t."""
         level = self.schedule(t)
         out = torch.empty_like(x_t)
-        told = torch.cat((condition.tensors["solid"][:, None], condition.tensors["colours"]), dim=1)
+        posed = ~condition.tensors[POSE].isnan().any(1, keepdim=True)
+        told = torch.cat((condition.tensors["solid"][:, None], condition.tensors["colours"], posed), dim=1)
         for what in told.unique(dim=0):
             rows = torch.nonzero((told == what).all(1)).squeeze(1)
             some = Level(level.alpha[rows], level.sigma[rows])
@@ -216,7 +196,15 @@ class ExactPrior:
         return Reading(self.solids.index(found.solid), (colours[0], colours[1]), view_word(prompt))
 
     def _bank(self, solid: Shape, size: int) -> Products:
-        bank = load_bank(solid, size=size, cameras=self.cameras, cache=self.cache)
+        return self._products(solid, load_bank(solid, size=size, cameras=self.cameras, cache=self.cache))
+
+    def _own(self, solid: Shape, size: int, pose: Tensor) -> Products:
+        """The views of cameras (B, 2), one each."""
+        azimuth, elevation = pose.cpu().unbind(1)
+        away, fovy = (azimuth.new_full((len(pose),), sum(x) / 2) for x in (self.cameras.distance, self.cameras.fovy))
+        return self._products(solid, rendered(solid, Camera(azimuth, elevation, away, fovy, size, size)))
+
+    def _products(self, solid: Shape, bank: Bank) -> Products:
         coverage, shading, part = (x.flatten(1).to(self.device) for x in bank[:3])
         clear = 1 - coverage.to(self.dtype) / 255
         lit = shading.to(self.dtype) / 255 * (1 - clear)
@@ -225,30 +213,33 @@ class ExactPrior:
         every = torch.arange(len(WORDINGS) + 1)[:, None]
         holds = (every == words[0]) | (every == words[1]) | (every == len(WORDINGS))
         products = ((paint**2).sum(2), (paint * clear).sum(2), paint.sum(2), (clear**2).sum(1), clear.sum(1))
-        angles = bank.azimuth.to(self.device), bank.elevation.to(self.device)
-        return Products(paint, clear, *products, holds.to(self.device), *angles)
+        return Products(paint, clear, *products, holds.to(self.device))
 
-    def _blocks(self, what: list[int], size: int) -> Iterator[Block]:
-        """What is told of solid and colours as blocks; all solids share the number of views of one."""
-        number, *chosen = what
+    def _blocks(self, what: list[int], size: int, pose: Tensor) -> Iterator[Block]:
+        """What is told of solid and colours as blocks; all solids share the number of views of one, or each has those
+        of the cameras `pose`."""
+        number, *chosen, posed = what
         every = palette().to(self.device, self.dtype)
         if number == ANY:
+            some = slice(None, None, min(len(SHAPES), self.cameras.views))
             for solid in SHAPES.values():
-                bank = self.bank(solid, size).of(slice(None, None, min(len(SHAPES), self.cameras.views)))
+                bank = self._own(solid, size, pose) if posed else self.bank(solid, size).of(some)
                 yield Block(bank, solid.palette(every))
             return
         solid = self.solids[number]
         picked = [every if c == ANY else every[c : c + 1] for c in chosen[: solid.colours]]
         index = torch.cartesian_prod(*(torch.arange(len(rows)) for rows in picked)).reshape(-1, len(picked))
         named_colours = torch.stack([rows[i] for rows, i in zip(picked, index.unbind(1), strict=True)], dim=1)
-        yield Block(self.bank(solid, size), solid.palette(named_colours))
+        bank = self._own(solid, size, pose) if posed else self.bank(solid, size)
+        yield Block(bank, solid.palette(named_colours))
 
     def _split(self, x_t: Tensor, level: Level, what: list[int], condition: Condition) -> tuple[Tensor, Tensor]:
         """(x0_hat, eps_hat) of pictures that are told the same solid and colours."""
         x = x_t.flatten(2).to(self.dtype)
         alpha, sigma = (value.to(self.dtype) for value in level)
         var = (alpha * self.q) ** 2 + sigma**2
-        blocks = [_told(block, condition) for block in self._blocks(what, _side(x_t))]
+        pose = condition.tensors[POSE]
+        blocks = [_told(block, condition) for block in self._blocks(what, _side(x_t), pose)]
         found = [posterior(x, block, alpha, var) for block, _ in blocks]
         logs = [
             (p.log + heard.to(self.dtype).log()[:, None]).flatten(1)
@@ -285,14 +276,10 @@ def _told(block: Block, condition: Condition) -> tuple[Block, Tensor]:
 
 
 def _heard(bank: Products, condition: Condition) -> Tensor:
-    """Mask (B, V), 1 for the views that a sample's condition admits: those that its view word names, or those near its
-    camera (the nearest one where none is near); all views where the word fits none of the bank."""
+    """Mask (B, V), 1 for the views that a sample's condition admits: that of its own camera, or those that its view
+    word names; all views where the word fits none of the bank."""
     word, pose = condition.tensors["word"], condition.tensors[POSE]
+    if not pose.isnan().any():
+        return torch.eye(len(pose), device=pose.device)
     heard = bank.holds[torch.where(word == ANY, len(WORDINGS), word)]
-    turn = ((bank.azimuth[None] - pose[:, :1] + 180) % 360 - 180).abs()
-    rise = (bank.elevation[None] - pose[:, 1:]).abs()
-    near = (turn <= NEAR) & (rise <= NEAR)
-    gap = turn.square() + rise.square()
-    near = torch.where(near.any(1, keepdim=True), near, gap == gap.amin(1, keepdim=True))
-    heard = torch.where(pose.isnan().any(1, keepdim=True), heard, near)
     return torch.where(heard.any(1, keepdim=True), heard, torch.ones_like(heard)).to(torch.float32)
