@@ -33,9 +33,10 @@ os.fsync = lambda handle: None  # what a test writes need not outlive a loss of 
 gc.set_threshold(50_000, 20, 20)
 
 
-SLOW = ["test_golden.py", "tiny/test_golden.py", "test_package.py", "app/test_run.py", "app/test_adapters.py"]
-SLOW += ["tiny/test_denoise.py", "edit/test_method.py", "tiny/test_training.py", "app/test_grid.py"]
-SLOW += ["app/test_mesh_lift.py", "app/test_places.py", "app/test_kill.py", "app/test_records.py", "test_docs.py"]
+SLOW = ["test_docs.py", "tiny/test_golden.py", "test_golden.py", "edit/test_method.py", "priors/test_adapters.py"]
+SLOW += ["test_package.py", "app/test_layers.py", "priors/test_changes.py", "edit/test_invert.py", "app/test_run.py"]
+SLOW += ["tiny/test_conditioning.py", "app/test_folders.py", "tiny/test_training.py", "app/test_python.py"]
+SLOW += ["app/test_kill.py", "test_examples.py", "app/test_grid.py", "app/test_mesh_lift.py", "tiny/test_fit.py"]
 """The files of ten seconds and more, which come first so that both processes end together."""
 
 
