@@ -25,7 +25,7 @@ from threestudio_rf.app.settings.config import leaves
 
 TEXTS = {"refine_with", "experiment", "preset", "prompt", "negative_prompt", "name", "tag", "device"}
 TEXTS |= {"scene.name", "prior.name", "loss.name"}
-TEXTS |= {"loss.neg_prompt", "loss.target_prompt", "loss.artifact_prompt", "edit.source", "grid.name"}
+TEXTS |= {"loss.neg_prompt", "loss.target_prompt", "loss.artifact_prompt", "edit.source", "grid.name", "grid.jobs"}
 TEXTS |= {"prior.revision", "prior.variant", "prior.view_pattern", "prior.lora", "prior.delta", "prior.delta_from"}
 TEXTS |= {f"prior.prompt_{view}" for view in ("side", "front", "back", "overhead")}
 SAMPLE = ["task=sample", "prior=gaussian", "prompt=a red ball", "n=1", "steps=2"]

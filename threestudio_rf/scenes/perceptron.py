@@ -20,6 +20,7 @@ class Perceptron(nn.Sequential):
     """
 
     def forward(self, points: Tensor) -> Tensor:
+        """Outputs (N, outputs) of points (N, inputs)."""
         weights = [layer.weight for layer in self if isinstance(layer, nn.Linear)]
         if points.is_cuda or points.dtype != weights[0].dtype:
             return layers(points.t(), weights).t()
