@@ -1,7 +1,7 @@
 """Hydra's errors in one line, stored settings, resumed settings.
 
 Mutations seen to fail: `_escaped` made the identity (stored interpolations), the version check removed, `on_top`
-without the named keys (a change back to the default).
+without the named keys (a change back to the default), a second stage without the preset that its own builds on.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from threestudio_rf.app.errors import UserError
 from threestudio_rf.app.settings.compose import compose, differences, from_text, on_top, to_text, typed
 from threestudio_rf.app.settings.config import Config
 from threestudio_rf.app.settings.flags import translate
+from threestudio_rf.app.settings.layers import on_preset
 
 
 def composed(*line: str) -> Config:
@@ -122,3 +123,9 @@ def test_a_value_that_cannot_be_read_is_one_line_with_its_key_and_no_name_of_an_
     text = str(caught.value)
     assert item.partition("=")[0] in text and "\n" not in text
     assert "Exception" not in text and "Error" not in text
+
+
+@pytest.mark.parametrize("name", ["refine", "refine_exact", "refine_sd"])
+def test_the_preset_of_a_second_stage_is_the_preset_by_name_with_what_it_builds_on(name: str) -> None:
+    field = ["experiment=tiny_exact", "prompt='a red ball'"]
+    assert on_preset(typed(compose(field)), name) == typed(compose([*field, f"preset={name}"]))

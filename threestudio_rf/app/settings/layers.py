@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from threestudio_rf.app.errors import UserError, suggestion
 from threestudio_rf.app.settings.compose import blank, escaped, typed
 from threestudio_rf.app.settings.config import Config, leaves
-from threestudio_rf.app.settings.files import file_of, layered
+from threestudio_rf.app.settings.files import chain, file_of, layered
 
 LOCK = threading.Lock()
 
@@ -29,8 +29,9 @@ def settings(choice: Mapping[str, str] | None = None, changes: Mapping[str, Any]
 
 
 def on_preset(config: Config, name: str) -> Config:
-    """Settings with those of a preset's own file on top."""
-    return typed(OmegaConf.merge(OmegaConf.structured(config), file_of(f"preset/{name}")[1]))
+    """Settings with those of a preset's file on top, and of those it builds on."""
+    files = [file_of(file)[1] for file in chain("preset", name)[0]]
+    return typed(OmegaConf.merge(OmegaConf.structured(config), *files))
 
 
 def _changed(made: DictConfig, changes: Mapping[str, Any]) -> DictConfig:
