@@ -3,8 +3,9 @@
     python bench/ranks.py [--experiment tiny tiny_sd3] [--steps 50] [--repeats 3]
 
 In turn, within one run, each from a fresh object: one process with one thread, two processes with one thread each, one
-process with two threads. Told: medians of the seconds that the steps took after `--warm` of them, their ratios, and the
-largest difference of the scene of two processes from that of one, relative to the largest number of each tensor.
+process with two threads. Told: medians of the seconds that the steps took after `--warm` of them, by the clock and of
+the first process's processor (what two free cores would give without waiting), their ratios, and the largest difference
+of the scene of two processes from that of one, relative to the largest number of each tensor.
 """
 
 from __future__ import annotations
@@ -38,8 +39,11 @@ WAYS = (("one process, one thread", False, 1), ("two processes, one thread each"
 WAYS += (("one process, two threads", False, 2),)
 
 
-def steps(config: Config, prior: Prior, ranks: Ranks, count: int, warm: int) -> tuple[float, dict[str, Tensor]]:
-    """Seconds of `count` steps after `warm` others, and the scene they end with."""
+Seconds = tuple[float, float]
+
+
+def steps(config: Config, prior: Prior, ranks: Ranks, count: int, warm: int) -> tuple[Seconds, dict[str, Tensor]]:
+    """Seconds of `count` steps after `warm` others, by the clock and of the processor, and the scene they end with."""
     scene = build_scene(config.scene, config.seed, CPU)
     conditions, negative = embed_views(config, prior)
     optimiser = make_optimiser(scene, rates(config), weight_decay=config.optim.weight_decay)
@@ -55,10 +59,11 @@ def steps(config: Config, prior: Prior, ranks: Ranks, count: int, warm: int) -> 
     for _ in range(warm):
         next(run)
     ranks.wait()
-    started = time.perf_counter()
+    started = time.perf_counter(), time.process_time()
     for _ in range(count):
         next(run)
-    return time.perf_counter() - started, {name: value.clone() for name, value in scene.state_dict().items()}
+    seconds = time.perf_counter() - started[0], time.process_time() - started[1]
+    return seconds, {name: value.clone() for name, value in scene.state_dict().items()}
 
 
 def work(rank: int, port: int, options: argparse.Namespace) -> None:
@@ -68,7 +73,7 @@ def work(rank: int, port: int, options: argparse.Namespace) -> None:
     for experiment in options.experiment:
         config = typed(compose(["prompt='a red mushroom'", f"experiment={experiment}"]))
         prior = build_prior(config.prior, CPU)
-        seconds: dict[str, list[float]] = {name: [] for name, *_ in WAYS}
+        seconds: dict[str, list[Seconds]] = {name: [] for name, *_ in WAYS}
         ends: dict[str, dict[str, Tensor]] = {}
         for _ in range(options.repeats):
             for name, both, threads in WAYS:
@@ -84,14 +89,18 @@ def work(rank: int, port: int, options: argparse.Namespace) -> None:
     leave(ranks)
 
 
-def tell(experiment: str, seconds: dict[str, list[float]], one: dict[str, Tensor], two: dict[str, Tensor]) -> None:
+def tell(experiment: str, seconds: dict[str, list[Seconds]], one: dict[str, Tensor], two: dict[str, Tensor]) -> None:
     """Print medians, ratios and differences."""
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    alone, both, threads = (median[name] for name, *_ in WAYS)
-    for name, values in seconds.items():
-        print(f"{experiment}: {name:32s} {median[name]:7.2f} s  of {', '.join(f'{value:.2f}' for value in values)}")
-    print(f"{experiment}: two processes are {alone / both:.2f} times as fast as one with one thread", end="")
-    print(f", {threads / both:.2f} times as fast as one with two")
+    for i, what in enumerate(("by the clock", "of the processor")):
+        median = {name: statistics.median(value[i] for value in values) for name, values in seconds.items()}
+        alone, both, threads = (median[name] for name, *_ in WAYS)
+        for name, values in seconds.items():
+            told = ", ".join(f"{value[i]:.2f}" for value in values)
+            print(f"{experiment}, {what}: {name:32s} {median[name]:7.2f} s of {told}")
+        print(
+            f"{experiment}, {what}: two processes are {alone / both:.2f} times as fast as one with one thread", end=""
+        )
+        print("" if i else f", {threads / both:.2f} times as fast as one with two")
     apart = {
         name: ((value - two[name]).abs().max() / value.abs().max().clamp(min=1e-12)).item()
         for name, value in one.items()
