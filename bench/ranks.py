@@ -4,8 +4,9 @@
 
 In turn, within one run, each from a fresh object: one process with one thread, two processes with one thread each, one
 process with two threads. Told: medians of the seconds that the steps took after `--warm` of them, by the clock and of
-the first process's processor (what two free cores would give without waiting), their ratios, and the largest difference
-of the scene of two processes from that of one, relative to the largest number of each tensor.
+the first process's processor (what two free cores would give without waiting), their ratios, and how far the scene is
+from that of one process with one thread: the parameters, relative to the largest number of each tensor, and eight
+pictures of it. That of one process with two threads is what rounding alone does.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from torch import Tensor, multiprocessing
+from torch import multiprocessing
 
 from threestudio_rf.app.build.method import lift_settings, rates
 from threestudio_rf.app.build.scene import build_prior, build_scene
@@ -30,6 +31,8 @@ from threestudio_rf.app.build.views import embed_views
 from threestudio_rf.app.settings.compose import compose, typed
 from threestudio_rf.app.settings.config import Config
 from threestudio_rf.priors.base import Prior
+from threestudio_rf.scenes.base import Scene
+from threestudio_rf.scenes.camera import sphere_views
 from threestudio_rf.trainer.lift import lift
 from threestudio_rf.trainer.optim import make_optimiser
 from threestudio_rf.trainer.ranks import ALONE, Ranks, join, leave
@@ -42,7 +45,7 @@ WAYS += (("one process, two threads", False, 2),)
 Seconds = tuple[float, float]
 
 
-def steps(config: Config, prior: Prior, ranks: Ranks, count: int, warm: int) -> tuple[Seconds, dict[str, Tensor]]:
+def steps(config: Config, prior: Prior, ranks: Ranks, count: int, warm: int) -> tuple[Seconds, Scene]:
     """Seconds of `count` steps after `warm` others, by the clock and of the processor, and the scene they end with."""
     scene = build_scene(config.scene, config.seed, CPU)
     conditions, negative = embed_views(config, prior)
@@ -63,7 +66,7 @@ def steps(config: Config, prior: Prior, ranks: Ranks, count: int, warm: int) -> 
     for _ in range(count):
         next(run)
     seconds = time.perf_counter() - started[0], time.process_time() - started[1]
-    return seconds, {name: value.clone() for name, value in scene.state_dict().items()}
+    return seconds, scene
 
 
 def work(rank: int, port: int, options: argparse.Namespace) -> None:
@@ -74,7 +77,7 @@ def work(rank: int, port: int, options: argparse.Namespace) -> None:
         config = typed(compose(["prompt='a red mushroom'", f"experiment={experiment}"]))
         prior = build_prior(config.prior, CPU)
         seconds: dict[str, list[Seconds]] = {name: [] for name, *_ in WAYS}
-        ends: dict[str, dict[str, Tensor]] = {}
+        ends: dict[str, Scene] = {}
         for _ in range(options.repeats):
             for name, both, threads in WAYS:
                 ranks.wait()
@@ -85,11 +88,11 @@ def work(rank: int, port: int, options: argparse.Namespace) -> None:
                     )
                     seconds[name].append(found)
         if ranks.first:
-            tell(experiment, seconds, *(ends[name] for name, *_ in WAYS[:2]))
+            tell(experiment, seconds, ends)
     leave(ranks)
 
 
-def tell(experiment: str, seconds: dict[str, list[Seconds]], one: dict[str, Tensor], two: dict[str, Tensor]) -> None:
+def tell(experiment: str, seconds: dict[str, list[Seconds]], ends: dict[str, Scene]) -> None:
     """Print medians, ratios and differences."""
     for i, what in enumerate(("by the clock", "of the processor")):
         median = {name: statistics.median(value[i] for value in values) for name, values in seconds.items()}
@@ -101,13 +104,19 @@ def tell(experiment: str, seconds: dict[str, list[Seconds]], one: dict[str, Tens
             f"{experiment}, {what}: two processes are {alone / both:.2f} times as fast as one with one thread", end=""
         )
         print("" if i else f", {threads / both:.2f} times as fast as one with two")
-    apart = {
-        name: ((value - two[name]).abs().max() / value.abs().max().clamp(min=1e-12)).item()
-        for name, value in one.items()
-        if value.is_floating_point()
-    }
-    worst = max(apart, key=lambda name: apart[name])
-    print(f"{experiment}: largest difference {apart[worst]:.1e} of the largest number, in {worst}", flush=True)
+    one = ends[WAYS[0][0]]
+    for name, *_ in WAYS[1:]:
+        numbers, picture = apart(one, ends[name])
+        print(f"{experiment}: {name} from one with one: parameters {numbers:.1e}, pictures {picture:.1e}", flush=True)
+
+
+@torch.no_grad()
+def apart(one: Scene, other: Scene) -> tuple[float, float]:
+    """Largest difference of parameters, relative to the largest number of each tensor; of colours in pictures."""
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    numbers = max(((a - b).abs().max() / a.abs().max().clamp(min=1e-12)).item() for a, b in pairs)
+    pictures = [scene.render(sphere_views(8, height=64, width=64)).rgb for scene in (one, other)]
+    return numbers, (pictures[0] - pictures[1]).abs().max().item()
 
 
 def main() -> None:
