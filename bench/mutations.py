@@ -1,6 +1,7 @@
-"""Deliberate faults of one line, from core to trainer, and whether the tests meant for them notice.
+"""Deliberate faults of one line, from core to trainer, and whether the tests meant for them notice. The rows of
+`priors/adapters` are the traps of the priors: what a network expects otherwise than its neighbours.
 
-    python bench/mutations.py [--first 0] [--last 31]
+    python bench/mutations.py [--first 0] [--last 68]
 
 Each fault is put into a temporary copy of this checkout, alone, and its tests run there; "caught" is right. Exit code 1
 when one survives, or when its line is no longer in the file.
@@ -18,6 +19,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
+STEPS = "priors/test_adapters.py::test_two_steps_and_the_picture_are_those_of_the_pipeline"
+WIDE = "priors/test_adapters.py::test_a_step_of_a_wide_picture_is_that_of_the_pipeline"
+PADDING = "priors/test_adapters.py::test_padding_is_seen_only_where_the_pipeline_shows_it"
+RAGGED = "priors/test_adapters.py::test_ragged_prompts_are_what_they_are_alone"
+HEARD = "priors/test_adapters.py::test_what_the_network_hears_is_what_the_latents_are_noised_with"
+VAE = "priors/test_adapters.py::test_what_is_encoded_is_decoded_as_by_the_vae_alone"
+TWICE = "priors/test_adapters.py::test_the_gradient_of_a_picture_is_finite_and_not_zero_also_when_it_is_computed_twice"
 
 
 class Fault(NamedTuple):
@@ -71,7 +79,7 @@ FAULTS = [
         "prior.schedule, 1.0)",
         "edit/test_method.py trainer/test_edit.py",
     ),
-    Fault("trainer/lift.py", " or not bool(norm.isfinite())", "", "trainer/test_lift.py"),
+    Fault("trainer/lift.py", " or not math.isfinite(norm)", "", "trainer/test_lift.py"),
     Fault("trainer/lift.py", 'self.conditions["cond"])', 'self.conditions["uncond"])', "trainer/test_lift.py -k twin"),
     Fault("trainer/lift.py", 'factors.get("distill", 1.0) * result.loss', "result.loss", "trainer/test_lift.py"),
     Fault("trainer/lift.py", "antialias=smaller", "antialias=False", "trainer/test_lift.py -k aliasing"),
@@ -82,6 +90,97 @@ FAULTS = [
         "latents[first : first + chosen.batch]",
         "latents[: chosen.batch]",
         "app/test_sample.py -k given_latents",
+    ),
+    Fault("priors/adapters/sdxl.py", "[*sides, 0, 0, *sides]", "[0, 0, *sides, *sides]", f"{STEPS}[sdxl]"),
+    Fault("priors/adapters/sdxl.py", "0 if not text and", "0 if False and", f"{STEPS}[sdxl]"),
+    Fault(
+        "priors/folder/parts.py",
+        "pixels or dtype == torch.float16",
+        "pixels",
+        "priors/test_adapted_parts.py -k float16",
+    ),
+    Fault(
+        "priors/folder/vaes.py",
+        "if mean is None or std is None:",
+        "if True:",
+        "priors/test_adapted_parts.py -k deviation",
+    ),
+    Fault("priors/adapters/prx.py", 'label="t",', 'label="n t",', f"{STEPS}[prx]"),
+    Fault("priors/adapters/prx.py", '=texts["mask"],', '=texts["mask"] | True,', f"{PADDING}[prx]"),
+    Fault("priors/adapters/prx_pixel.py", "start=DEVIATION", "start=1.0", f"{STEPS}[prx_pixel]"),
+    Fault("priors/adapters/prx_pixel.py", "Level(1 - t, DEVIATION * t)", "Level(1 - t, t)", f"{STEPS}[prx_pixel]"),
+    Fault("priors/adapters/prx_pixel.py", "min=CLEANEST", "min=1e-6", f"{STEPS}[prx_pixel]"),
+    Fault("priors/adapters/prx_pixel.py", "return (v + end) / DEVIATION - end", "return v", f"{STEPS}[prx_pixel]"),
+    Fault("priors/adapters/sana.py", "given if text else None", "None", f"{STEPS}[sana]"),
+    Fault("priors/adapters/sana.py", "given if text else None", "given", f"{STEPS}[sana]"),
+    Fault("priors/adapters/sana.py", '=texts["mask"].long()', '=texts["mask"].long() | 1', f"{PADDING}[sana]"),
+    Fault("priors/adapters/load.py", '* network.real("timestep_scale", 1.0, above=0)', "", f"{STEPS}[sana]"),
+    Fault(
+        "priors/folder/vaes.py",
+        "_decoded, _factors, _wrap_down_blocks)",
+        "_decoded, _factors, _own_flag)",
+        f"{TWICE}[sana-True]",
+    ),
+    Fault("priors/adapters/flux2_klein.py", "(t.to(dtype) * 1000).double() / 1000", "t", f"{HEARD}[flux2_klein-bf16]"),
+    Fault(
+        "priors/adapters/flux2_klein.py",
+        "(t.to(dtype) * 1000).double() / 1000",
+        "t.to(dtype).double()",
+        f"{HEARD}[flux2_klein-bf16]",
+    ),
+    Fault(
+        "priors/adapters/flux2_klein.py",
+        "PATCH, TOKENS = 1024, 2, 512",
+        "PATCH, TOKENS = 1024, 2, 256",
+        f"{PADDING}[flux2_klein]",
+    ),
+    Fault(
+        "priors/adapters/flux2_klein.py",
+        "(one, rows, columns, one)",
+        "(one, columns, rows, one)",
+        f"{WIDE}[flux2_klein]",
+    ),
+    Fault("priors/adapters/flux2_klein.py", "    shift=shift,\n", "", f"{STEPS}[flux2_klein]"),
+    Fault(
+        "priors/folder/vaes.py", "batch_norm_eps).sqrt(), mean", "batch_norm_eps).sqrt(), 0.0", f"{STEPS}[flux2_klein]"
+    ),
+    Fault("priors/folder/vaes.py", "variance + vae.config.batch_norm_eps", "variance", f"{STEPS}[flux2_klein]"),
+    Fault("priors/adapters/zimage.py", "return -torch.stack", "return torch.stack", f"{STEPS}[zimage]"),
+    Fault("priors/adapters/zimage.py", 'label="1 - t"', 'label="t"', f"{STEPS}[zimage]"),
+    Fault("priors/adapters/zimage.py", "prompt[mask] for", "prompt for", f"{PADDING}[zimage]"),
+    Fault("priors/adapters/qwen_image.py", "t.to(dtype).double()", "t", f"{HEARD}[qwen_image-bf16]"),
+    Fault("priors/adapters/qwen_image.py", "None if bool(mask.all()) else mask", "None", f"{RAGGED}[qwen_image]"),
+    Fault("priors/adapters/qwen_image.py", "    lengths=lengths,\n", "", f"{STEPS}[qwen_image]"),
+    Fault(
+        "priors/folder/vaes.py", "_channels(vae.config.latents_mean)", "0.0", f"{VAE}[qwen_image] {STEPS}[qwen_image]"
+    ),
+    Fault("priors/adapters/chroma.py", "(t.to(dtype) * 1000).double() / 1000", "t", f"{HEARD}[chroma-bf16]"),
+    Fault(
+        "priors/adapters/chroma.py",
+        'torch.cat([texts["mask"], seen]',
+        'torch.cat([texts["mask"] | True, seen]',
+        f"{STEPS}[chroma]",
+    ),
+    Fault("priors/adapters/pixart.py", "out[:, : x.shape[1]]", "out[:, -x.shape[1] :]", f"{STEPS}[pixart]"),
+    Fault("priors/adapters/lumina2.py", "return -out", "return out", f"{STEPS}[lumina2]"),
+    Fault(
+        "priors/adapters/lumina2.py",
+        "(prompt, mask) if text else (empty, no_mask)",
+        "(prompt, mask)",
+        f"{STEPS}[lumina2]",
+    ),
+    Fault(
+        "priors/adapters/base.py",
+        "to(torch.float32)\n        return self.table",
+        "to(self.text.dtype)\n        return self.table",
+        f"{HEARD}[sana-bf16]",
+    ),
+    Fault("priors/adapters/base.py", "self.text.dtype == torch.float32\n", "True\n", f"{HEARD}[chroma-bf16]"),
+    Fault(
+        "priors/folder/layout.py",
+        'or (facts.pipelines and index.get("_class_name") not in facts.pipelines)',
+        "",
+        "priors/test_adapters.py -k another_kind",
     ),
 ]
 

@@ -164,6 +164,25 @@ def test_the_vae_of_wan_stands_for_qwens(adapted: Folders, tmp_path: Path) -> No
     torch.testing.assert_close(prior.decode(found[0][0]), shown, rtol=1e-4, atol=1e-4)
 
 
+def test_sdxls_latents_have_the_mean_and_deviation_of_their_channels_where_the_vae_says_so(
+    adapted: Folders, tmp_path: Path
+) -> None:
+    from diffusers import StableDiffusionXLPipeline
+
+    folder = shutil.copytree(adapted("sdxl"), tmp_path / "sdxl")
+    file, mean, std = folder / "vae/config.json", [0.5, -0.3, 0.2, -0.1], [1.5, 0.8, 2.0, 0.6]
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"latents_mean": mean, "latents_std": std}))
+    prior, pipe = opened("sdxl", folder), StableDiffusionXLPipeline.from_pretrained(folder)
+    latents = normal((1, *prior.latent_shape), generator(0, 0, "x"))
+    given = {"latents": latents, "height": 64, "width": 64, "num_inference_steps": 1, "guidance_scale": 3.0}
+    ends = [pipe(prompt=PROMPT, output_type=kind, **given).images for kind in ("latent", "pt")]
+    torch.testing.assert_close(prior.decode(ends[0]), ends[1], rtol=0, atol=1e-5)
+    image = torch.rand(1, 3, 64, 64, generator=generator(0, 0, "image"))
+    z, scale = prior.parts.vae.encode(2 * image - 1).latent_dist.mode(), prior.parts.vae.config.scaling_factor
+    wanted = (z - torch.tensor(mean).view(1, 4, 1, 1)) * scale / torch.tensor(std).view(1, 4, 1, 1)
+    torch.testing.assert_close(prior.encode(image), wanted, rtol=1e-5, atol=1e-6)
+
+
 def test_in_float16_sdxls_vae_computes_in_float32(adapted: Folders) -> None:
     plain = opened("sdxl", adapted("sdxl"))
     image = torch.rand(1, 3, 64, 64, generator=generator(0, 0, "image"))

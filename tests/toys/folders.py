@@ -136,6 +136,7 @@ def sana() -> tuple[type, dict[str, Any]]:
         caption_channels=16,
         sample_size=2,
         patch_size=1,
+        timestep_scale=0.5,
     )
     scheduler = DPMSolverMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, solver_order=2
@@ -197,7 +198,12 @@ def flux2_klein() -> tuple[type, dict[str, Any]]:
 
     tokenizer = words_tokenizer(1024)
     vae = AutoencoderKLFlux2(
-        block_out_channels=(8, 8, 8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=64
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=64,
+        batch_norm_eps=0.05,
     )
     vae.bn.running_mean.normal_(std=0.3)
     vae.bn.running_var.uniform_(0.5, 2)

@@ -74,7 +74,7 @@ def normalised(z: Tensor, pipe: Any) -> Tensor:
     """FLUX.2's latents as its network reads them: 2 x 2 as channels, by the batch norm of its VAE."""
     b, c, h, w = z.shape
     z = z.view(b, c, h // 2, 2, w // 2, 2).permute(0, 1, 3, 5, 2, 4).reshape(b, 4 * c, h // 2, w // 2)
-    return nn.functional.batch_norm(z, pipe.vae.bn.running_mean, pipe.vae.bn.running_var, eps=1e-4)
+    return nn.functional.batch_norm(z, pipe.vae.bn.running_mean, pipe.vae.bn.running_var, eps=pipe.vae.bn.eps)
 
 
 def pixels(x: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ CASES: dict[str, Case] = {
         given=guided(max_sequence_length=0),
         free=("text_encoder_3", "tokenizer_3"),
     ),
-    "sana": Case("time_embed.emb.time_proj", lambda n: n / 1000, given=guided(**BINS)),
+    "sana": Case("time_embed.emb.time_proj", lambda n: n / 500, given=guided(**BINS)),
     "prx": Case("", lambda t: t, given=guided(**BINS)),
     "flux2_klein": Case(
         "time_guidance_embed.time_proj",
