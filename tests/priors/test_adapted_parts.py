@@ -192,6 +192,19 @@ def test_in_float16_sdxls_vae_computes_in_float32(adapted: Folders) -> None:
     assert torch.equal(half.encode(image), plain.encode(image))
 
 
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_a_missing_text_encoder_or_tokenizer_is_named(kind: str, adapted: Folders, tmp_path: Path) -> None:
+    part = [*import_module(f"threestudio_rf.priors.adapters.{kind}").ADAPTER.text.encoders][-1]
+    for missing, words in ((part.replace("text_encoder", "tokenizer"), "is missing"), (part, "holds no weights")):
+        folder = tmp_path / missing
+        folder.mkdir()
+        for child in adapted(kind).iterdir():
+            if child.name != missing:
+                (folder / child.name).symlink_to(child)
+        with pytest.raises(PriorError, match=rf"{folder / missing} {words}"):
+            opened(kind, folder, cache=str(tmp_path / "texts")).embed([PROMPT])
+
+
 # Distilled networks
 
 

@@ -141,5 +141,5 @@ def test_parts_that_an_adapter_does_not_need_are_never_opened(copied_sd, change_
     shutil.rmtree(copied_sd / "tokenizer")
     prior = load_sd(copied_sd)
     prior.load()
-    with pytest.raises(PriorError, match="the tokenizer cannot be loaded"):
+    with pytest.raises(PriorError, match="tokenizer is missing"):
         prior.embed(["red"])

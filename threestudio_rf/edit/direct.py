@@ -8,7 +8,8 @@ moved by that residual:
     down:  x = x - (t' - s') u_target(x + d, t)
 
 Where x = x_t, x + d is x_s, so under the source the velocity is the one of the way up and the step ends in x_s: any
-number of steps returns the picture, up to rounding. Their sharing of attention between the branches is left out.
+number of steps returns the picture, up to rounding. States are kept in float64: a rounding of float32 grows on the way
+down, where the field is steep. Their sharing of attention between the branches is left out.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Direct:
 
 def ascend(path: Path, x0: Tensor, times: Tensor, settings: Direct) -> Iterator[State]:
     """The states from the picture x0 (B, C, h, w) up the falling `times` (S + 1,) reversed, with the source prompt."""
-    field, x = path.velocity(SOURCE, settings.scale_source), x0
+    field, x = path.velocity(SOURCE, settings.scale_source), x0.double()
     rising = times.flip(0).to(x0.device)[:, None].expand(-1, len(x0))
     for left, (s, t) in zip(range(len(times) - 2, -1, -1), pairwise(rising), strict=True):
         u, low = field(x, t), column(path.level(s).sigma, x)
@@ -62,7 +63,7 @@ def descend(
     (B, C, h, w) of the way up, the picture first. ValueError for a trail of another length."""
     if len(trail) != len(times):
         raise ValueError(f"got a trail of {len(trail)} states, expected the {len(times)} of the way up")
-    field, x = path.velocity(role, settings.scale), trail[-1]
+    field, x, kept = path.velocity(role, settings.scale), trail[-1].double(), trail[0].dtype
     grid = times.to(x.device)[:, None].expand(-1, len(x))
     ways = zip(pairwise(grid), pairwise(reversed(trail)), range(len(times) - 2, -1, -1), strict=True)
     for (t, s), (upper, lower), left in ways:
@@ -70,4 +71,4 @@ def descend(
         u = field(asked, t)
         x = x - (column(path.level(t).sigma, x) - low) * u
         x = x if after is None else after(x, s)
-        yield State(left, s, x, asked - low * u)
+        yield State(left, s, x.to(kept), (asked - low * u).to(kept))

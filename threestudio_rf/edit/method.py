@@ -147,7 +147,7 @@ def resample(
     if isinstance(settings, Ode):
         return down(path, x, x0, times, settings, role=role, after=after, generator=generator)
     if isinstance(settings, Direct):
-        passed = [x0, *(noise(x0, state.x, path.level(state.t)) for state in trail)]
+        passed = [x0, *(noise(x0.double(), state.x, path.level(state.t)) for state in trail)]
         return descend(path, passed, times, settings, role=role, after=after)
     if isinstance(settings, IRFDS):
         return travel(path.velocity(role, settings.scale), x, times, after=after)

@@ -40,6 +40,10 @@ def load_tokenizer(cls: Any, folder: Path, encoder: Path, positions: int | None 
     of them than that has positions: `positions` where it does not say how many, None where it has none. PriorError
     when its files are missing or broken."""
     config = Table(encoder / "config.json")
+    if not folder.is_dir():
+        raise PriorError(
+            f"{folder} is missing: the folder of the prior is not whole, its text encoder needs a tokenizer"
+        )
     try:
         with quiet():
             tokenizer = cls.from_pretrained(str(folder), local_files_only=True)
