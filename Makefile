@@ -1,6 +1,5 @@
 # make demo: a red mushroom in 3D.  make test: the tests.  make lint: style and types.
 # make test-kernels: the GPU's kernels, interpreted on the CPU (installs Triton, 1 GB, Linux only).
-# make test-int8: networks in int8, on the CPU (installs torchao).
 # Needs Python 3.11 to 3.13, make and the network; everything is installed into .venv.
 #   PYTHON=python3.12      another interpreter
 #   TORCH_FLAGS="..."      options of pip for torch alone, for example an index with the wheel for your GPU
@@ -15,7 +14,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test test-kernels test-int8 lint clean
+.PHONY: demo test test-kernels lint clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -26,9 +25,6 @@ test: .venv/tools
 
 test-kernels: .venv/kernels
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto -m "kernels or gpu" tests/scenes/kernels
-
-test-int8: .venv/int8
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests/priors/test_parts.py tests/priors/test_adapted_parts.py -k int8
 
 lint: .venv/tools
 	$(BIN)/ruff check .
@@ -55,10 +51,6 @@ clean:
 
 .venv/tools: .venv/installed
 	$(PIP) install -e ".[test]"
-	touch $@
-
-.venv/int8: .venv/tools
-	$(PIP) install "$$(grep -o 'torchao>=[0-9.]*' pyproject.toml)"
 	touch $@
 
 # torch's own Triton, where it brings one, stays

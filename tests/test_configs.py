@@ -31,6 +31,8 @@ from threestudio_rf.trainer.optim import make_optimiser
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
 SMALL = {"scene.encoding.log2_table": 8, "scene.encoding.levels": 2}
+WITH = {("preset", "refine_exact"): {"experiment": "tiny_exact"}}
+"""What a choice needs beside it, as its file says."""
 
 
 @pytest.mark.parametrize("experiment", choices("experiment"))
@@ -56,7 +58,7 @@ def test_every_experiment_composes_and_builds_with_the_gaussian_prior(experiment
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group in groups() for name in choices(group)])
 def test_every_choice_of_every_group_works(group, name):
     given = {"prompt": "a red ball", "resume": "somewhere", "edit.image": "picture.png"}
-    check(settings({group: name}, given))
+    check(settings({group: name, **WITH.get((group, name), {})}, given))
 
 
 def test_the_sd3_experiment_has_the_reference_windows_as_noise_levels():

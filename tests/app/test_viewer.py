@@ -44,7 +44,6 @@ def rows(folder):
 @pytest.fixture
 def opened(small, tmp_path):
     """A viewer of a fresh scene, on a free port."""
-    pytest.importorskip("viser")
     changes = dict(item.split("=", 1) for item in small if not item.startswith("prior="))
     changes = {key: eval(value, {"false": False, "uniform": "uniform"}) for key, value in changes.items()}
     config = settings({"prior": "gaussian"}, changes | {"prompt": "a red ball", "viewer": True, "viewer_port": 0})
@@ -89,7 +88,6 @@ def received(wire, name: bytes) -> bool:
 
 
 def test_a_run_is_the_same_to_the_bit_with_a_viewer_whose_port_is_taken(small, launcher, tmp_path):
-    pytest.importorskip("viser")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         line = [*small, *FAST, f"exp_root_dir={tmp_path}"]

@@ -117,7 +117,6 @@ def test_float8_moves_an_answer_little_and_offloading_moves_neither_answer_nor_g
 
 @pytest.mark.parametrize("kind", BUILDERS)
 def test_int8_moves_an_answer_little(kind: str, adapted: Folders) -> None:
-    pytest.importorskip("torchao")
     plain, small = (opened(kind, adapted(kind), **more) for more in ({}, {"quantization": "int8"}))
     assert any("Int8" in type(weight).__name__ for weight in small.network.parameters())
     assert 1e-5 < (answer(small) - answer(plain)).norm() / answer(plain).norm() < 0.05

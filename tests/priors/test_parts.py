@@ -123,7 +123,6 @@ def test_faults_of_weights_that_will_be_quantised_are_found_in_their_files(copie
 
 
 def test_int8_quarters_the_weights_of_linear_layers_and_moves_predictions_little(load):
-    pytest.importorskip("torchao")
     plain, small = load(), load(quantization="int8")
     rounded = [w for w in small.parts.network.parameters() if "Int8" in type(w).__name__]
     assert rounded and {w.qdata.dtype for w in rounded} == {torch.int8} and not any(w.requires_grad for w in rounded)
