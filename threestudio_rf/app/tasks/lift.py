@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -157,6 +158,19 @@ def run_lift(made: Lift) -> Iterator[LiftState]:
     )
 
 
+@contextmanager
+def step_threads(config: Config) -> Iterator[None]:
+    """Take steps with `trainer.threads` of torch's threads. By default with its own number, but of two with one where
+    the prior is embedded: to share its small operations costs more time than it saves (bench/threads.py)."""
+    own = torch.get_num_threads()
+    small = facts_of(config.prior).world and own == 2
+    torch.set_num_threads(config.trainer.threads or (1 if small else own))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(own)
+
+
 def train(made: Lift, stop: Stop) -> None:
     """Run the loop with its files: metrics, pictures, checkpoints. Ends early when `stop` is asked."""
     config, total = made.run.config, made.run.config.trainer.steps
@@ -252,7 +266,8 @@ def command(run: Run) -> int:
     warn_bank(config)
     with Stop() as stop:
         if made.step < run.config.trainer.steps:
-            train(made, stop)
+            with step_threads(config):
+                train(made, stop)
         else:
             LOG.info("already at step %d of %d: nothing to train", made.step, run.config.trainer.steps)
         if stop.asked:
