@@ -128,6 +128,7 @@ ELSEWHERE = {
     "prior.delta_scale": "test_lora.py",
     "grid.docs": "test_grid.py",
     "grid.jobs": "test_grid.py",
+    "trainer.threads": "test_threads.py",
 }
 """Settings of the rim, and the file that has a test of each."""
 HIDDEN = {
