@@ -41,13 +41,8 @@ LICENCE_2 = "CreativeML OpenRAIL++-M (Stable Diffusion 2)"
 FLOW_LICENCE = "CC-BY-NC-4.0 (InstaFlow's weights: no commercial use)"
 OTHER_LICENCE = "unknown: see the page or folder the weights come from"
 NEVER_FETCHED = ("safety_checker", "feature_extractor", "image_encoder")
-FOREIGN_INPUTS = (
-    "addition_embed_type",
-    "class_embed_type",
-    "num_class_embeds",
-    "encoder_hid_dim_type",
-    "time_cond_proj_dim",
-)
+FOREIGN_INPUTS: tuple[str, ...] = ("addition_embed_type", "class_embed_type", "num_class_embeds")
+FOREIGN_INPUTS += ("encoder_hid_dim_type", "time_cond_proj_dim")
 
 
 class SDPrior:
