@@ -16,6 +16,7 @@ import trimesh
 from PIL import Image
 
 from threestudio_rf.app.tasks.output import asset
+from threestudio_rf.export import unwrap
 
 Launcher = Callable[..., tuple[int, Path | None, str, str]]
 
@@ -70,6 +71,17 @@ def test_a_missing_package_is_one_line_and_the_mesh_still_comes(
     code, err = launch(again, launcher, "export.faces=100")
     assert code == 0 and err.count(line) == 1
     assert ("model.png" in names(again)) == (package != "xatlas")
+
+
+def test_where_xatlas_gives_up_the_mesh_still_comes(
+    again: Path, launcher: Launcher, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    script = tmp_path / "gives_up.py"
+    script.write_text("import sys; sys.exit('too knotted a mesh')")
+    monkeypatch.setattr(unwrap, "__file__", str(script))
+    code, err = launch(again, launcher)
+    assert code == 0 and "no texture, colours are at the vertices: xatlas: too knotted a mesh" in err
+    assert {"model.glb", "model.obj"} <= set(names(again)) and "model.png" not in names(again)
 
 
 def test_a_mesh_of_very_many_triangles_gets_a_texture_only_when_asked(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from threestudio_rf.export.mesh import Mesh
 from threestudio_rf.export.shell import batches, shell_colours, shell_depth
+from threestudio_rf.export.unwrap import unwrapped
 from threestudio_rf.scenes.base import Meshed, Surface
 from threestudio_rf.scenes.surface.raster import Screen, barycentric, interpolate, rasterize
 
@@ -46,8 +47,8 @@ def texture_size(mesh: Mesh, cell: float, *, per_cell: float = 3.0) -> int:
 def textured(mesh: Mesh, colours: Colours, size: int) -> Atlas:
     """The atlas of a mesh with a picture of `size` texels a side.
 
-    `colours` maps points (N, 3) and outward normals (N, 3) of the surface to sRGB (N, 3) in [0, 1]. Raises ImportError
-    without the package xatlas, ValueError for a size outside of 16 to 4096.
+    `colours` maps points (N, 3) and outward normals (N, 3) of the surface to sRGB (N, 3) in [0, 1]. Raises ValueError
+    for a size outside of 16 to 4096, UnwrapError where xatlas is missing or gives no atlas.
     """
     if not SMALLEST <= size <= LARGEST:
         raise ValueError(f"a texture has {SMALLEST} to {LARGEST} texels a side, got {size}")
@@ -79,15 +80,9 @@ def colours_of(surface: Surface, mesh: Mesh, *, device: torch.device | str = "cp
 
 def _unwrapped(mesh: Mesh, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Origin, faces and uv of an `Atlas`."""
-    import xatlas
-
-    atlas = xatlas.Atlas()
-    arrays = (mesh.vertices.numpy(), mesh.faces.numpy().astype(np.uint32), mesh.normals.numpy())
-    atlas.add_mesh(*(np.ascontiguousarray(array) for array in arrays))
-    options = xatlas.PackOptions()
-    options.resolution, options.padding = size, GUTTER
-    atlas.generate(xatlas.ChartOptions(), options)
-    origin, faces, uv = (torch.from_numpy(array.copy()) for array in (x.astype(_wide(x)) for x in atlas[0]))
+    arrays = (array.contiguous().numpy() for array in (mesh.vertices, mesh.faces, mesh.normals))
+    found = unwrapped(*arrays, size=size, padding=GUTTER)
+    origin, faces, uv = (torch.from_numpy(array.astype(_wide(array))) for array in found)
     return origin, faces, uv
 
 

@@ -12,6 +12,7 @@ from threestudio_rf.app.settings.groups import ExportConfig
 from threestudio_rf.export.files import LOOKS, SIZES, UPS, write
 from threestudio_rf.export.mesh import Mesh
 from threestudio_rf.export.texture import Atlas, colours_of, texture_size, textured
+from threestudio_rf.export.unwrap import UnwrapError
 from threestudio_rf.scenes.base import Scene, Surface
 
 UNWRAPPED = 50_000
@@ -55,4 +56,8 @@ def atlas_of(run: Run, scene: Scene, mesh: Mesh) -> Atlas | None:
         return None
     cell = 2 * scene.radius / (settings.resolution - 1)
     size = texture_size(mesh, cell) if wanted == "auto" else int(wanted)
-    return textured(mesh, colours_of(scene, mesh, device=run.device), size)
+    try:
+        return textured(mesh, colours_of(scene, mesh, device=run.device), size)
+    except UnwrapError as error:
+        LOG.warning("no texture, colours are at the vertices: %s", error)
+        return None
