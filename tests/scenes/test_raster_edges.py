@@ -1,7 +1,7 @@
 """Outlines: finite differences of pixels, areas in closed form, and a square that goes where it should.
 
 Seen to fail: the blend's sign; half of the share; flat edges taken for steep ones; edges behind another surface
-blended; shares that add up to more than 1.
+blended; shares that add up to more than 1; faces taken to run opposite ways along every edge.
 """
 
 from __future__ import annotations
@@ -131,6 +131,13 @@ def test_a_hidden_outline_changes_nothing() -> None:
     alone = picture(front, faces[:1], colours[:, 3:], seen_by)
     assert torch.allclose(both, alone)
     assert not torch.autograd.grad(both.square().sum(), back)[0].any()
+
+
+def test_outlines_are_the_same_whichever_way_faces_run() -> None:
+    vertices, faces = sphere(1)
+    turned = torch.where(torch.arange(len(faces))[:, None] % 3 == 0, faces.flip(1), faces)
+    colours = torch.rand(3, len(vertices), dtype=torch.float64)
+    assert torch.allclose(picture(vertices, turned, colours, views()), picture(vertices, faces, colours, views()))
 
 
 def test_blended_colours_stay_between_those_that_are_blended() -> None:

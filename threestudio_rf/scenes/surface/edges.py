@@ -15,13 +15,16 @@ from threestudio_rf.scenes.surface.raster import NEAR, Screen, corners_of
 
 
 class Edges(NamedTuple):
-    """E edges of a mesh: their ends (2, E), the two faces at each (2, E), and the third corners of these (2, E).
+    """E edges of a mesh of F faces: their ends (2, E), the two faces at each (2, E), the third corners of these (2, E),
+    whether both run the same way along the edge (E,), and the corners of all faces (3, F).
 
     An edge of one face, or of more than two, has the same face twice: it is always an outline."""
 
     ends: Tensor
     others: Tensor
     faces: Tensor
+    alike: Tensor
+    corners: Tensor
 
     @property
     def inner(self) -> Tensor:
@@ -41,35 +44,37 @@ class Crossings(NamedTuple):
 @torch.no_grad()
 def edges_of(faces: Tensor) -> Edges:
     """The edges of faces (F, 3), each once."""
-    a, b, c = faces.t()
-    start, stop, other = torch.cat((a, b, c)), torch.cat((b, c, a)), torch.cat((c, a, b))
-    size, count = int(faces.max()) + 1 if len(faces) else 1, len(faces)
-    low, high = torch.minimum(start, stop), torch.maximum(start, stop)
-    key = low * size + high
-    key, order = (key.int() if size * size <= 1 << 31 else key).sort(stable=True)
+    size = int(faces.max()) + 1 if len(faces) else 1
+    corners = faces.t().contiguous()
+    short = corners.to(torch.int32 if size * size <= 1 << 31 else torch.int64)
+    start, stop = short.view(-1), short.roll(-1, 0).view(-1)
+    key, order = (torch.minimum(start, stop) * size + torch.maximum(start, stop)).sort(stable=True)
     new = torch.ones(len(key) + 1, dtype=torch.bool, device=faces.device)
     new[1:-1] = key[1:] != key[:-1]
     first = new.nonzero()[:, 0]
-    twice = first.diff() == 2
-    first = first[:-1]
-    half = order.index_select(0, torch.cat((first, torch.where(twice, first + 1, first))))
-    ends = torch.stack((low, high)).index_select(1, half[: len(first)])
-    of_face = half - count * ((half >= count).long() + (half >= 2 * count))
-    return Edges(ends, other.index_select(0, half).view(2, -1), of_face.view(2, -1))
+    second = first[:-1] + (first.diff() == 2)
+    half = order.index_select(0, torch.cat((first[:-1], second))).view(2, -1)
+    a, b = (end.index_select(0, half[0]).long() for end in (start, stop))
+    others = short.roll(1, 0).view(-1).index_select(0, half.view(-1)).view_as(half).long()
+    alike = (start < stop).index_select(0, half.view(-1)).view_as(half)
+    ends = torch.stack((torch.minimum(a, b), torch.maximum(a, b)))
+    return Edges(ends, others, half % max(len(faces), 1), alike[0] == alike[1], corners)
 
 
 @torch.no_grad()
 def outline(screen: Screen, edges: Edges) -> tuple[Tensor, Tensor]:
-    """View (S,) and edge (S,) of the edges whose two faces lie on the same side on the screen."""
-    index = torch.cat((edges.ends, edges.others)).view(-1)
-    x, y = (value.index_select(1, index).view(len(value), 4, -1) for value in screen[:2])
+    """View (S,) and edge (S,) of the edges whose two faces lie on the same side on the screen: of two that run
+    opposite ways along it, one shows its front and one its back."""
+    index, views = edges.corners.view(-1), len(screen.x)
+    x, y = (value.index_select(1, index).view(views, 3, -1) for value in screen[:2])
     x, y = x[:, 1:] - x[:, :1], y[:, 1:] - y[:, :1]
-    side = x[:, :1] * y[:, 1:] - y[:, :1] * x[:, 1:]
-    view, edge = (side[:, 0] * side[:, 1] > 0).nonzero(as_tuple=True)
+    front = (x[:, 0] * y[:, 1] - y[:, 0] * x[:, 1]).sign_()
+    front = front.index_select(1, edges.faces.view(-1)).view(views, 2, -1)
+    same = front[:, 0] * front[:, 1]
+    view, edge = (torch.where(edges.alike, same, -same) > 0).nonzero(as_tuple=True)
     corners = torch.cat((edges.ends, edges.others)).index_select(1, edge)
     near = (corners_of(screen.z, view, corners).amin(0) > NEAR).nonzero()[:, 0]
-    view, edge = view.index_select(0, near), edge.index_select(0, near)
-    return view, edge
+    return view.index_select(0, near), edge.index_select(0, near)
 
 
 def crossings(screen: Screen, edges: Edges, depth: Tensor) -> Crossings:

@@ -83,7 +83,7 @@ def rasterize(screen: Screen, faces: Tensor, *, cull: bool = False) -> Fragments
         a, b = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
         seen = seen & (a[0] * b[1] < a[1] * b[0])
     drawn, box = boxes(corners, screen.height, screen.width, seen)
-    count = (box[2] * box[3]).cumsum(0)
+    count = (box[2].long() * box[3]).cumsum(0)
     start = 0
     while start < len(drawn):
         before = int(count[start - 1]) if start else 0
@@ -112,13 +112,13 @@ def _before(screen: Screen, index: Tensor) -> Tensor:
 
 def boxes(corners: Tensor, height: int, width: int, chosen: Tensor) -> tuple[Tensor, Tensor]:
     """Of the `chosen` (...) triangles `corners` (x y, 3, ...) in pixels: the places (K,) in the flattened rest of those
-    with a pixel centre in their box on the screen, and the boxes (4, K) int64: left, top, columns, rows."""
+    with a pixel centre in their box on the screen, and the boxes (4, K) int32: left, top, columns, rows."""
     low, high = corners.amin(1).view(2, -1), corners.amax(1).view(2, -1)
     limit = low.new_tensor([width, height])[:, None]
     first = torch.minimum((low - 0.5).ceil_().clamp_(min=0), limit)
     size = torch.minimum((high - 0.5).floor_().add_(1), limit).sub_(first)
     place = ((size[0] > 0) & (size[1] > 0) & chosen.view(-1)).nonzero()[:, 0]
-    return place, torch.cat((first, size)).index_select(1, place).long()
+    return place, torch.cat((first, size)).index_select(1, place).int()
 
 
 def covered(corners: Tensor, place: Tensor, box: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -126,7 +126,8 @@ def covered(corners: Tensor, place: Tensor, box: Tensor) -> tuple[Tensor, Tensor
     (4, K): column and row (2, P) of every pixel centre inside one, `edge_functions` (3, P) there, its place (P,)."""
     count = box[2] * box[3]
     index = torch.repeat_interleave(count)
-    nth = torch.arange(len(index), device=index.device) - (count.cumsum(0) - count).index_select(0, index)
+    before = count.cumsum(0, dtype=count.dtype) - count
+    nth = torch.arange(len(index), dtype=count.dtype, device=index.device) - before.index_select(0, index)
     left, top, columns, _ = box.index_select(1, index)
     down = nth // columns
     pixel = torch.stack((left + nth - down * columns, top + down))
