@@ -44,7 +44,7 @@ FAULTS = [
     ),
     Fault("core/solve.py", "now) + second) / 2", "now) + second)", "core/test_solve.py"),
     Fault("core/solve.py", "(2 * (here - before))", "(here - before)", "core/test_solve.py"),
-    Fault("core/solve.py", "beta * (1 - abar_next) / (1 - abar)", "beta * (1 - abar_next)", "core/test_ancestral.py"),
+    Fault("core/solve.py", "beta * (1 - abar_next) / (1 - abar)", "beta * (1 - abar_next)", "core/test_sample.py"),
     Fault("core/times.py", "b / (1 + (shift - 1) * b)", "b / (1 + shift * b)", "core/test_times.py"),
     Fault("core/level.py", ".round().long() - 1).clamp", ".round().long()).clamp", "core/test_level.py"),
     Fault("priors/sd.py", 'return -out if self.kind == "flow" else out', "return out", "priors/test_sd.py -k negated"),

@@ -23,7 +23,7 @@ from threestudio_rf.app.report import score
 from threestudio_rf.app.run.run import Run
 from threestudio_rf.app.run.signals import Stop
 from threestudio_rf.app.settings.config import Config
-from threestudio_rf.app.tasks import edit, grid, lift, sample, table
+from threestudio_rf.app.tasks import edit, grid, lift, sample, train_tiny
 from threestudio_rf.app.tasks.output import look
 from threestudio_rf.export.mesh import Mesh
 
@@ -127,8 +127,8 @@ def planned(config: Config, folder: Path) -> dict[str, Any]:
 def trained(config: Config, folder: Path) -> dict[str, Any]:
     """What reaches the factory of the embedded priors; `calls` of its doubles."""
     calls.clear()
-    table.train_tiny(Run(config, folder, CPU))
-    return portrait({"folder": table.tiny_folder(config), "calls": list(calls)})
+    train_tiny.command(Run(config, folder, CPU))
+    return portrait({"folder": train_tiny.folder_of(config), "calls": list(calls)})
 
 
 def judged(config: Config, folder: Path) -> dict[str, Any]:

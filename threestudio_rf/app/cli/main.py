@@ -41,7 +41,8 @@ from threestudio_rf.app.settings.flags import Launch
 from threestudio_rf.app.settings.layers import on_preset
 from threestudio_rf.app.tasks.grid import folder_of as grid_folder
 from threestudio_rf.app.tasks.lift import follow
-from threestudio_rf.app.tasks.table import command_of, tiny_folder
+from threestudio_rf.app.tasks.table import command_of
+from threestudio_rf.app.tasks.train_tiny import folder_of as tiny_folder
 from threestudio_rf.core.files import remove_leftovers
 from threestudio_rf.priors.base import PriorError
 from threestudio_rf.trainer.checkpoint import CheckpointError, Loaded

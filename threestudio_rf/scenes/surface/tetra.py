@@ -9,6 +9,7 @@ number without sorting. R cubes along each side, (R + 1)^3 grid vertices, index 
 from __future__ import annotations
 
 import itertools
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -59,6 +60,7 @@ def _faces_of(path: tuple[tuple[int, ...], ...], code: int) -> list[tuple[int, .
     return result
 
 
+@cache
 def _table() -> Tensor:
     """Triangles (6, 16, 2, 3) of each tetrahedron and code, -1 where there is none."""
     table = torch.full((6, 16, 2, 3), -1)
@@ -68,7 +70,6 @@ def _table() -> Tensor:
     return table
 
 
-TABLE = _table()
 CORNERS = torch.tensor(PATHS)
 STARTS = torch.tensor([[path[a] for a, _ in EDGES] for path in PATHS])
 DIRECTIONS = torch.tensor(
@@ -135,7 +136,7 @@ def _crossed(inside: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     bits = torch.tensor([1, 2, 4, 8], device=device)
     code = (inside.view(-1)[corners] * bits).sum(-1)
     cube, kind = ((code > 0) & (code < 15)).nonzero(as_tuple=True)
-    edges = TABLE.to(device)[kind, code[cube, kind]]
+    edges = _table().to(device)[kind, code[cube, kind]]
     which, half = (edges[..., 0] >= 0).nonzero(as_tuple=True)
     kind, edges = kind[which, None], edges[which, half]
     first = base[cube[which], None] + (STARTS.to(device) @ strides)[kind, edges]

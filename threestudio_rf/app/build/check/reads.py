@@ -48,23 +48,22 @@ VIEWED: Keys = ("prior.views", "prior.view_pattern", *FOUR)
 
 @dataclass(frozen=True)
 class Rule:
-    """Of the settings that begin with one of `keys`, `who` (in words) reads those that begin with one of `reads`."""
+    """Of the settings that begin with one of `keys` those are read that begin with one of `reads`, or all of them
+    `when` something holds; the values of `by` decide it."""
 
     keys: Keys
-    who: Callable[[Config], str]
-    reads: Callable[[Config], Keys]
+    by: Keys
+    reads: Callable[[Config], Keys] | None = None
+    when: Callable[[Config], bool] = lambda config: False
 
+    def read(self, config: Config) -> Keys:
+        """How the keys begin that are read."""
+        return self.reads(config) if self.reads else self.keys if self.when(config) else ()
 
-def _said(key: str) -> Callable[[Config], str]:
-    return lambda config: f"{key}={str(value_of(config, key)).lower()}"
-
-
-def _of_prior(config: Config) -> Keys:
-    return tuple(f"prior.{name}" for name in facts_of(config.prior).reads)
-
-
-def _prior_keys() -> Keys:
-    return tuple(dict.fromkeys(f"prior.{name}" for row in PRIORS.values() for name in row.facts.reads))
+    def decider(self, config: Config) -> str:
+        """`by` with its values, in words."""
+        values = {key: wording(config.prior) if key == "prior.views" else value_of(config, key) for key in self.by}
+        return " ".join(f"{key}={str(value).lower()}" for key, value in values.items())
 
 
 def _of_views(config: Config) -> Keys:
@@ -100,63 +99,57 @@ def _sized(config: Config) -> bool:
     return config.task not in ("sample", "edit", "invert") and not SCENES[config.scene.name].latent(config)
 
 
-def _if(keys: Keys, when: Callable[[Config], bool]) -> Callable[[Config], Keys]:
-    return lambda config: keys if when(config) else ()
-
-
 _SCENE: Keys = ("scene.", "camera.", "export.", "optim.lr_", "evaluate.size")
-_VIEWER: Keys = ("viewer",)
-_DELTA: Keys = ("prior.delta_from", "prior.delta_scale")
-_PERP: Keys = ("loss.perp_neg_f_",)
 _LIT: Keys = tuple(f"scene.shading.{name}" for name in ("diffuse", "textureless", "ambient", "spread", "distance"))
 _LIT += ("scene.shading.law", "scene.shading.soft")
 _JOINING: Keys = ("scene.encoding.start_step", "scene.encoding.update_steps")
 _EDITED: Keys = ("edit.prompts", "edit.keep", "edit.video", "edit.fps")
-
-
-def rules() -> tuple[Rule, ...]:
-    """Every rule, the widest first."""
-    tasks: Keys = tuple(dict.fromkeys(key for keys in OF_TASK.values() for key in keys))
-    scene, task = _said("scene.name"), _said("task")
-    size: Keys = ("prior.image_size",)
-    return (
-        Rule(tasks, task, lambda config: OF_TASK[config.task] + (("grid.jobs",) if config.prompt_file else ())),
-        Rule(_SCENE, scene, lambda config: ("scene.name", *SCENES[config.scene.name].reads, *_of_second(config))),
-        Rule(
-            ("scene.background.rgb",),
-            _said("scene.background.name"),
-            _if(("scene.background.rgb",), lambda config: config.scene.background.name == "solid"),
-        ),
-        Rule(_LIT, _said("scene.shading.start"), _if(_LIT, lambda config: config.scene.shading.start is not None)),
-        Rule(
-            _JOINING,
-            _said("scene.encoding.start_level"),
-            _if(_JOINING, lambda config: config.scene.encoding.start_level is not None),
-        ),
-        Rule(_VIEWER, scene, _if(_VIEWER, lambda config: SCENES[config.scene.name].posed)),
-        Rule(("viewer_port",), _said("viewer"), _if(("viewer_port",), lambda config: config.viewer)),
-        Rule(_prior_keys(), _said("prior.name"), _of_prior),
-        Rule(_DELTA, _said("prior.delta"), _if(_DELTA, lambda config: bool(config.prior.delta))),
-        Rule(VIEWED, lambda config: f"{task(config)} {scene(config)}", _of_views),
-        Rule(FOUR, lambda config: f"prior.views={wording(config.prior)}", _of_wording),
-        Rule(size, lambda config: f"{task(config)} {scene(config)}", _if(size, _sized)),
-        Rule(("loss.rev_", "loss.invert_", "loss.ism_"), _said("loss.noise"), _of_noise),
-        Rule(("loss.t_width", "loss.t_bump"), _said("loss.t_law"), lambda config: OF_LAW.get(config.loss.t_law, ())),
-        Rule(sum(OF_ROLE.values(), ()), _said("loss.combiner"), _of_roles),
-        Rule(_PERP, _said("loss.perp_neg"), _if(_PERP, lambda config: config.loss.perp_neg)),
-        Rule(_EDITED, task, _if(_EDITED, lambda config: config.task == "edit")),
-        Rule(("edit.fps",), _said("edit.video"), _if(("edit.fps",), lambda config: config.edit.video)),
-        Rule(
-            ("sample.log_every",), _said("sample.strip"), _if(("sample.log_every",), lambda config: config.sample.strip)
-        ),
-    )
+_SEEN: Keys = ("task", "scene.name")
+RULES: tuple[Rule, ...] = (
+    Rule(
+        tuple(dict.fromkeys(key for keys in OF_TASK.values() for key in keys)),
+        ("task",),
+        lambda config: OF_TASK[config.task] + (("grid.jobs",) if config.prompt_file else ()),
+    ),
+    Rule(
+        _SCENE,
+        ("scene.name",),
+        lambda config: ("scene.name", *SCENES[config.scene.name].reads, *_of_second(config)),
+    ),
+    Rule(
+        ("scene.background.rgb",),
+        ("scene.background.name",),
+        when=lambda config: config.scene.background.name == "solid",
+    ),
+    Rule(_LIT, ("scene.shading.start",), when=lambda config: config.scene.shading.start is not None),
+    Rule(_JOINING, ("scene.encoding.start_level",), when=lambda config: config.scene.encoding.start_level is not None),
+    Rule(("viewer",), ("scene.name",), when=lambda config: SCENES[config.scene.name].posed),
+    Rule(("viewer_port",), ("viewer",), when=lambda config: config.viewer),
+    Rule(
+        tuple(dict.fromkeys(f"prior.{name}" for row in PRIORS.values() for name in row.facts.reads)),
+        ("prior.name",),
+        lambda config: tuple(f"prior.{name}" for name in facts_of(config.prior).reads),
+    ),
+    Rule(("prior.delta_from", "prior.delta_scale"), ("prior.delta",), when=lambda config: bool(config.prior.delta)),
+    Rule(VIEWED, _SEEN, _of_views),
+    Rule(FOUR, ("prior.views",), _of_wording),
+    Rule(("prior.image_size",), _SEEN, when=_sized),
+    Rule(("loss.rev_", "loss.invert_", "loss.ism_"), ("loss.noise",), _of_noise),
+    Rule(("loss.t_width", "loss.t_bump"), ("loss.t_law",), lambda config: OF_LAW.get(config.loss.t_law, ())),
+    Rule(sum(OF_ROLE.values(), ()), ("loss.combiner",), _of_roles),
+    Rule(("loss.perp_neg_f_",), ("loss.perp_neg",), when=lambda config: config.loss.perp_neg),
+    Rule(_EDITED, ("task",), when=lambda config: config.task == "edit"),
+    Rule(("edit.fps",), ("edit.video",), when=lambda config: config.edit.video),
+    Rule(("sample.log_every",), ("sample.strip",), when=lambda config: config.sample.strip),
+)
+"""Every rule, the widest first."""
 
 
 def unread(config: Config) -> dict[str, Rule]:
     """The settings that change nothing beside the others, and the rule that says so."""
     found: dict[str, Rule] = {}
-    for rule in rules():
-        reads = rule.reads(config)
+    for rule in RULES:
+        reads = rule.read(config)
         found |= {
             key: rule
             for key in leaves()
@@ -181,7 +174,7 @@ def check_named(config: Config, named: Named) -> None:
         shown = shown if key == ours or key.endswith(f".{ours}") else f"{spelled} ({shown})"
         reads = [other for other in leaves() if other.startswith(rule.keys) and other not in deaf]
         tail = f"it reads {', '.join(_short(reads))}" if reads else "it reads none of this kind"
-        raise UserError(f"{shown}: {rule.who(config)} does not read it; {tail}")
+        raise UserError(f"{shown}: {rule.decider(config)} does not read it; {tail}")
 
 
 def _short(keys: list[str]) -> list[str]:
