@@ -203,7 +203,7 @@ def test_what_was_fitted_is_spread_back_where_it_came_from() -> None:
 
 
 def test_the_settings_that_the_schema_knows_are_those_of_the_methods() -> None:
-    assert tuple(METHODS) == settings_edit.EDITORS and set(QUIET) == set(settings_edit.SOLVERS)
+    assert tuple(METHODS) == settings_edit.EDITORS and set(QUIET) == set(groups.SOLVERS)
     assert tuple(STEPS) == groups.SAMPLERS[1:]
     inner = {field.name for settings in METHODS.values() for field in fields(settings)}
     named = {NAMES.get(field.name, field.name) for field in fields(EditConfig)} - set(COMMON)

@@ -18,10 +18,12 @@ from threestudio_rf.app.build.scene import SCENES
 from threestudio_rf.app.errors import UserError
 from threestudio_rf.app.run.run import Run
 from threestudio_rf.app.settings.compose import compose, typed
-from threestudio_rf.app.settings.config import TASKS, Config, leaves, value_of
+from threestudio_rf.app.settings.config import Config, leaves, value_of
 from threestudio_rf.app.settings.flags import translate
+from threestudio_rf.app.settings.grammar import choices
 from threestudio_rf.app.settings.loss import NOISES
 from threestudio_rf.app.tasks.lift import Lift, run_lift
+from threestudio_rf.app.tasks.table import TASKS
 from threestudio_rf.distill.combine import COMBINERS
 
 
@@ -163,7 +165,7 @@ def test_what_is_called_unread_changes_nothing_of_the_first_steps(scene):
 
 
 def test_every_choice_has_its_row_and_every_key_is_a_setting():
-    assert set(OF_TASK) == set(TASKS) and set(OF_NOISE) == set(NOISES)
+    assert set(OF_TASK) == set(TASKS) == set(choices("task")) and set(OF_NOISE) == set(NOISES)
     assert {role for row in COMBINERS.values() for role in row.roles} - {"cond", "uncond"} == set(OF_ROLE)
     rows = [*OF_TASK.values(), *OF_NOISE.values(), *OF_ROLE.values(), *(row.reads for row in SCENES.values())]
     assert [key for row in rows for key in row if not any(leaf.startswith(key) for leaf in leaves())] == []

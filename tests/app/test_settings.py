@@ -25,6 +25,7 @@ from threestudio_rf.app.build import prior as priors
 from threestudio_rf.app.build import scene as scenes
 from threestudio_rf.app.build.check.reads import unread
 from threestudio_rf.app.errors import UserError
+from threestudio_rf.app.run.extras import LOGGERS
 from threestudio_rf.app.settings.config import Config, leaves, value_of
 from threestudio_rf.app.settings.grammar import groups
 from threestudio_rf.app.settings.layers import settings
@@ -223,7 +224,7 @@ def asked(monkeypatch, tmp_path):
     monkeypatch.setattr(lift, "watch", lambda made, judge: sights.calls.append(("watched", made.step)))
     frames = lambda made, frame: sights.calls.append(("frame", made.step))  # noqa: E731
     monkeypatch.setattr(lift.look, "progress_frame", frames)
-    monkeypatch.setattr(lift, "open_wandb", sights.noted("wandb", lambda run: sights.noted("published")))
+    monkeypatch.setitem(LOGGERS, "wandb", sights.noted("wandb", lambda run: sights.noted("published")))
     monkeypatch.setattr(lift.checkpoint, "save", lambda at, state, keep: sights.calls.append((state["step"], keep)))
     add = Metrics.add
     monkeypatch.setattr(

@@ -7,7 +7,7 @@ the mixture; the negatives taken by the camera's view word; the threshold of "ov
 weights of the two negatives exchanged. With the rest: latents encoded; the gradient of a skipped step added, the sum
 not divided, or never emptied; a run that goes on in the middle of a window; the twin learning with the same numbers at
 every step, twice what it learnt before a stop, or from latents with their graph; half of the pose; `progress` not
-passed on; the prompts' norms left out; `extra` overruled by the negative prompt.
+passed on; the prompts' norms left out; `extra` overruled by the negative prompt; distillation without its factor.
 """
 
 from __future__ import annotations
@@ -259,6 +259,12 @@ def test_a_regulariser_with_factor_zero_is_not_computed(monkeypatch: pytest.Monk
     states(Flat(), replace(SETTINGS, steps=2, lambdas={"sparsity": Constant(0.0)}))
     with pytest.raises(AssertionError, match="computed"):
         states(Flat(), replace(SETTINGS, steps=2, lambdas={"sparsity": Ramp(0.0, 1.0, 0, 1)}))
+
+
+def test_the_distillation_loss_counts_times_its_factor_over_steps() -> None:
+    result = states(Flat(), replace(SETTINGS, steps=3, lambdas={"distill": Ramp(1.0, 3.0, 0, 2)}))
+    found = [state.metrics["loss"] / state.metrics["distill"] for state in result]
+    assert found == pytest.approx([1.0, 2.0, 3.0])
 
 
 def test_normals_are_rendered_only_while_the_orientation_loss_needs_them() -> None:

@@ -9,6 +9,7 @@ from types import ModuleType
 
 from threestudio_rf.app.console import LOG
 from threestudio_rf.app.run.run import Run
+from threestudio_rf.app.settings.config import value_of
 
 Publish = Callable[[int, Mapping[str, float]], None]
 
@@ -23,7 +24,7 @@ def optional(module: str, instead: str) -> ModuleType | None:
 
 
 def open_wandb(run: Run) -> Publish | None:
-    """What sends a row of figures to Weights & Biases, or None."""
+    """What sends a row of figures to Weights & Biases, None without its package."""
     wandb = optional("wandb", "the figures are in csv_logs/metrics.csv")
     if wandb is None:
         return None
@@ -32,5 +33,20 @@ def open_wandb(run: Run) -> Publish | None:
 
     def publish(step: int, row: Mapping[str, float]) -> None:
         started.log(dict(row), step=step)
+
+    return publish
+
+
+LOGGERS: dict[str, Callable[[Run], Publish | None]] = {"wandb": open_wandb}
+"""What opens each logger, by the setting that asks for it."""
+
+
+def open_loggers(run: Run) -> Publish:
+    """What sends a row of figures to every logger that the settings ask for."""
+    opened = [LOGGERS[name](run) for name in LOGGERS if value_of(run.config, name)]
+
+    def publish(step: int, row: Mapping[str, float]) -> None:
+        for send in filter(None, opened):
+            send(step, row)
 
     return publish

@@ -29,7 +29,6 @@ from threestudio_rf.app.settings.train_tiny import GridConfig, TrainTinyConfig
 
 Name = TypeVar("Name", bound=str)
 VERSION = 1
-TASKS = ("lift", "sample", "edit", "invert", "evaluate", "export", "train_tiny", "grid", "doctor")
 
 
 @dataclass
@@ -37,7 +36,7 @@ class Config:
     """Everything."""
 
     version: int = opt(VERSION, "format of this file")
-    task: str = opt("lift", "what to do", choices=TASKS)
+    task: str = opt("lift", "what to do")
     mode: str = opt("train", "for task=lift", choices=("train", "validate", "test", "export"))
     experiment: str = opt("tiny", "name of the experiment file")
     preset: str = opt("none", "name of the preset file")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from threestudio_rf.app.settings.groups import opt
+from threestudio_rf.app.settings.groups import SOLVERS, opt
 
 EDITORS: tuple[str, ...] = ("euler", "rf_solver", "fireflow", "rf_inversion", "direct", "irfds")
 EDITORS += ("irfds_sd3", "irfds_fast", "flowedit", "flowalign", "dds", "pds", "drfs", "flowchef", "sdedit")
-SOLVERS = ("euler", "midpoint", "heun", "fireflow", "dpmpp_2m")
 
 
 @dataclass

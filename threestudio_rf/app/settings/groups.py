@@ -20,7 +20,9 @@ UPWARD = ("auto", "x", "y", "z")
 VIEWS = ("auto", "four", "octants", "camera")
 LIGHTS = ("normal", "cone")
 SPACINGS = ("auto", "leading", "trailing", "linspace", "quad", "even", "flow_match", "karras", "exponential")
-SAMPLERS = ("auto", "ddpm", "ddim", "euler", "midpoint", "heun", "fireflow", "dpmpp_2m")
+SOLVERS = ("euler", "midpoint", "heun", "fireflow", "dpmpp_2m")
+"""The samplers that never draw noise, so that they invert too."""
+SAMPLERS = ("auto", "ddpm", "ddim", *SOLVERS)
 
 
 def opt(default: Any, text: str, **rule: Any) -> Any:

@@ -21,7 +21,7 @@ from threestudio_rf.app.build.words import warn_unknown_words
 from threestudio_rf.app.console import LOG, Progress, memory
 from threestudio_rf.app.errors import GOOD
 from threestudio_rf.app.report.score import right_share
-from threestudio_rf.app.run.extras import open_wandb
+from threestudio_rf.app.run.extras import open_loggers
 from threestudio_rf.app.run.run import Run
 from threestudio_rf.app.run.signals import Stop
 from threestudio_rf.app.settings.compose import to_text
@@ -176,7 +176,7 @@ def train(made: Lift, stop: Stop) -> None:
     config, total = made.run.config, made.run.config.trainer.steps
     metrics = Metrics(made.run.folder / "csv_logs" / "metrics.csv")
     metrics.resume(made.step)
-    publish = open_wandb(made.run) if config.wandb else None
+    publish = open_loggers(made.run)
     judge, bar = right_share(made.run), Progress(total, made.step)
     begun, first = time.perf_counter(), made.step
     try:
@@ -189,8 +189,7 @@ def train(made: Lift, stop: Stop) -> None:
             if made.step % config.trainer.log_every == 0 or made.step == total:
                 row = {name: value for name, value in state.metrics.items() if name != "network_calls"}
                 metrics.add(made.step, row | {"seconds": made.figures["seconds"]})
-                if publish is not None:
-                    publish(made.step, row)
+                publish(made.step, row)
             bar.update(made.step, _shown(state.metrics))
             if _due(made.step, config.trainer.validate_every, total):
                 watch(made, judge)

@@ -8,6 +8,7 @@ from typing import Any
 
 from threestudio_rf.app.build.check.edit import check_edit
 from threestudio_rf.app.build.check.loss import check_loss
+from threestudio_rf.app.build.check.reads import OF_TASK
 from threestudio_rf.app.build.check.type import check_types
 from threestudio_rf.app.build.prior import PRIORS, facts_of, knows_octants, multiple_of, on_table, wording
 from threestudio_rf.app.build.sampling import check_sample
@@ -73,6 +74,7 @@ def _check_leaf(key: str, value: Any, rule: dict[str, Any]) -> None:
 def check(config: Config) -> None:
     """Raises UserError for the first setting or combination that cannot work."""
     check_types(config)
+    _check_choice("task", config.task, tuple(OF_TASK))
     for key, leaf in leaves().items():
         _check_leaf(key, value_of(config, key), leaf.rule)
     _check_choice("scene.name", config.scene.name, tuple(SCENES))
