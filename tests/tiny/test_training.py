@@ -244,7 +244,7 @@ def test_the_view_word_is_known_from_above_and_for_shapes_with_a_front() -> None
 def test_unknown_parts_are_refused_and_shipping_writes_sums_that_match(tmp_path: Path) -> None:
     from threestudio_rf.priors.tiny import verify_weights
 
-    with pytest.raises(ValueError, match="vae, instaflow, sd3, sd, sd_v, reflow, judge"):
+    with pytest.raises(ValueError, match="vae, instaflow, sd3, sd, sd_v, reflow, pixel, judge"):
         run_part("vqgan", tmp_path)
     with pytest.raises(ValueError, match="expected one of instaflow, sd3"):
         run_part("judge", tmp_path, start=tmp_path)

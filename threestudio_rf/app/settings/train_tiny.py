@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 from threestudio_rf.app.settings.groups import opt
 
+PARTS = ("vae", "sd3", "sd", "sd_v", "instaflow", "reflow", "pixel", "judge")
+
 
 @dataclass
 class TrainTinyConfig:
     """Training of the embedded networks."""
 
-    part: str = opt("vae", "what to train", choices=("vae", "sd3", "sd", "sd_v", "instaflow", "reflow", "judge"))
+    part: str = opt("vae", "what to train", choices=PARTS)
     steps: int | None = opt(None, "steps; null: the part's own number", low=1)
     seconds: float | None = opt(None, "longest time; the learning rate falls with it; null: no limit", above=0)
     batch: int | None = opt(None, "batch; null: the part's own number", low=1)

@@ -29,6 +29,8 @@ from threestudio_rf.tiny.world.shapes import SHAPES
 from threestudio_rf.tiny.world.views import COLOURS, WORDINGS
 
 STEPS = 1000
+Ask = Callable[[Any, Tensor, Tensor, Any], Tensor]
+"""(network, x_t, label, the text encoder's answer) -> output (B, C, h, w)."""
 WORDS = 0.05
 """Weight of the cross-entropy of what a caption says."""
 Norm = Literal["l1", "l2"]
@@ -177,8 +179,15 @@ class LogVariance(nn.Module):
         return self.value[k]
 
 
+def ask_unet(network: Any, x_t: Tensor, label: Tensor, text: Any) -> Tensor:
+    """A UNet that reads all tokens of the text."""
+    out: Tensor = network(x_t, label, text.last_hidden_state).sample
+    return out
+
+
 class DenoisePart:
-    """A UNet and its text encoder under an `Objective`. `noises` (N, C, h, w) fixes the noise of every row (reflow)."""
+    """A network and its text encoder under an `Objective`. `noises` (N, C, h, w) fixes the noise of every row (reflow);
+    `ask` calls another network than a UNet, `times` draws others than the objective's."""
 
     def __init__(
         self,
@@ -191,6 +200,8 @@ class DenoisePart:
         batch: int = 64,
         noises: Tensor | None = None,
         autocast: bool = True,
+        ask: Ask = ask_unet,
+        times: Callable[[int, Generator], Drawn] | None = None,
     ) -> None:
         self.name, self.unet, self.encoder = name, unet.to(memory_format=torch.channels_last), encoder
         self.modules = nn.ModuleDict({"unet": unet, "text": encoder})
@@ -203,9 +214,10 @@ class DenoisePart:
         if objective.learn_logvar:
             self.modules["logvar"] = self.logvar
         self.data, self.objective, self.batch = data, objective, batch
-        self.noises, self.autocast = noises, autocast
+        self.noises, self.autocast, self.ask = noises, autocast, ask
         flow = objective.kind == "flow"
-        self.times = draw_straight(objective.shift) if flow else draw_discrete(objective.kind)
+        own = draw_straight(objective.shift) if flow else draw_discrete(objective.kind)
+        self.times = own if times is None else times
 
     def loss(self, step: int, draw: Generator) -> tuple[Tensor, dict[str, float]]:
         """The weighted error, and its plain mean over the noisy and the clean half."""
@@ -218,7 +230,7 @@ class DenoisePart:
         with half(device, self.autocast):
             text = self.encoder(ids.to(device))
             x_t = noise(x0, eps, drawn.level).contiguous(memory_format=torch.channels_last)
-            output = self.call(x_t, drawn.label, text.last_hidden_state).sample.float()
+            output = self.ask(self.call, x_t, drawn.label, text).float()
         sign = -1 if self.objective.kind == "flow" else 1
         target = sign * join(self.objective.kind, *aim, drawn.level)
         error = sample_error(output, target, self.objective.norm)

@@ -1,8 +1,8 @@
 """Training of the embedded networks, one command per part: `python launch.py task=train_tiny train_tiny.part=vae`.
 
 The parts build on each other: vae (first stage); on its latents instaflow (flow, UNet) and sd3 (flow, MMDiT), then sd
-(eps), sd_v (v) and reflow from instaflow's weights; judge needs no other part. A folder without a first stage takes the
-shipped one.
+(eps), sd_v (v) and reflow from instaflow's weights; pixel (x0, no first stage) and judge need no other part. A folder
+without a first stage takes the shipped one.
 Everything is made from seeds, and the held-out seeds never overlap the training seeds. A run that stops goes on where
 it stopped when the same command is given again. `ship` copies what was reached into the package.
 """
@@ -34,6 +34,7 @@ from threestudio_rf.tiny.train.data.stores import (
 )
 from threestudio_rf.tiny.train.denoise import FlowPart, Objective
 from threestudio_rf.tiny.train.judging import JudgeDistance, JudgePart, judge_accuracy, refused_share
+from threestudio_rf.tiny.train.pixel import train_pixel
 from threestudio_rf.tiny.train.stage import (
     AdversarialFirstStage,
     FirstStage,
@@ -119,7 +120,7 @@ def train_sd3(
     With `start`, the folder of a trained prior, weights begin there; the schedule begins anew.
     """
     vae = load_vae(folder, device)
-    data = load_latents(folder, vae, per_shape, copies)
+    data = load_latents(folder, vae, per_shape, copies, device=device)
     transformer, encoders, tokenizers = fresh_sd3()
     if start:
         modules = (transformer, *encoders)
@@ -155,7 +156,7 @@ def train_sd(
 ) -> None:
     """Train one of the UNets on the latents of `<folder>/vae-final` and write its folder."""
     vae = load_vae(folder, device)
-    data = load_latents(folder, vae, per_shape, copies)
+    data = load_latents(folder, vae, per_shape, copies, device=device)
     options: dict[str, Any] = {"objective": objective, "start": start}
     train_unet(folder, schedule, part=part, vae=vae, data=data, batch=batch, report=report, **options)
 
@@ -214,6 +215,7 @@ PARTS: dict[str, Row] = {
     "sd": _unet("sd", Schedule(steps=3000, lr=7e-4)),
     "sd_v": _unet("sd_v", Schedule(steps=3000, lr=7e-4)),
     "reflow": _unet("reflow", Schedule(steps=3000, lr=5e-4)),
+    "pixel": Row(train_pixel, Schedule(steps=8000, lr=1e-3), {"per_shape": 1500, "batch": 32}),
     "judge": Row(train_judge, Schedule(steps=3000, lr=2e-3), {"per_shape": 1000, "batch": 64}),
 }
 

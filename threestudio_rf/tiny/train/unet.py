@@ -104,11 +104,7 @@ def train_unet(
     worker = DenoisePart(
         part, unet.train(), encoder.train(), captioned, objective=objective, batch=batch, noises=noises
     )
-    if not (folder / f"{part}.pt").exists():
-        left = teach_words(encoder, worker.heard, captioned.tables[0], steps=min(WORD_STEPS, schedule.steps), seed=SEED)
-        report(f"{part}: cross-entropy {left:.3f} of the words of captions")
-    for _ in train(worker, schedule, folder, seed=SEED, report=report):
-        pass
+    train_taught(worker, schedule, folder, report)
     architecture_sd.save_sd(
         folder / FOLDERS[part],
         vae=vae,
@@ -121,6 +117,16 @@ def train_unet(
     if part == "reflow":
         after = Flow(unet.eval(), encoder.eval(), captioned.tables[0])
         compare(folder, {"before": before, "after": after}, vae, report)
+
+
+def train_taught(worker: DenoisePart, schedule: Schedule, folder: Path, report: Report) -> None:
+    """Teach the text encoder its words, unless the training goes on, then train to the end."""
+    if not (folder / f"{worker.name}.pt").exists():
+        steps, captions = min(WORD_STEPS, schedule.steps), worker.data.tables[0]
+        left = teach_words(worker.encoder, worker.heard, captions, steps=steps, seed=SEED)
+        report(f"{worker.name}: cross-entropy {left:.3f} of the words of captions")
+    for _ in train(worker, schedule, folder, seed=SEED, report=report):
+        pass
 
 
 def load_pairs(folder: Path, flow: Flow, report: Report) -> tuple[Latents, Tensor]:

@@ -13,7 +13,6 @@ from threestudio_rf.priors.tiny import known_words, load_tiny, weights_folder
 from threestudio_rf.tiny.train.data.failures import VIEWS, Failures, failed_samples
 from threestudio_rf.tiny.train.data.latents import Latents, encode_world
 from threestudio_rf.tiny.train.ship import SHIPPED
-from threestudio_rf.tiny.train.training import device_of
 from threestudio_rf.tiny.world.shapes import SHAPES
 from threestudio_rf.tiny.world.views import Views, random_world
 
@@ -61,12 +60,15 @@ def load_vae(folder: Path, device: torch.device | str = "cpu") -> Any:
     return vae.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
 
 
-def load_latents(folder: Path, vae: Any, per_shape: int, copies: int) -> Latents:
-    """The encoded training images, kept in `folder`."""
+def load_latents(
+    folder: Path, vae: Any, per_shape: int, copies: int, *, size: int = SIZE, device: torch.device | str = "cpu"
+) -> Latents:
+    """The encoded training images of `size` pixels, kept in `folder`; the pictures themselves where `vae` is None."""
     from safetensors.torch import load_file, save_file
 
-    file = folder / f"latents-{per_shape}-{copies}-{SIZE}-grouped.safetensors"
+    kind = "latents" if vae is not None else "pictures"
+    file = folder / f"{kind}-{per_shape}-{copies}-{size}-grouped.safetensors"
     if not file.exists():
-        world = load_world(folder, per_shape, TRAIN_SEED, device=device_of(vae))
+        world = load_world(folder, per_shape, TRAIN_SEED, size=size, device=device)
         save_file(encode_world(vae, world, copies, TRAIN_SEED)._asdict(), file)
     return Latents(**load_file(file))
