@@ -40,7 +40,7 @@ def test_every_experiment_composes_and_builds_with_the_gaussian_prior(experiment
     config = settings({"experiment": experiment}, {"prompt": "a red ball"})
     check(config)
     assert config.experiment == experiment
-    prior = "tiny_sd" if config.loss.combiner == "vsd" else "gaussian"  # a formula has no twin
+    prior = "tiny_sd" if config.loss.combiner in ("vsd", "trace") else "gaussian"  # a formula has no twin
     config = settings({"experiment": experiment, "prior": prior}, {"prompt": "a red ball", **SMALL})
     check(config)
     prior = build_prior(config.prior, CPU)

@@ -136,7 +136,7 @@ def shortened(words: list[str], readme: bool) -> list[str]:
         short += ["scene.mesh.resolution=8", "scene.mesh.paint_steps=2"]
     if "experiment=tiny_exact" in words:
         return [*short, "prior.bank_views=30"]
-    if "loss=sim" in words:
+    if {"loss=sim", "loss=trace"} & set(words):
         return [*short, "prior=tiny_sd"]
     own = readme and "loss=tiny_ours" not in words
     own = own or any(word.startswith(("prior=", "resume=")) for word in words)

@@ -30,6 +30,7 @@ from threestudio_rf.trainer.settings import Times, Views
 WINDOWS = {
     "sdi": ("annealed", 0.25, 0.98),
     "ours": ("annealed", 0.1, 0.98),
+    "trace": ("annealed", 0.02, 0.5),
 }
 UNIFORM = ("uniform", 0.02, 0.98)
 
@@ -95,7 +96,8 @@ def said(name: str, *changes: str, views: bool = True) -> dict[str, list[str]]:
 
 def test_only_methods_with_further_roles_say_more_than_the_prompt_and_the_negative_prompt() -> None:
     for name in METHODS:
-        more = {"nfsd": {"neg", "uncond"}, "bridge": {"target", "artifact"}, "vsd": {"twin"}, "sim": {"twin"}}
+        more = {"nfsd": {"neg", "uncond"}, "bridge": {"target", "artifact"}}
+        more |= {key: {"twin"} for key in ("vsd", "sim", "trace")}
         assert set(said(name)) == more.get(name, set())
 
 
@@ -132,6 +134,9 @@ def test_numbers_of_the_loop_come_from_their_settings() -> None:
         (["sds", "loss.t_max=[0,0.5,1.0,10]"], r"loss\.t_max=.*below 1 with loss\.space=eps"),
         (["rfds", "loss.t_max=1", "loss.weight=sigma_over_alpha"], r"below 1 with loss\.weight=sigma_over_alpha"),
         (["ism", "loss.space=flow"], r"loss\.space: got flow with noise ism, expected eps"),
+        (["trace", "loss.space=x0"], r"loss\.space: got x0 with noise trace, expected eps"),
+        (["trace", "loss.trace_t=[0.7,0.2]"], r"loss\.trace_t: got \[0\.7, 0\.2\], expected two times above 0"),
+        (["trace", "loss.perp_neg=true"], r"loss\.perp_neg=true: loss\.combiner=trace has no part of the prompt alone"),
         (["sds", "loss.stage_two=0.5"], r"loss\.stage_two=0\.5, no second stage: expected both"),
         (["sds", "loss.stage_two_noise=rev"], r"loss\.stage_two=None, stage_two_noise: expected both"),
         (["sds", "loss.stage_two=1.5", "loss.stage_two_noise=rev"], r"loss\.stage_two=1\.5: expected above 0"),

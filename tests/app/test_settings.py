@@ -56,6 +56,7 @@ SIGHTS: list[tuple[Any, ...]] = [
     (sights.lifted, "prior=gaussian", "scene=image", "scene.image.per_step=2", "loss=sdi", "scene.image.view=side"),
     (sights.lifted, "prior=gaussian", "scene=mesh", "scene.mesh.resolution=8"),
     (sights.lifted, "prior=gaussian", "loss=ism"),
+    (sights.lifted, "prior=gaussian", "loss=trace"),
     (sights.lifted, "prior=gaussian", "loss=nfsd"),
     (sights.lifted, "prior=gaussian", "loss.combiner=bridge", "loss.t_law=dreamtime", "loss.t_width=0.1"),
     (sights.lifted, "prior=gaussian", "loss=vsd", "loss.perp_neg=true"),

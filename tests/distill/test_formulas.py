@@ -180,6 +180,22 @@ def sim(s: Setting, t: torch.Tensor) -> torch.Tensor:
     return d / d.square().sum((1, 2, 3), keepdim=True).sqrt() * d[0].numel() ** 0.5
 
 
+def trace(s: Setting, t: torch.Tensor) -> torch.Tensor:
+    """The bridge's variances summed entry by entry, from x0_hat at another time on one side, from x0 on the other."""
+    when = 0.02 + 0.68 * torch.rand(len(t), generator=s.noise).double()
+    x_s = s.noised(when, s.draw())
+    aim = s.clean(x_s, when, s.cfg(x_s, when, 20.0))
+    roots = [1e-2 + (3e-4**0.5 - 1e-2) * i / 999 for i in range(500)]
+    variances = [root**2 for root in roots + roots[::-1]]
+    last = [round(1000 * one) for one in t.tolist()]
+    f, b = (
+        torch.tensor(x, dtype=DOUBLE)[:, None, None, None]
+        for x in ([sum(variances[:k]) for k in last], [sum(variances[k - 1 :]) for k in last])
+    )
+    x = (b * aim + f * s.x0) / (f + b) + (f * b / (f + b)).sqrt() * s.draw()
+    return (x - aim) / f.sqrt() - s.eps(x, t, "twin")
+
+
 FORMULAS = {
     "sds": (0.5, sds, 2),
     "sjc": (0.5, sjc, 2),
@@ -196,6 +212,7 @@ FORMULAS = {
     "ucm 2": (0.36, ucm, 2 + 3),
     "vsd": (0.5, vsd, 3),
     "sim": (0.5, sim, 3),
+    "trace": (0.5, trace, 3),
     "ours": (0.5, lambda s, t: rfds(s, t, 4.0), 2),
 }
 """Name: share of the run, formula of the residual, network calls per sample at T."""

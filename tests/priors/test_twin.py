@@ -1,7 +1,8 @@
 """The twin of VSD on small random networks: it starts as the prior, learns, and leaves the prior alone.
 
 Seen to fail: the adapters left switched on after a call; `bias` not zero at first; the target in flow for every kind;
-the optimiser stepping on a loss that is not finite; the pose ignored; the optimiser's state not loaded; the calls of
+the optimiser stepping on a loss that is not finite; what
+is followed taken for the picture;  the pose ignored; the optimiser's state not loaded; the calls of
 the twin not counted; adapters drawn from the global generator.
 """
 
@@ -78,6 +79,18 @@ def test_the_twin_learns_in_the_priors_own_parametrization_and_leaves_its_weight
     renamed = {name.replace(".base_layer", ""): x for name, x in after.items() if "lora_" not in name}
     assert renamed.keys() == kept.keys() and all(torch.equal(renamed[name], x) for name, x in kept.items())
     assert (twin.predict(latents, T, condition, pose=pose) - before).abs().max() > 1e-4
+
+
+def test_a_twin_that_follows_a_bridge_learns_the_noise_that_it_is_given_there(prior):
+    latents, condition, pose = things(prior)
+    eps = normal(latents.shape, generator(0, 0, "eps"))
+    alpha, sigma = prior.schedule(T).like(latents)
+    x0 = (latents - sigma * eps) / alpha
+    aim = {"eps": eps, "v": alpha * eps - sigma * x0, "flow": eps - x0}[prior.kind]
+    first = (prior.predict(latents, T, condition) - aim).square().mean()
+    twin = Twin(prior, condition, rate=0.02)
+    losses = [twin.follow(latents, T, eps, condition, pose=pose) for _ in range(4)]
+    assert losses[0] == pytest.approx(first.item(), rel=1e-4) and losses[-1] < 0.995 * losses[0]
 
 
 def test_only_adapters_and_bias_learn(prior):

@@ -25,11 +25,13 @@ Weights = Mapping[str, float | Tensor]
 @dataclass(frozen=True)
 class Combiner:
     """`roles` are all it may ask for, `mix(scale, t (B,), progress)` their weights, where progress goes from 0 to 1
-    over a run. `target` is m: 1 where the weights sum to 1, 0 where the residual is a difference of predictions."""
+    over a run. `target` is m: 1 where the weights sum to 1, 0 where the residual is a difference of predictions, -1
+    where it is eps less a prediction. A twin learns the latents under fresh noise, or x_t and eps `along` the step."""
 
     roles: tuple[str, ...]
     mix: Callable[[float, Tensor, float], Weights]
     target: float = 0.0
+    along: bool = False
 
 
 def _cfg(scale: float, t: Tensor, progress: float) -> Weights:
@@ -70,6 +72,11 @@ def _vsd(scale: float, t: Tensor, progress: float) -> Weights:
     return {**cfg(scale), "twin": -1.0}
 
 
+def _trace(scale: float, t: Tensor, progress: float) -> Weights:
+    """TraCe (arXiv 2511.05609): eps minus the twin; "cond" and "uncond" are asked by its noise alone."""
+    return {"twin": -1.0}
+
+
 COMBINERS: dict[str, Combiner] = {
     "cfg": Combiner(("cond", "uncond"), _cfg, target=1.0),
     "csd": Combiner(("cond", "uncond"), _csd),
@@ -77,4 +84,5 @@ COMBINERS: dict[str, Combiner] = {
     "nfsd": Combiner(("cond", "uncond", "neg"), _nfsd),
     "bridge": Combiner(("target", "artifact"), _bridge),
     "vsd": Combiner(("cond", "uncond", "twin"), _vsd),
+    "trace": Combiner(("cond", "uncond", "twin"), _trace, target=-1.0, along=True),
 }

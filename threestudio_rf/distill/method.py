@@ -32,13 +32,14 @@ class Method:
     invert_steps, _scale, _eta  of "inverted", "push_back", "ism": steps from t = 0 to 1, a smaller t has its share of
                                 them; guidance scale of the inversion; share of fresh noise
     ism_delta                   of "ism": how far t is from the time before
+    trace_t                     of "trace": window of the time of the estimate that its bridge leads to
     huber                       c: the residual r of each sample becomes r / sqrt(mean r^2 + c^2), SIM's pseudo-Huber
                                 distance (arXiv 2410.16794); None: it stays
     stage_two                   share of the run after which `stage_two_noise` and `stage_two_combiner` take over, as
                                 far as they are named; None: never
 
-    ValueError for an unknown name, numbers out of range, and "ism" in another space than eps, where its x_t is not
-    made of x0 and eps.
+    ValueError for an unknown name, numbers out of range, and "ism" or "trace" in another space than eps, where their
+    x_t is not made of x0 and eps.
     """
 
     space: Kind = "flow"
@@ -52,6 +53,7 @@ class Method:
     invert_scale: float = 0.0
     invert_eta: float = 0.0
     ism_delta: float = 0.05
+    trace_t: tuple[float, float] = (0.02, 0.7)
     huber: float | None = None
     stage_two: float | None = None
     stage_two_noise: str = ""
@@ -75,8 +77,11 @@ class Method:
             )
         if self.huber is not None and self.huber < 0:
             raise ValueError(f"huber: got {self.huber}, expected at least 0")
-        if "ism" in (self.noise, self.stage_two_noise) and self.space != "eps":
-            raise ValueError(f"space: got {self.space} with noise ism, expected eps")
+        if not 0 < self.trace_t[0] <= self.trace_t[1] < 1:
+            raise ValueError(f"trace_t: got {[*self.trace_t]}, expected two times above 0 and below 1, the lower first")
+        apart = [name for name in (self.noise, self.stage_two_noise) if name in ("ism", "trace")]
+        if apart and self.space != "eps":
+            raise ValueError(f"space: got {self.space} with noise {apart[0]}, expected eps")
 
     def at(self, progress: float) -> Method:
         """The method at this share of the run, 0..1."""
@@ -110,6 +115,7 @@ METHODS: dict[str, Method] = {
     "ucm": Method(scale=60.0, invert_steps=3, invert_scale=1.0, stage_two=0.36, stage_two_noise="push_back"),
     "vsd": Method(space="eps", weight="sigma2", combiner="vsd", scale=7.5),
     "sim": Method(space="x0", combiner="vsd", scale=8.5, huber=0.0),
+    "trace": Method(space="eps", noise="trace", combiner="trace", scale=20.0),
     "ours": Method(scale=4.0),
 }
 
@@ -121,6 +127,7 @@ class Distilled:
 
     `residual_norm` (B,) is the root mean square of weight times residual; `eps_mean`, `eps_var` are those of one
     sample's noise, averaged over the batch. `skipped`: something was not finite, `grad` is zero; leave out the step.
+    `lesson`: (x_t, t, eps) for a twin that learns along the step's own noise, else None.
     """
 
     loss: Tensor
@@ -131,6 +138,7 @@ class Distilled:
     eps_mean: Tensor
     eps_var: Tensor
     skipped: bool
+    lesson: tuple[Tensor, Tensor, Tensor] | None = None
 
 
 def distill(
@@ -176,7 +184,8 @@ def distill(
         norm = weighted.flatten(1).square().mean(1).sqrt() * x0[0].numel()
         flat = eps.flatten(1)
     loss = surrogate(latents, grad)
-    return Distilled(loss, grad, x0_hat, eps, norm, flat.mean(), flat.var(1, correction=0).mean(), skipped)
+    lesson = (x_t, t, eps) if combiner.along else None
+    return Distilled(loss, grad, x0_hat, eps, norm, flat.mean(), flat.var(1, correction=0).mean(), skipped, lesson)
 
 
 def check_times(t: Tensor, schedule: Schedule) -> None:
@@ -190,5 +199,5 @@ def _estimate(
     combiner: Combiner, guide: Guidance, predictions: Mapping[str, Tensor], x_t: Tensor, *, level: Level, kind: Kind
 ) -> Tensor:
     """x0_hat (B, C, h, w): only weights that sum to 1 commute with `split`."""
-    p = guide(predictions) if combiner.target else predictions[next(iter(guide.weights))]
+    p = guide(predictions) if combiner.target == 1 else predictions[next(iter(guide.weights))]
     return split(kind, p, x_t, level)[0]

@@ -1,7 +1,7 @@
 """Noise sources: which x_t the prior is asked about, and the eps that its prediction is compared with.
 
-For all of them but "ism", x_t = alpha x0 + sigma eps. A source is a function of (x0, t, model), the options of a
-`Method` and a generator; `SOURCES` holds them by name.
+For all of them but "ism" and "trace", x_t = alpha x0 + sigma eps. A source is a function of (x0, t, model), the options
+of a `Method` and a generator; `SOURCES` holds them by name.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from torch import Generator, Tensor
 from threestudio_rf.core.convert import noise
 from threestudio_rf.core.level import Level, column
 from threestudio_rf.core.model import Model
-from threestudio_rf.core.random import Part, normal
+from threestudio_rf.core.random import Part, normal, uniform
 from threestudio_rf.core.solve import first_order, fresh_noise
+
+BRIDGE = 1000
+"""Entries of the bridge's table."""
 
 
 class Noised(NamedTuple):
@@ -113,6 +116,14 @@ class Numbers(Protocol):
     def rev_steps(self) -> int:
         """How many of these steps are taken."""
 
+    @property
+    def scale(self) -> float:
+        """Guidance scale of the estimate that a bridge leads to."""
+
+    @property
+    def trace_t(self) -> tuple[float, float]:
+        """Window of the time of that estimate."""
+
 
 class Source(Protocol):
     """x0 (B, C, h, w), t (B,) -> x_t and eps."""
@@ -158,10 +169,46 @@ def _ism(x0: Tensor, t: Tensor, model: Model, *, method: Numbers, generator: Gen
     return Noised(noise(x0_hat, eps_hat, model.schedule(t)), eps_hat)
 
 
+class BridgeLevel(NamedTuple):
+    """A point of a bridge, x_t = aim x_aim + start x_start + spread noise, and its deviation from x_aim alone, each
+    (B,)."""
+
+    aim: Tensor
+    start: Tensor
+    spread: Tensor
+    deviation: Tensor
+
+
+def bridge_level(t: Tensor) -> BridgeLevel:
+    """TraCe's Schroedinger bridge at t (B,): entry round(1000 t) - 1 of I2SB's (Liu et al. 2023, equation 11), whose
+    betas rise from 1e-4 to half of the way to 3e-4, their roots evenly, and fall again."""
+    rise = torch.linspace(1e-4**0.5, 3e-4**0.5, BRIDGE, dtype=torch.float64, device=t.device)[: BRIDGE // 2] ** 2
+    variances = torch.cat([rise, rise.flip(0)])
+    k = (BRIDGE * t.double()).round().long().sub(1).clamp(0, BRIDGE - 1)
+    to_aim, to_start = variances.cumsum(0)[k], variances.flip(0).cumsum(0).flip(0)[k]
+    whole = to_aim + to_start
+    found = (to_start / whole, to_aim / whole, (to_aim * to_start / whole).sqrt(), to_aim.sqrt())
+    return BridgeLevel(*(x.to(t.dtype) for x in found))
+
+
+def _trace(x0: Tensor, t: Tensor, model: Model, *, method: Numbers, generator: Generator | Part) -> Noised:
+    """TraCe (arXiv 2511.05609): x_t lies on the bridge between x0 and what the guided prior makes of it at another
+    time, uniform in `trace_t`; eps = (x_t - that) / deviation, and x_t is not noise(x0, eps)."""
+    low, high = method.trace_t
+    s = low + (high - low) * uniform((len(x0),), generator, device=x0.device, dtype=t.dtype)
+    x_s = noise(x0, random_noise(x0, generator=generator), model.schedule(s))
+    aim = model.field(method.scale).hats(x_s, s).x0.to(x0)
+    level = bridge_level(t)
+    x_t = column(level.aim, x0) * aim + column(level.start, x0) * x0
+    x_t = x_t + column(level.spread, x0) * random_noise(x0, generator=generator)
+    return Noised(x_t, (x_t - aim) / column(level.deviation, x0))
+
+
 SOURCES: dict[str, Source] = {
     "random": _random,
     "rev": _rev,
     "push_back": _push_back,
     "inverted": _inverted,
     "ism": _ism,
+    "trace": _trace,
 }

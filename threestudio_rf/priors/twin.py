@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeGuard
 import torch
 from torch import Generator, Tensor, nn
 
-from threestudio_rf.core.convert import join, noise
+from threestudio_rf.core.convert import join, noise, split
 from threestudio_rf.core.model import Model
 from threestudio_rf.core.random import Part, normal, uniform
 from threestudio_rf.priors.base import Condition, Prior, PriorError
@@ -128,8 +128,34 @@ class Twin:
         t = CLEANEST + (1 - CLEANEST) * uniform((len(x0),), generator, device=x0.device)
         eps, level = normal(x0.shape, generator, device=x0.device), self.prior.schedule(t)
         wanted = join(self.prior.kind, x0, eps, level)
+        return self._step(noise(x0, eps, level), t, wanted, condition, pose, average)
+
+    def follow(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        eps: Tensor,
+        condition: Condition,
+        *,
+        pose: Tensor | None = None,
+        average: Average | None = None,
+    ) -> float:
+        """As `learn`, on given x_t (B, C, h, w) and t (B,): the twin's eps_hat there is to be `eps` (TraCe)."""
+        x_t, level = x_t.detach().float(), self.prior.schedule(t)
+        wanted = join(self.prior.kind, *split("eps", eps.detach().float(), x_t, level), level)
+        return self._step(x_t, t, wanted, condition, pose, average)
+
+    def _step(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        wanted: Tensor,
+        condition: Condition,
+        pose: Tensor | None,
+        average: Average | None,
+    ) -> float:
         with self.awake(), torch.enable_grad():
-            loss = (self._answer(noise(x0, eps, level), t, condition, pose) - wanted).square().mean()
+            loss = (self._answer(x_t, t, condition, pose) - wanted).square().mean()
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
@@ -161,7 +187,8 @@ def with_twin(model: Model, twin: Twin, condition: Condition, pose: Tensor | Non
     def predict(x_t: Tensor, t: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:
         if NAME not in roles:
             return model(x_t, t, roles)
-        found = model(x_t, t, [role for role in roles if role != NAME])
+        others = [role for role in roles if role != NAME]
+        found = model(x_t, t, others) if others else {}
         return found | {NAME: twin.predict(x_t, t, condition, pose=pose)}
 
     return Model(predict, model.kind, model.schedule)

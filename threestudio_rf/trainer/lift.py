@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor
 
 from threestudio_rf.core.model import Model
-from threestudio_rf.core.random import generator
+from threestudio_rf.core.random import Part, generator
 from threestudio_rf.distill.method import Distilled, distill
 from threestudio_rf.priors.base import Condition, Prior, bind
-from threestudio_rf.priors.twin import LEARNING_CALLS, Twin, with_twin
+from threestudio_rf.priors.twin import LEARNING_CALLS, Average, Twin, with_twin
 from threestudio_rf.priors.twin import NAME as TWIN
 from threestudio_rf.priors.views import VIEWS, mix, perp_neg_weights
 from threestudio_rf.scenes.base import Rendering, Scene
@@ -113,12 +113,9 @@ def lift(
         if ((step + 1) % every == 0 or step + 1 == settings.steps) and gathered.step():
             scene.after_step(optimiser, step)
         if twin is not None and step >= first_step:
-            metrics["twin_loss"] = twin.learn(
-                latents.detach(),
-                seen.of_twin,
-                pose=pose(asked),
-                generator=batch.part(generator(settings.seed, step, "twin"), len(latents), draws),
-                average=ranks.average,
+            fresh = batch.part(generator(settings.seed, step, "twin"), len(latents), draws)
+            metrics["twin_loss"] = taught(
+                twin, result, latents, seen.of_twin, pose=pose(asked), generator=fresh, average=ranks.average
             )
             model.calls += LEARNING_CALLS
         skipped = skipped + 1 if skip else 0
@@ -134,6 +131,22 @@ def lift(
 def repeated(camera: Camera, times: int) -> Camera:
     """The cameras `times` times over, in the order of the latents of `encoded`."""
     return camera if times == 1 else camera.select(torch.arange(len(camera)).repeat(times))
+
+
+def taught(
+    twin: Twin,
+    result: Distilled,
+    latents: Tensor,
+    condition: Condition,
+    *,
+    pose: Tensor,
+    generator: Generator | Part,
+    average: Average,
+) -> float:
+    """The twin's loss in its training step: on the latents under fresh noise, or along what distillation noised."""
+    if result.lesson is None:
+        return twin.learn(latents.detach(), condition, pose=pose, generator=generator, average=average)
+    return twin.follow(*result.lesson, condition, pose=pose, average=average)
 
 
 def pose(camera: Camera) -> Tensor:

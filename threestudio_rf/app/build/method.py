@@ -89,6 +89,7 @@ def method_of(loss: LossConfig) -> Method:
         invert_scale=loss.invert_scale,
         invert_eta=loss.invert_eta,
         ism_delta=loss.ism_delta,
+        trace_t=pair(loss.trace_t),
         huber=loss.huber,
         combiner=loss.combiner,
         stage_two=loss.stage_two,

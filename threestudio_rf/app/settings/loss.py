@@ -8,9 +8,10 @@ from typing import Any
 from threestudio_rf.app.settings.groups import opt
 
 WEIGHTS = ("uniform", "sigma2", "alpha_sigma2", "sigma_over_alpha")
-NOISES = ("random", "rev", "push_back", "inverted", "ism")
-COMBINERS = ("cfg", "csd", "csd_negative", "nfsd", "bridge", "vsd")
+NOISES = ("random", "rev", "push_back", "inverted", "ism", "trace")
+COMBINERS = ("cfg", "csd", "csd_negative", "nfsd", "bridge", "vsd", "trace")
 LAWS = ("uniform", "annealed", "logit_normal", "dreamtime")
+TRACE = {"above": 0, "high": 1, "length": 2}
 CURVE = {"low": -100, "high": 100, "length": 3}
 
 
@@ -28,6 +29,7 @@ class LossConfig:
     invert_scale: float = opt(0.0, "guidance scale of that inversion; 0: no prompt", low=-1000, high=1000)
     invert_eta: float = opt(0.0, "share of fresh noise in that inversion", low=0, high=1)
     ism_delta: float = opt(0.05, "noise=ism: from the time before to t", above=0, high=1)
+    trace_t: list[float] = opt([0.02, 0.7], "noise=trace: window of its estimate's time", **TRACE)
     huber: float | None = opt(None, "c of the pseudo-Huber distance; null: the residual as it is", low=0, high=1000)
     combiner: str = opt("cfg", "how the predictions combine", choices=COMBINERS)
     scale: float = opt(100.0, "guidance: uncond + scale (cond - uncond)", low=0, high=1000)
@@ -37,8 +39,8 @@ class LossConfig:
     neg_prompt: str = opt("", "role neg of nfsd and csd_negative; empty: negative_prompt")
     target_prompt: str = opt("", "role target of bridge, with {prompt} in it")
     artifact_prompt: str = opt("", "role artifact of bridge, with {prompt} in it")
-    twin_rank: int = opt(4, "vsd: rank of the twin's adapters", low=1, high=1024)
-    twin_lr: float = opt(1e-4, "vsd: learning rate of the twin", above=0, high=1)
+    twin_rank: int = opt(4, "vsd, trace: rank of the twin's adapters", low=1, high=1024)
+    twin_lr: float = opt(1e-4, "vsd, trace: learning rate of the twin", above=0, high=1)
     perp_neg: bool = opt(False, "Perp-Neg: mix the prompts of neighbouring views, push away from front and side")
     perp_neg_f_fs: list[float] = opt([4.0, 0.5, -2.426], "push a exp(-b r) + c from the front view, in front", **CURVE)
     perp_neg_f_sf: list[float] = opt([4.0, 0.5, -2.426], "the same from the side view, in front", **CURVE)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from threestudio_rf.app.build.method import method_of, role_patterns
 from threestudio_rf.app.build.prior import facts_of, on_table
 from threestudio_rf.app.errors import UserError
@@ -14,6 +16,8 @@ from threestudio_rf.trainer.ramp import ramp
 
 TABLE_ENTRIES = 1000
 """Entries of a prior's table of levels, whose first is the least noise that it knows."""
+
+MIDDLE = torch.tensor([0.5])
 
 
 def check_loss(config: Config) -> None:
@@ -74,9 +78,12 @@ def _check_method(loss: LossConfig) -> None:
             "the run and loss.stage_two_noise or loss.stage_two_combiner, or neither"
         )
     try:
-        method_of(loss)
+        method = method_of(loss)
     except ValueError as error:
         raise UserError(f"loss.{error}") from None
+    weighed = {role for share in (0.0, 1.0) for role in method.at(share).guidance(MIDDLE, progress=share).roles}
+    if loss.perp_neg and "cond" not in weighed:
+        raise UserError(f"loss.perp_neg=true: loss.combiner={loss.combiner} has no part of the prompt alone to bend")
 
 
 def _check_range(config: Config) -> None:
@@ -106,14 +113,13 @@ def _check_twin(config: Config) -> None:
     prior = config.prior
     if TWIN not in method_of(config.loss).roles:
         return
-    wanted = "expected a network whose weights are kept as they are, for the twin of loss.combiner=vsd to share"
+    owner = f"loss.combiner={config.loss.combiner}"
+    wanted = f"expected a network whose weights are kept as they are, for the twin of {owner} to share"
     if facts_of(prior).source == "formula":
         raise UserError(f"prior={prior.name} is a formula: {wanted}")
     if (prior.storage, prior.quantization) != ("none", "none"):
         raise UserError(f"prior.storage={prior.storage}, prior.quantization={prior.quantization}: {wanted}")
     if prior.offload_blocks:
-        raise UserError(
-            f"prior.offload_blocks={prior.offload_blocks}: expected 0 with loss.combiner=vsd, whose twin learns"
-        )
+        raise UserError(f"prior.offload_blocks={prior.offload_blocks}: expected 0 with {owner}, whose twin learns")
     if prior.dtype == "fp16":
-        raise UserError("prior.dtype=fp16: expected fp32 or bf16 with loss.combiner=vsd, whose twin learns in it")
+        raise UserError(f"prior.dtype=fp16: expected fp32 or bf16 with {owner}, whose twin learns in it")

@@ -32,6 +32,7 @@ OF_NOISE: dict[str, Keys] = {
     "push_back": ("loss.invert_",),
     "inverted": ("loss.invert_",),
     "ism": ("loss.invert_", "loss.ism_"),
+    "trace": ("loss.trace_",),
 }
 OF_LAW: dict[str, Keys] = {"annealed": ("loss.t_width",), "dreamtime": ("loss.t_width", "loss.t_bump")}
 OF_ROLE: dict[str, Keys] = {
@@ -134,7 +135,7 @@ RULES: tuple[Rule, ...] = (
     Rule(VIEWED, _SEEN, _of_views),
     Rule(FOUR, ("prior.views",), _of_wording),
     Rule(("prior.image_size",), _SEEN, when=_sized),
-    Rule(("loss.rev_", "loss.invert_", "loss.ism_"), ("loss.noise",), _of_noise),
+    Rule(("loss.rev_", "loss.invert_", "loss.ism_", "loss.trace_"), ("loss.noise",), _of_noise),
     Rule(("loss.t_width", "loss.t_bump"), ("loss.t_law",), lambda config: OF_LAW.get(config.loss.t_law, ())),
     Rule(sum(OF_ROLE.values(), ()), ("loss.combiner",), _of_roles),
     Rule(("loss.perp_neg_f_",), ("loss.perp_neg",), when=lambda config: config.loss.perp_neg),
