@@ -73,7 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with what a page shows."""
     run = tmp_path_factory.mktemp("page")
     mesh = extract(lambda p: 20 * torch.sigmoid((0.5 - p.norm(dim=-1)) / 0.05), colour, radius=0.8, resolution=20)
-    atlas = textured(mesh, lambda points, normals: colour(points), 64)
+    atlas = textured(mesh, lambda points, *_: colour(points), 64)
     write(mesh, run / "save/it20-export", formats=("glb",), atlas=atlas)
     video(run / "save/it20-test.mp4", torch.rand(6, 3, 48, 64, generator=torch.Generator().manual_seed(0)), 10)
     for name in ("it3-sheet", "it20-sheet", "items-sheet", "a#b 100%-grid"):

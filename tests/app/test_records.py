@@ -1,7 +1,7 @@
 """A run's folder says how it was made: no look rewrites it, and a new run from it does not go on with the old one.
 
 Seen to fail: resume kept in parsed.yaml or taken from a stored one, the record rewritten by mode=test, by task=export,
-by a resumed run that has nothing to train; a file given with resume= not listened to.
+by a resumed run that has nothing to train; a file given with resume= not listened to; the page left as it was.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def test_a_look_leaves_the_record_as_it_is(run: Path, launcher, line: list[str])
     assert code == 0 and folder == run, err
     assert record(run) == before
     assert (run / "cmd.txt").read_text().startswith(commands) and line[0] in (run / "cmd.txt").read_text()
+    assert line[0] in (run / "index.html").read_text(), "the page shows the new look"
 
 
 def test_a_run_that_goes_on_is_recorded_without_where_it_came_from(run: Path, launcher) -> None:

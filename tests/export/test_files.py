@@ -44,7 +44,7 @@ def values(file: pygltflib.GLTF2, index: int) -> np.ndarray:
 
 @pytest.fixture
 def atlas(tower: Mesh) -> Atlas:
-    return textured(tower, lambda points, normals: ((points + 1) / 2).flip(-1), 64)
+    return textured(tower, lambda points, *_: ((points + 1) / 2).flip(-1), 64)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ rendered, a texture. The oracles are volume rendering of the same field and trim
 
 Mutations seen to fail: the level not matched to the volume (keeps its volume), no blur (dihedral), specks by voxels
 only (specks), the colour taken on the surface and the cosines left out (as rendered), the texture's v upside down,
-the gutter left black (gutter).
+the gutter left black (gutter), the curvature left out (small ball) or of the wrong sign (ball and cylinder).
 """
 
 from __future__ import annotations
@@ -122,21 +122,55 @@ def test_colours_are_those_that_pictures_of_the_field_have():
     weight = torch.exp(depth - depth.cumsum(1)) * (1 - torch.exp(-depth))
     rendered = (weight[..., None] * wall_rgb(samples.view(-1, 3)).view(200, -1, 3)).sum(1).mean(0)
     points, normals = torch.zeros(1, 3), torch.tensor([[0.0, 0.0, 1.0]])
-    baked = shell_colours(wall, wall_rgb, points, normals, depth=shell_depth(20.0, 1.0))[0]
+    baked = shell_colours(wall, wall_rgb, points, normals, torch.zeros(1), depth=shell_depth(20.0, 1.0))[0]
     assert torch.allclose(baked, rendered, rtol=0.05)
     assert (wall_rgb(points)[0] < 0.9 * rendered).all(), "the surface alone is too dark"
 
 
+def test_colours_of_a_small_ball_are_those_of_rays_that_graze_it_too():
+    radius, faint = 0.12, 12.0
+
+    def ball(points: Tensor) -> Tensor:
+        return faint * torch.sigmoid((radius - points.norm(dim=-1)) / 0.01)
+
+    def rgb(points: Tensor) -> Tensor:
+        return torch.sigmoid((radius - 0.04 - points.norm(dim=-1)) / 0.02)[:, None].expand(-1, 3) * 0.8 + 0.1
+
+    aside = radius * ((torch.arange(200) + 0.5) / 200).sqrt()[:, None]  # as many rays for each part of the disk
+    along = torch.linspace(-0.3, 0.3, 2000).expand(200, -1)
+    samples = torch.stack((aside.expand_as(along), torch.zeros_like(along), along), dim=-1).view(-1, 3)
+    depth = ball(samples).view(200, -1) * (0.6 / 1999)
+    weight = torch.exp(depth - depth.cumsum(1)) * -torch.expm1(-depth)
+    rendered = (weight * rgb(samples)[:, 0].view(200, -1)).sum() / weight.sum()
+    place, up = torch.tensor([[0.0, 0.0, radius]]), torch.tensor([[0.0, 0.0, 1.0]])
+    curved, flat = (
+        shell_colours(ball, rgb, place, up, torch.tensor([k]), depth=radius)[0, 0] for k in (1 / radius, 0.0)
+    )
+    assert curved.item() == pytest.approx(rendered.item(), rel=0.03)
+    assert flat > 1.05 * rendered, "grazing rays see the rim alone"
+
+
+@pytest.mark.parametrize(("axes", "expected"), [(3, 4.0), (2, 2.0)])
+def test_curvature_is_that_of_a_ball_and_of_a_cylinder(axes: int, expected: float):
+    made = extract(lambda p: 0.25 - p[:, :axes].norm(dim=-1), rim, radius=0.5, resolution=33, threshold=0.0)
+    middle = made.vertices[:, 2].abs() < 0.3
+    assert made.curvature[middle].mean().item() == pytest.approx(expected, rel=0.1)
+    hollow = Mesh(made.vertices, made.faces.flip(1), made.colours)
+    assert hollow.curvature[middle].mean().item() == pytest.approx(-expected, rel=0.1)
+
+
 def test_a_shell_without_density_has_the_colour_of_its_place():
     points = torch.rand(50, 3, generator=torch.Generator().manual_seed(2))
-    found = shell_colours(lambda p: torch.zeros(len(p)), lambda p: p.clamp(0, 1), points, points, depth=0.2)
+    found = shell_colours(
+        lambda p: torch.zeros(len(p)), lambda p: p.clamp(0, 1), points, points, points[:, 0], depth=0.2
+    )
     assert (found - points).abs().max() < 0.02
 
 
 def test_chunks_change_no_colour(smooth: Mesh):
+    shape = (smooth.vertices, smooth.normals, smooth.curvature)
     colours = [
-        shell_colours(noisy_ball, rim, smooth.vertices[:300], smooth.normals[:300], depth=0.2, chunk=chunk)
-        for chunk in (70, 1 << 18)
+        shell_colours(noisy_ball, rim, *(x[:300] for x in shape), depth=0.2, chunk=chunk) for chunk in (70, 1 << 18)
     ]
     assert torch.allclose(*colours, atol=1e-6)
 
@@ -162,7 +196,7 @@ def test_a_texture_holds_the_field_s_colours_and_no_seam_shows_what_is_between(s
 def test_a_texture_has_a_possible_size(smooth: Mesh):
     for size in (0, 15, 4097, 100_000):
         with pytest.raises(ValueError, match=f"16 to 4096 texels a side, got {size}"):
-            textured(smooth, lambda points, normals: points, size)
+            textured(smooth, lambda points, *_: points, size)
     area = trimesh.Trimesh(smooth.vertices.numpy(), smooth.faces.numpy(), process=False).area
     for cell in (0.01, 0.05):
         assert texture_size(smooth, cell) == 2 ** round(math.log2(3 * math.sqrt(area / 0.75) / cell))

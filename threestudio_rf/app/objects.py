@@ -81,8 +81,8 @@ class Lifting:
 
     @property
     def figures(self) -> dict[str, float | None]:
-        """How right the object is, as metrics.json of a run, without what it cost. UserError for a prompt whose truth
-        is not known."""
+        """Figures of how right the object is, those of metrics.json without its cost. UserError for a prompt whose
+        truth is not known."""
         config = self.run.config
         if not tellable(config, config.prompt):
             raise UserError(f"{config.prompt!r} with prior {config.prior.name}: its truth is not known")

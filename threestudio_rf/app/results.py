@@ -76,7 +76,7 @@ def edit(
 
 
 def evaluate(what: Tensor | Lifting | str | Path, prompt: str = "") -> dict[str, float | None]:
-    """How right something is, by the figures of metrics.json without what it cost.
+    """Figures of how right something is, those of metrics.json without its cost.
 
     `what` are pictures (N, 3, H, W) in [0, 1] of `prompt`, an object of `lift`, or the folder of a run. UserError where
     the truth is not known: it is for prompts of the tiny world, one shape in one colour.

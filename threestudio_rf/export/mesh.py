@@ -44,6 +44,11 @@ class Mesh:
         """Unit normals of the vertices (V, 3), of the faces around each weighted by area; up where there is none."""
         return vertex_normals(self.vertices, self.faces)
 
+    @property
+    def curvature(self) -> Tensor:
+        """Mean curvature of the vertices (V,), of a ball 1 / radius, smoothed over their neighbours."""
+        return vertex_curvature(self.vertices, self.normals, self.faces)
+
     def normalised(self) -> Mesh:
         """Centred on the middle of its bounding box, the longest side of which becomes 1."""
         low, high = self.vertices.amin(dim=0), self.vertices.amax(dim=0)
@@ -61,6 +66,24 @@ def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
     length = total.norm(dim=-1, keepdim=True)
     up = total.new_tensor((0.0, 0.0, 1.0)).expand_as(total)
     return torch.where(length > 0, total / length.clamp_min(torch.finfo(torch.float64).tiny), up).float()
+
+
+def vertex_curvature(vertices: Tensor, normals: Tensor, faces: Tensor, *, rounds: int = 3) -> Tensor:
+    """Mean curvature (V,) of vertices (V, 3) with unit `normals` (V, 3): half the divergence of the normals, linear in
+    each of the faces (F, 3), averaged at the vertices by area and `rounds` times more; 0 where no face is."""
+    corners, n = vertices.double()[faces], normals.double()[faces]
+    across = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    area = across.norm(dim=-1).clamp_min(1e-20)
+    opposite = corners.roll(1, 1) - corners.roll(-1, 1)
+    gradients = torch.linalg.cross((across / area[:, None])[:, None].expand_as(opposite), opposite)
+    bend = (n * gradients).sum((1, 2)) / area / 2
+    share = torch.zeros(len(vertices), dtype=torch.float64)
+    share = share.index_add(0, faces.reshape(-1), area.repeat_interleave(3)).clamp_min(1e-20)
+    for _ in range(1 + rounds):
+        whole = (area * bend).repeat_interleave(3)
+        found = torch.zeros_like(share).index_add(0, faces.reshape(-1), whole) / share
+        bend = found[faces].mean(1)
+    return found.float()
 
 
 def sample_grid(
@@ -186,7 +209,5 @@ def extract(
     points, triangles = without_specks(points, torch.from_numpy(triangles.astype(np.int64)), keep)
     points, triangles = decimated(points, triangles, faces)
     mesh = Mesh(points, triangles, torch.zeros_like(points), level)
-    colours = shell_colours(
-        density, rgb, points, mesh.normals, depth=shell_depth(level, radius), chunk=chunk, device=device
-    )
-    return replace(mesh, colours=colours)
+    depth, shape = shell_depth(level, radius), (points, mesh.normals, mesh.curvature)
+    return replace(mesh, colours=shell_colours(density, rgb, *shape, depth=depth, chunk=chunk, device=device))

@@ -35,26 +35,24 @@ def shell_colours(
     rgb: Callable[[Tensor], Tensor],
     points: Tensor,
     normals: Tensor,
+    curvature: Tensor,
     *,
     depth: float,
     chunk: int = 1 << 18,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Colours (N, 3) in [0, 1] of surface points (N, 3) with outward unit normals (N, 3): the mean of what rays from
-    all sides composite, without what is behind the object.
+    """Colours (N, 3) in [0, 1] of surface points (N, 3) with outward unit normals (N, 3) and mean curvatures (N,), of a
+    ball 1 / radius: the mean of what rays from all sides composite, without what is behind the object.
 
-    The shell is taken as layers along the normal, from 0.3 `depth` outside to `depth` inside, so a ray that meets it
-    at cosine c has the same samples with their lengths over c. Pixels see a surface at c in proportion to c, and the
-    integral of 2 c w(c) dc is a quadrature of two nodes. `density` (N,) and `rgb` (N, 3) are asked on `device`; where
-    the shell is empty the colour is that at the point. Raises ValueError for colours that are not finite or not (N, 3).
+    The shell is taken as layers along the normal, from 0.3 `depth` outside to `depth` inside, curved as the surface is:
+    a ray that meets it at cosine c crosses the layers at the lengths of `_lengths`, and leaves again where it only
+    grazes. Pixels see a surface at c in proportion to c, and the integral of 2 c w(c) dc is a quadrature of two nodes.
+    `density` (N,) and `rgb` (N, 3) are asked on `device`; where the shell is empty the colour is that at the point.
+    Raises ValueError for colours that are not finite or not (N, 3).
     """
     along = torch.linspace(AHEAD * depth, -depth, SAMPLES)
-    parts = [
-        _composite(density, rgb, some, outward, along, chunk, device)
-        for some, outward in zip(
-            points.split(max(1, chunk // SAMPLES)), normals.split(max(1, chunk // SAMPLES)), strict=True
-        )
-    ]
+    split = [values.split(max(1, chunk // SAMPLES)) for values in (points, normals, curvature)]
+    parts = [_composite(density, rgb, *some, along, chunk, device) for some in zip(*split, strict=True)]
     colours = torch.cat(parts) if parts else torch.zeros(0, 3)
     if not torch.isfinite(colours).all():
         raise ValueError(f"rgb of {len(points)} points must be finite, got values that are not")
@@ -66,13 +64,14 @@ def _composite(
     rgb: Callable[[Tensor], Tensor],
     points: Tensor,
     normals: Tensor,
+    curvature: Tensor,
     along: Tensor,
     chunk: int,
     device: torch.device | str,
 ) -> Tensor:
     samples = (points[:, None] + along[:, None] * normals[:, None]).reshape(-1, 3)
-    depth = batches(density, samples, chunk, device).view(len(points), -1).clamp_min(0) * float(along[0] - along[1])
-    weight = sum(share * _weights(depth / cosine) for cosine, share in COSINES)
+    solid = batches(density, samples, chunk, device).view(len(points), -1).clamp_min(0)
+    weight = sum(share * _weights(solid * _lengths(along, curvature, cosine)) for cosine, share in COSINES)
     assert isinstance(weight, Tensor)
     total = weight.sum(dim=1, keepdim=True)
     middle = along.abs().argmin()
@@ -88,6 +87,22 @@ def _composite(
     return mixed / torch.zeros(len(points)).index_add_(0, owner, share)[:, None]
 
 
+def _lengths(along: Tensor, curvature: Tensor, cosine: float) -> Tensor:
+    """Lengths (N, S) in layers around the heights `along` (S,), falling, of rays that meet surfaces of mean curvature
+    (N,) at `cosine`.
+
+    In a ball of curvature k a ray is at height h where its distance from its middle is sqrt((1 + k h)^2 - 1 + c^2) / k;
+    layers below the middle are not reached. Flat, and hollow, layers have their thickness over c.
+    """
+    step = along[0] - along[1]
+    edges = torch.cat((along[:1] + step / 2, along - step / 2)).double()
+    k = curvature.double().clamp(min=1e-3 / float(step), max=1 / float(-along[-1]))[:, None]
+    middle = ((1 + k * edges).clamp_min(0).square() - 1 + cosine**2).clamp_min(0).sqrt() / k
+    return (middle[:, :-1] - middle[:, 1:]).float()
+
+
 def _weights(depth: Tensor) -> Tensor:
-    """Weights (N, S) of layers of optical depth (N, S), the outermost first."""
-    return torch.exp(depth - depth.cumsum(dim=1)) * -torch.expm1(-depth)
+    """Weights (N, S) of layers of optical depth (N, S), the outermost first, on the way in and out again."""
+    both = torch.cat((depth, depth.flip(1)), dim=1)
+    inwards, outwards = (torch.exp(both - both.cumsum(dim=1)) * -torch.expm1(-both)).chunk(2, dim=1)
+    return inwards + outwards.flip(1)

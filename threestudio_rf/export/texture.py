@@ -20,7 +20,7 @@ SMALLEST, LARGEST = 16, 4096
 GUTTER = 4
 """Texels between two pieces of the surface, filled with the colours of the nearer one."""
 CHUNK = 1 << 18
-Colours = Callable[[Tensor, Tensor], Tensor]
+Colours = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ def texture_size(mesh: Mesh, cell: float, *, per_cell: float = 3.0) -> int:
 def textured(mesh: Mesh, colours: Colours, size: int) -> Atlas:
     """The atlas of a mesh with a picture of `size` texels a side.
 
-    `colours` maps points (N, 3) and outward normals (N, 3) of the surface to sRGB (N, 3) in [0, 1]. Raises ValueError
+    `colours` maps points (N, 3), outward normals (N, 3) and mean curvatures (N,) of the surface to sRGB (N, 3) in
+    [0, 1]. Raises ValueError
     for a size outside of 16 to 4096, UnwrapError where xatlas is missing or gives no atlas.
     """
     if not SMALLEST <= size <= LARGEST:
@@ -55,10 +56,11 @@ def textured(mesh: Mesh, colours: Colours, size: int) -> Atlas:
     origin, faces, uv = _unwrapped(mesh, size)
     flat = Screen(size * uv[None, :, 0], size * (1 - uv[None, :, 1]), torch.ones(1, len(uv)), size, size)
     texels = rasterize(flat, faces)
-    places = torch.cat((mesh.vertices, mesh.normals), dim=1)[origin].t()
-    points, normals = interpolate(places, faces, texels, barycentric(flat, faces, texels)).t().split(3, dim=1)
+    places = torch.cat((mesh.vertices, mesh.normals, mesh.curvature[:, None]), dim=1)[origin].t()
+    shape = interpolate(places, faces, texels, barycentric(flat, faces, texels)).t()
+    points, normals, curvature = shape.split((3, 3, 1), dim=1)
     picture, filled = torch.zeros(size * size, 3), torch.zeros(size * size, dtype=torch.bool)
-    picture[texels.cell] = colours(points, torch.nn.functional.normalize(normals, dim=-1))
+    picture[texels.cell] = colours(points, torch.nn.functional.normalize(normals, dim=-1), curvature[:, 0])
     filled[texels.cell] = True
     shown = (picture * 255).round().byte().view(size, size, 3).numpy()
     return Atlas(origin, faces, uv, _spread(shown, filled.view(size, size).numpy()))
@@ -69,11 +71,11 @@ def colours_of(surface: Surface, mesh: Mesh, *, device: torch.device | str = "cp
     that a scene with a mesh of its own has on it."""
     if isinstance(surface, Meshed):
         own: Surface = surface
-        return lambda points, normals: batches(own.colour, points, CHUNK, device)
+        return lambda points, normals, curvature: batches(own.colour, points, CHUNK, device)
     depth = shell_depth(mesh.level or 0.0, surface.radius)
 
-    def colours(points: Tensor, normals: Tensor) -> Tensor:
-        return shell_colours(surface.density, surface.colour, points, normals, depth=depth, device=device)
+    def colours(points: Tensor, normals: Tensor, curvature: Tensor) -> Tensor:
+        return shell_colours(surface.density, surface.colour, points, normals, curvature, depth=depth, device=device)
 
     return colours
 

@@ -1,5 +1,5 @@
-"""What is told of a prior when it is first used: what its folder says that nothing reads, and whether its network
-answers as it is said to."""
+"""Warnings about a prior at its first use: settings of its folder that have no effect, and a network whose answers
+contradict its declared kind."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def _has_a_choice(prior: Prior) -> bool:
 
 @torch.no_grad()
 def warn_kind(prior: Prior, condition: Condition) -> None:
-    """Warn where a network that is said to predict eps does not answer pure noise with that noise, or one that is said
-    to predict v does. One call of it."""
+    """Warn where a network declared to predict eps does not answer pure noise with that noise, or one declared to
+    predict v does. Costs one call."""
     noise = normal((1, *prior.latent_shape), generator(0, 0, "kind"))
     answer = prior.predict(noise, torch.ones(1), condition.select([0])).to(noise)
     cosine = functional.cosine_similarity(answer.flatten(1), noise.flatten(1)).item()
@@ -65,7 +65,7 @@ def warn_kind(prior: Prior, condition: Condition) -> None:
 
 
 def tell_unread(prior: Prior, use: Use) -> None:
-    """What the prior's folder says of sampling alone, in one line, where its times come from settings instead."""
+    """Log, in one line, the sampling settings of the prior's folder that have no effect on a loss or an edit."""
     found = prior.pipeline.for_sampling() if use in TIMES else ()
     if use == "edit":
         found = tuple(item for item in found if item.partition("=")[0] not in SHIFTS)

@@ -41,7 +41,7 @@ class PriorRow:
 
 
 def facts_of(config: PriorConfig) -> Facts:
-    """What is known of the prior of these settings."""
+    """Facts of the prior that the settings name."""
     return PRIORS[config.name].facts
 
 
@@ -51,7 +51,7 @@ def on_table(config: PriorConfig) -> bool:
 
 
 def multiple_of(config: PriorConfig) -> int:
-    """What the sides of a picture are multiples of."""
+    """The number of which the sides of a picture must be multiples."""
     facts = facts_of(config)
     return facts.multiple or config.size or facts.size
 
@@ -113,7 +113,7 @@ def part_options(config: PriorConfig) -> PartOptions:
 
 
 def changes_of(config: PriorConfig) -> Changes:
-    """What changes the prior's weights; PriorError for what cannot be read."""
+    """LoRAs and weight difference that the settings ask for; PriorError for what cannot be read."""
     delta = Delta(config.delta, config.delta_from or config.path, config.delta_scale) if config.delta else None
     return Changes(parse_loras(config.lora), delta, config.offline)
 
@@ -209,7 +209,7 @@ def build_prior(config: PriorConfig, device: torch.device) -> Prior:
 
 
 def prior_id(config: PriorConfig) -> dict[str, str]:
-    """What identifies a prior in a checkpoint and in run.json."""
+    """Identity of a prior, as checkpoints and run.json store it."""
     found = {"name": config.name, "path": config.path, "revision": config.revision or ""}
     found |= {} if config.kind == "auto" else {"kind": config.kind}
     found |= {"lora": config.lora} if config.lora else {}

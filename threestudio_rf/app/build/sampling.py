@@ -29,7 +29,7 @@ LIMITS = {"none": None, "clip": clip, "threshold": dynamic_threshold}
 
 @dataclass(frozen=True)
 class Plan:
-    """What all pictures of one command share. `known` (1, C, h, w) are the latents of a given picture, `mask`
+    """The common part of all pictures of one command. `known` (1, C, h, w) are the latents of a given picture, `mask`
     (1, 1, h, w) is 1 where it is made anew, `pure` starts from noise alone."""
 
     prior: Prior

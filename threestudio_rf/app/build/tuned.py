@@ -1,4 +1,4 @@
-"""Which settings an edit runs with: the method's own, those chosen for an embedded prior, and the command line's."""
+"""Settings of an edit, from three sources: the method's own, those tuned for an embedded prior, the command line's."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def together(config: Config, device: torch.device, step: int | None = None) -> R
 
 
 def facts(config: Config, step: int | None) -> dict[str, str]:
-    """What decides the numbers of a run, by name: versions, the stored step, settings without places."""
+    """Everything that decides the numbers of a run, by name: versions, the stored step, settings without places."""
     found = {"version": __version__, "torch": torch.__version__, "checkpoint of step": str(step)}
     return found | {key: repr(value) for key, value in flat(config).items() if key not in PLACES}
 

@@ -39,7 +39,7 @@ for (const box of boxes) box.addEventListener("change", show);
 
 
 def facts_of(config: Config) -> dict[str, str]:
-    """What run.json says of a run for the overview."""
+    """Facts of a run that the overview shows, for run.json."""
     methods = {"lift": config.loss.name, "sample": config.sample.sampler, "edit": config.edit.method or ""}
     methods |= {"invert": methods["edit"]}
     return {

@@ -34,7 +34,7 @@ TURN = Path(__file__).with_name("turn.js")
 
 
 class Room:
-    """What files may still take of a page."""
+    """Bytes that a page still has room for."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.left = folder, LARGEST

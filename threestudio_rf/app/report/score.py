@@ -69,7 +69,7 @@ def tellable(config: Config, prompt: str) -> bool:
 
 
 def known(prompt: str) -> tuple[Subject, Judge]:
-    """What a prompt is about, and the judge. UserError for a prompt without a known truth, or a judge that is not
+    """Subject of a prompt, and the judge. UserError for a prompt without a known truth, or a judge that is not
     whole."""
     found = subject(prompt)
     if found is None:
@@ -154,6 +154,6 @@ def show(run: Run, figures: dict[str, float | None]) -> None:
 
 
 def meaning(key: str, value: float | None) -> str:
-    """What a figure is, that of the volume with its word first."""
+    """Meaning of a figure in words; of the volume IoU its rating first."""
     word = f"{rating(value)}; " if key == "volume_iou" and value is not None else ""
     return word + MEANING[key]

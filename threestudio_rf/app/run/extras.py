@@ -24,7 +24,7 @@ def optional(module: str, instead: str) -> ModuleType | None:
 
 
 def open_wandb(run: Run) -> Publish | None:
-    """What sends a row of figures to Weights & Biases, None without its package."""
+    """A function that sends a row of figures to Weights & Biases; None without its package."""
     wandb = optional("wandb", "the figures are in csv_logs/metrics.csv")
     if wandb is None:
         return None
@@ -38,11 +38,11 @@ def open_wandb(run: Run) -> Publish | None:
 
 
 LOGGERS: dict[str, Callable[[Run], Publish | None]] = {"wandb": open_wandb}
-"""What opens each logger, by the setting that asks for it."""
+"""Every logger by the setting that asks for it."""
 
 
 def open_loggers(run: Run) -> Publish:
-    """What sends a row of figures to every logger that the settings ask for."""
+    """A function that sends a row of figures to every logger that the settings ask for."""
     opened = [LOGGERS[name](run) for name in LOGGERS if value_of(run.config, name)]
 
     def publish(step: int, row: Mapping[str, float]) -> None:

@@ -231,7 +231,7 @@ def run_of(path: Path) -> Path | None:
 
 
 def about(prior: str) -> dict[str, Any]:
-    """What run.json says of the program and the machine; nothing secret."""
+    """Entries of run.json about the program and the machine; nothing secret."""
     variables = {k: v for k, v in sorted(os.environ.items()) if SHOWN.fullmatch(k)}
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

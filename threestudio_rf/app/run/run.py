@@ -24,7 +24,7 @@ SHARED = ("radius", "encoding", "field", "background")
 
 @dataclass(frozen=True)
 class Run:
-    """What a command gets. `resumed` is the checkpoint of `resume=` or `weights=`."""
+    """Everything a command is given. `resumed` is the checkpoint of `resume=` or `weights=`."""
 
     config: Config
     folder: Path
@@ -41,7 +41,7 @@ class Run:
 
 
 def run_text(config: Config) -> str:
-    """What a run folder is named after."""
+    """The text after which a run folder is named."""
     return config.tag or config.prompt or config.task
 
 

@@ -18,7 +18,7 @@ class Unfit(Exception):
 
 
 class Guidance(NamedTuple):
-    """What a guidance_type means.
+    """Meaning of a guidance_type.
 
     preset     our experiment
     from_text  guidance there is text + s (text - uncond), but with Perp-Neg uncond + s (...) as here
@@ -57,7 +57,7 @@ def guidance_of(kind: Any, given: Mapping[str, Any]) -> Guidance | None:
 
 @dataclass(frozen=True)
 class Meaning:
-    """What values depend on: the guidance, whether Perp-Neg is on, and every key that is given with it."""
+    """Context of a conversion: the guidance, whether Perp-Neg is on, and every key that is given with it."""
 
     guidance: Guidance | None = None
     perp_neg: bool = False

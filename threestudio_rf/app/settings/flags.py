@@ -33,7 +33,7 @@ OWN_FLAGS = ("--help", "-h", "--version", "--cfg", "--multirun", "-m")
 
 @dataclass
 class Launch:
-    """What one command line asks for, in our words."""
+    """A parsed command line, in our words."""
 
     argv: list[str] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list)
@@ -173,7 +173,7 @@ def _flag(flag: str, value: str, launch: Launch) -> None:
 
 
 def translate(argv: list[str]) -> Launch:
-    """What the arguments behind `launch.py` ask for. Raises UserError for an unknown flag or key."""
+    """Parse the arguments behind `launch.py`. Raises UserError for an unknown flag or key."""
     launch, items, position = Launch(argv=argv), [], 0
     while position < len(argv):
         item = argv[position]

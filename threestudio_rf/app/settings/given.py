@@ -66,7 +66,7 @@ class File:
 
 @dataclass
 class Told:
-    """What is to be said of keys that are no settings here: `key=value` and why."""
+    """Notes on keys that are no settings here: `key=value` and why."""
 
     unneeded: list[str] = field(default_factory=list)
     otherwise: dict[str, list[str]] = field(default_factory=dict)

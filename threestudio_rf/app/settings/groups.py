@@ -109,7 +109,7 @@ class FieldConfig:
 
 @dataclass
 class BackgroundConfig:
-    """What is behind the object."""
+    """The background."""
 
     name: str = opt("environment", "kind", choices=("solid", "environment"))
     rgb: list[float] = opt([1.0, 1.0, 1.0], "colour of the solid background", low=0, high=1, length=3)
@@ -170,7 +170,7 @@ class ShadingConfig:
 
 @dataclass
 class SceneConfig:
-    """What is optimised."""
+    """The optimised object or pictures."""
 
     name: str = opt("nerf", "kind (nerf: an object; image: pictures, or their latents)")
     image: ImageConfig = group(ImageConfig)

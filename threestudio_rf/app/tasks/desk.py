@@ -50,8 +50,8 @@ class Given:
 
 @dataclass(frozen=True)
 class Desk:
-    """What all pictures of one command share. The prior is loaded for the first picture that can be read, unless one
-    is given."""
+    """The common part of all pictures of one command. The prior is loaded for the first picture that can be read,
+    unless one is given."""
 
     run: Run
     given_prior: Prior | None = None

@@ -51,7 +51,7 @@ def versions() -> Iterator[str]:
 
 
 def devices(device: torch.device) -> Iterator[str]:
-    """What computes."""
+    """The device, threads and GPUs."""
     yield f"device {device}, {torch.get_num_threads()} threads, OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY')}"
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         free, total = torch.cuda.mem_get_info(index)
@@ -120,7 +120,7 @@ def parameters_of_network(config: Config) -> float:
 
 
 def fits(config: Config, device: torch.device) -> tuple[str, bool]:
-    """What a step of training takes, estimated, beside the memory that is free, in one line; and whether it fits."""
+    """Estimated memory of a step of training beside what is free, in one line; and whether it fits."""
     parts = needed(config, device)
     total, sure = sum(parts.values()), sum(value for name, value in parts.items() if name != "renderer")
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
@@ -142,7 +142,7 @@ network (SD 1.5, 2.1 and SD3-medium, docs/benchmarks.md)."""
 
 
 def duration(config: Config, device: torch.device) -> str:
-    """What training with a prior of a folder takes on a CPU, estimated, in one line; "" on a GPU and for others."""
+    """Estimated time of training with a prior of a folder on a CPU, in one line; "" on a GPU and for others."""
     if device.type != "cpu" or facts_of(config.prior).source != "hub":
         return ""
     steps, camera, least = config.trainer.steps, config.camera, SECONDS[0]
@@ -163,7 +163,7 @@ def duration(config: Config, device: torch.device) -> str:
 
 
 def weights() -> list[str]:
-    """What is wrong with the weights that ship; empty when they are whole."""
+    """Faults of the shipped weights; empty when they are whole."""
     return verify_weights()
 
 

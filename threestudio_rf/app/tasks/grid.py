@@ -44,12 +44,12 @@ class Cell:
 
     @property
     def note(self) -> Path:
-        """What is known of its last run."""
+        """The file of what is known of its last run."""
         return self.folder / "cell.json"
 
     @property
     def output(self) -> Path:
-        """What its runs print."""
+        """The file that its runs print into."""
         return self.folder / "output.txt"
 
     def arguments(self) -> list[str]:

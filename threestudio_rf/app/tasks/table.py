@@ -9,7 +9,7 @@ from threestudio_rf.app.report.score import show
 from threestudio_rf.app.run.run import Run
 from threestudio_rf.app.settings.config import Config
 from threestudio_rf.app.tasks import doctor, edit, grid, invert, lift, sample, train_tiny
-from threestudio_rf.app.tasks.output.finish import shown
+from threestudio_rf.app.tasks.output.finish import page_so_far, shown
 from threestudio_rf.app.tasks.output.result import stored
 
 
@@ -17,26 +17,32 @@ def evaluate(run: Run) -> int:
     """The figures of a finished run, into its `metrics.json`."""
     result = stored(run)
     show(run, shown(result).figures(result))
+    page_so_far(result)
     return GOOD
 
 
 def export(run: Run) -> int:
     """The mesh of a finished run, or the files that its kind of scene has instead."""
     result = stored(run)
-    return shown(result).export(result)
+    code = shown(result).export(result)
+    page_so_far(result)
+    return code
 
 
 def validate(run: Run) -> int:
     """A few views of a finished run, of pictures all of them."""
     result = stored(run)
     shown(result).snapshot(result)
+    page_so_far(result)
     return GOOD
 
 
 def test(run: Run) -> int:
     """The turntable of a finished run, of pictures all of them."""
     result = stored(run)
-    return shown(result).test(result)
+    code = shown(result).test(result)
+    page_so_far(result)
+    return code
 
 
 TASKS: dict[str, Callable[[Run], int]] = {

@@ -36,7 +36,7 @@ def true_mesh(shape: Shape, *, resolution: int = 128) -> TrueMesh:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a prompt is about: a solid and the names of its colours, one per colour that the prompt has to name."""
+    """Subject of a prompt: a solid and the names of its colours, one per colour that the prompt has to name."""
 
     solid: Shape
     colours: tuple[str, ...]
@@ -48,7 +48,8 @@ class Subject:
 
 
 class Named(NamedTuple):
-    """What a prompt names: its solid, and its colours in the order of the solid's, None for one it leaves out."""
+    """Words of a prompt that the world knows: a solid, and its colours in the order of the solid's, None for one left
+    out."""
 
     solid: Shape
     colours: tuple[str | None, ...]
@@ -81,7 +82,7 @@ def named(prompt: str) -> Named | None:
 
 
 def subject(prompt: str) -> Subject | None:
-    """What a prompt is about where it names every colour: only then is there one truth. Else None."""
+    """Subject of a prompt that names every colour, so that there is one truth; else None."""
     found = named(prompt)
     if found is None:
         return None

@@ -46,8 +46,8 @@ def palette() -> Tensor:
 
 
 class View(NamedTuple):
-    """What a shape shows to B cameras, each (B, 1, H, W): coverage in [0, 1], shading, distance along the ray, and the
-    index of the part that is seen (None: there is one part only)."""
+    """True views of a shape by B cameras, each (B, 1, H, W): coverage in [0, 1], shading, distance along the ray, and
+    the index of the part that is seen (None: there is one part only)."""
 
     mask: Tensor
     shading: Tensor

@@ -1,4 +1,4 @@
-"""Which settings a command reads: one that is named and would change nothing is refused with those that would."""
+"""Refuses a setting that is named and would change nothing, and lists those of its kind that are read."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ VIEWED: Keys = ("prior.views", "prior.view_pattern", *FOUR)
 
 @dataclass(frozen=True)
 class Rule:
-    """Of the settings that begin with one of `keys` those are read that begin with one of `reads`, or all of them
-    `when` something holds; the values of `by` decide it."""
+    """Which settings of a kind are read: of those that begin with one of `keys` the ones that begin with one of
+    `reads`, or without `reads` all of them, where `when` holds. A message names the settings `by` as the reason."""
 
     keys: Keys
     by: Keys
@@ -58,11 +58,11 @@ class Rule:
     when: Callable[[Config], bool] = lambda config: False
 
     def read(self, config: Config) -> Keys:
-        """How the keys begin that are read."""
+        """Beginnings of the keys that are read."""
         return self.reads(config) if self.reads else self.keys if self.when(config) else ()
 
     def decider(self, config: Config) -> str:
-        """`by` with its values, in words."""
+        """The settings `by` with their values, as a message shows them."""
         values = {key: wording(config.prior) if key == "prior.views" else value_of(config, key) for key in self.by}
         return " ".join(f"{key}={str(value).lower()}" for key, value in values.items())
 

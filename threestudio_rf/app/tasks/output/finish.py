@@ -49,7 +49,7 @@ def shown(result: Result) -> Showing:
 
 
 def page_so_far(result: Result) -> None:
-    """The page of a run that goes on."""
+    """Write the page of a run from what it holds by now; a full disk is a warning."""
     try:
         write_report(result.run.folder, result.run.config.prompt or result.run.config.name)
     except OSError as error:
@@ -85,7 +85,7 @@ def finish_pictures(result: Result) -> int:
 
 
 def figures_of_pictures(result: Result) -> Figures:
-    """How right and how different the particles are, and what they have cost."""
+    """Figures of the particles: correctness, diversity, cost."""
     latents = image.values_of(result).cpu()
     return evaluate_pictures(result.run, image.decoded(result), latents, _spent(result.figures))
 
@@ -165,7 +165,7 @@ def touched(volume: Volume | None) -> str | None:
 
 
 def _spent(figures: dict[str, float]) -> dict[str, float]:
-    """What a run has cost, its memory up to now included."""
+    """Cost of a run so far: time, calls, memory."""
     return figures | {"peak_memory_mb": peak_memory_mb()}
 
 

@@ -17,7 +17,7 @@ from threestudio_rf.trainer.checkpoint import fitting
 
 @dataclass
 class Result:
-    """`scene` is built and `prior` loaded when they are first asked for."""
+    """Scene and prior of a run at one step; each is made when it is first asked for."""
 
     run: Run
     step: int = 0

@@ -1,4 +1,4 @@
-"""How right a 3D result is: the figures of the tiny world, where the true shape and colour are known.
+"""Figures of a 3D result in the tiny world, where the true shape and colour are known.
 
 Every figure is a pure function; `score_scene` gathers them. A result is read against its bound, which is what the
 same figures give for `TrueScene` and the true mesh.

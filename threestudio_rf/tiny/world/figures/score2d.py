@@ -1,4 +1,4 @@
-"""How right generated pictures are, and how different: figures of the tiny world for pictures without a known view.
+"""Figures of generated pictures: correctness and diversity, for pictures of the tiny world whose view is not known.
 
 Every figure is a pure function of pictures (N, 3, H, W) in [0, 1]; `score_pictures` gathers them.
 """
