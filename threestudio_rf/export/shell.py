@@ -51,8 +51,11 @@ def shell_colours(
     Raises ValueError for colours that are not finite or not (N, 3).
     """
     along = torch.linspace(AHEAD * depth, -depth, SAMPLES)
-    split = [values.split(max(1, chunk // SAMPLES)) for values in (points, normals, curvature)]
-    parts = [_composite(density, rgb, *some, along, chunk, device) for some in zip(*split, strict=True)]
+    size = max(1, chunk // SAMPLES)
+    parts = [
+        _composite(density, rgb, place, outwards, bend, along, chunk, device)
+        for place, outwards, bend in zip(points.split(size), normals.split(size), curvature.split(size), strict=True)
+    ]
     colours = torch.cat(parts) if parts else torch.zeros(0, 3)
     if not torch.isfinite(colours).all():
         raise ValueError(f"rgb of {len(points)} points must be finite, got values that are not")
