@@ -65,9 +65,11 @@ def test_a_view_is_asked_for_by_word_by_octant_or_as_the_camera(views):
 
 
 def test_octants_are_the_words_of_those_who_know_them_and_own_prompts_need_four_words():
-    assert wording(settings().prior) == "octants" and wording(settings("prior=tiny_sd3").prior) == "four"
-    assert wording(settings("prior.prompt_back='its tail'").prior) == "four"
+    assert wording(settings().prior) == "camera"
+    assert wording(settings("prior.views=auto").prior) == "octants" and wording(settings("prior=tiny_sd3").prior) == "four"
+    assert wording(settings("prior.views=auto", "prior.prompt_back='its tail'").prior) == "four"
     for line, text in (
+        (["prior.prompt_back='its tail'"], "prior.prompt_back: expected prior.views=four"),
         (["prior.views=octants", "prior.prompt_back='its tail'"], "prior.prompt_back: expected prior.views=four"),
         (["prior=tiny_sd3", "prior.views=octants"], "prior.views=octants: expected auto or four"),
         (["prior=tiny_sd3", "prior.views=camera"], "prior.views=camera: expected auto, four or octants"),
@@ -95,11 +97,11 @@ def test_a_prompt_of_another_world_is_refused_in_one_line(launcher, tmp_path, pr
 
 def test_cameras_without_true_views_are_told_with_their_keys(launcher, tmp_path):
     line = [*SHORT, "prompt=a red ball", "trainer.steps=1", "evaluate.auto=false", f"exp_root_dir={tmp_path}"]
-    assert "camera." not in launcher(*line)[3]
-    code, _, _, err = launcher(*line, "camera.distance=[1.5,2]", "camera.elevation=[-10,85]")
+    assert "camera." not in launcher(*line, "prior.views=octants")[3]
+    code, _, _, err = launcher(*line, "prior.views=octants", "camera.distance=[1.5,2]", "camera.elevation=[-10,85]")
     assert code == 0 and "camera.distance=[1.5, 2.0]" in err and "camera.elevation=[-10.0, 85.0]" in err
     assert "camera.fovy" not in err and "experiment=tiny_exact" in err
-    assert "camera." not in launcher(*line, "camera.elevation=[-60,85]", "prior.views=camera")[3]
+    assert "camera." not in launcher(*line, "camera.elevation=[-60,85]")[3]
 
 
 @pytest.mark.parametrize("task", ["sample", "edit", "invert"])

@@ -49,7 +49,7 @@ def asked(*line: str) -> Config:
         ),
         ("prior.path=some/where", r"prior.path=some/where: prior.name=tiny_instaflow does not .*it reads prior.\*"),
         ("prior=gaussian prior.t5=false", r"prior.t5=False: prior.name=gaussian does not read it; it reads prior.std"),
-        ("prior=tiny_exact prior.front=30", r"prior.front=30.0: prior.views=octants does not read it"),
+        ("prior=tiny_exact prior.front=30", r"prior.front=30.0: prior.views=camera does not read it"),
         ("scene=image prior.front=30", r"prior.front=30.0: task=lift scene.name=image does not read it"),
         ("scene=image prior.image_size=64", r"prior.image_size=64: .*scene.name=image does not read it"),
         (
@@ -106,7 +106,7 @@ def test_what_is_read_is_not(line):
         ("system.prompt_processor.perp_neg_f_sb=[1,2,3]", r"loss.perp_neg=false does not read it"),
         (
             "prior=tiny_exact system.prompt_processor.front_threshold=20",
-            r"prior.front=20.*: prior.views=octants does n",
+            r"prior.front=20.*: prior.views=camera does n",
         ),
         ("task=sample trainer.max_steps=3", r"trainer.max_steps=3 .trainer.steps=3.: task=sample does not read it"),
         ("task=sample init=somewhere", r"init=somewhere .weights=somewhere.: task=sample does not read it"),
