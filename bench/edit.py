@@ -1,6 +1,6 @@
 """Inversion and editing on held-out pictures of the tiny world, every method on every embedded prior.
 
-    python bench/edit.py [--images 64] [--methods all] [--priors tiny_sd3,tiny_instaflow,tiny_sd] [--docs docs]
+    python bench/edit.py [--images 64] [--methods all] [--priors tiny_sd3,tiny_instaflow:32,tiny_sd] [--docs docs]
 
 Each picture has two edits whose truth is known: another colour, another shape. Reconstruction is against the picture,
 beside the first stage's own, which is the bound; success is the judge's, shape and colour both right; "outside" is the
@@ -10,8 +10,8 @@ far what is handed out is from the background along the old object's outline, wh
 calls per edit, a guided one counts 2; seconds are per picture and edit. `flowchef+mask` is given the true outlines, the
 others nothing.
 
-A method's result is stored in --folder under a name that its settings decide, so a run that stops goes on. --docs
-writes table and contact sheet into docs/editing.md and docs/images.
+A prior with `:N` behind it edits N pictures. A method's result is stored in --folder under a name that its settings
+decide, so a run that stops goes on. --docs writes table and contact sheet into docs/editing.md and docs/images.
 """
 
 from __future__ import annotations
@@ -278,9 +278,10 @@ def main() -> None:
     if unknown := [row for row in rows if row not in ROWS]:
         parser.error(f"unknown methods {', '.join(unknown)}; there are {', '.join(ROWS)}")
     texts = []
-    for name in options.priors.split(","):
+    for entry in options.priors.split(","):
+        name, _, images = entry.partition(":")
         try:
-            text, sheet = on_prior(name, rows, options.images, options.folder)
+            text, sheet = on_prior(name, rows, int(images or options.images), options.folder)
         except PriorError as error:
             print(f"{name} is left out: {error}", file=sys.stderr)
             continue
