@@ -66,7 +66,8 @@ def test_a_view_is_asked_for_by_word_by_octant_or_as_the_camera(views):
 
 def test_octants_are_the_words_of_those_who_know_them_and_own_prompts_need_four_words():
     assert wording(settings().prior) == "camera"
-    assert wording(settings("prior.views=auto").prior) == "octants" and wording(settings("prior=tiny_sd3").prior) == "four"
+    assert wording(settings("prior.views=auto").prior) == "octants"
+    assert wording(settings("prior=tiny_sd3").prior) == "four"
     assert wording(settings("prior.views=auto", "prior.prompt_back='its tail'").prior) == "four"
     for line, text in (
         (["prior.prompt_back='its tail'"], "prior.prompt_back: expected prior.views=four"),
