@@ -1,13 +1,15 @@
 """How sharply a prior of the tiny world sees it: the strict figure of its own samples, and how many are recognised.
 
     python bench/prior.py [--prior tiny_instaflow] [--folder FOLDER] [--samples 24] [--views four|octants] [--cfg 5]
-                          [--steps 20] [--shift 3] [--shapes all|twelve] [--sheet sheet.png]
+                          [--steps 20] [--shift 3] [--shapes all|twelve] [--sheet sheet.png] [--step]
 
 Every shape, colours and view words in turn. Flows take Euler steps under `--shift`, noise models DDIM steps with eta 0
 on Stable Diffusion's own times, where there is no shift. `--cfg` and `--shift` are those of `PRESETS` unless given.
 Prints for every shape the nearest-view IoU of the samples, its bound (true views, of cameras that are not in the bank,
 through the prior's first stage), the share of samples whose judged shape AND colour are the prompt's, and for shapes
-with a front, asked by octant, the share whose nearest true view is of that octant (chance: 0.125).
+with a front, asked by octant, the share whose nearest true view is of that octant (chance: 0.125). `--step` times what
+the prior costs a step of guidance instead: two pictures encoded, both prompts answered, the way back to the pictures.
+`tiny_pixel` is what `train_tiny.part=pixel` leaves in a folder.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ from threestudio_rf.core.grid import grid_of
 from threestudio_rf.core.random import generator, normal
 from threestudio_rf.core.sample import solve
 from threestudio_rf.export.media import png
+from threestudio_rf.priors.adapters.load import load_adapted
+from threestudio_rf.priors.adapters.prx_pixel import ADAPTER as PIXELS
 from threestudio_rf.priors.base import Prior, bind
 from threestudio_rf.priors.facts import DEFAULT
 from threestudio_rf.priors.sd import load_sd
@@ -42,8 +46,9 @@ from threestudio_rf.tiny.world.judge import Judge, load_judge
 from threestudio_rf.tiny.world.shapes import SHAPES, TWELVE
 from threestudio_rf.tiny.world.views import COLOURS, VIEW_WORDS, compose, palette, prompt_of, random_backgrounds, render
 
+PIXEL = "tiny_pixel"
 PRESETS = {"tiny_sd3": (3.5, 3.0), "tiny_sd": (4.0, 1.0), "tiny_sd_v": (4.0, 1.0), "tiny_instaflow": (3.0, 1.0)}
-PRESETS |= {"tiny_exact": (1.0, 1.0)}
+PRESETS |= {"tiny_exact": (1.0, 1.0), PIXEL: (3.0, 1.5)}
 """Guidance scale and shift."""
 HELD_OUT = 1_000_000
 CACHE = bank_cache("")
@@ -59,6 +64,8 @@ def times_of(prior: Prior, steps: int, shift: float) -> Tensor:
 
 def prior_of(name: str, folder: Path | None) -> Prior:
     """An embedded prior, the exact one, or one that a training has left in a folder."""
+    if name == PIXEL:
+        return load_adapted(PIXELS, folder or Path(PIXEL.replace("_", "-")))
     if folder is not None:
         if name == "tiny_sd3":
             return load_sd3(folder, device="cpu", dtype=torch.float32, cache=None, name=name, licence="-")
@@ -82,9 +89,26 @@ def samples(prior: Prior, prompts: list[str], options: argparse.Namespace, *, nu
     predict = bind(prior, {"cond": prior.embed(prompts), "uncond": prior.embed([""])})
     field = predict.field(scale)
     start = normal((len(prompts), *prior.latent_shape), generator(0, number, "bench/prior"))
+    start = prior.pipeline.times(options.steps).start * start
     times = times_of(prior, options.steps, shift)
     *_, latents = solve(field, start, times)
     return prior.decode(latents)
+
+
+@torch.enable_grad()
+def step_seconds(prior: Prior, *, repeats: int = 31) -> float:
+    """Median of the processor time of what a prior does in a step of guidance."""
+    prompts = ["a red ball, front view", "a blue chair, side view"]
+    model = bind(prior, {"cond": prior.embed(prompts), "uncond": prior.embed([""])})
+    size, found = prior.decode(torch.zeros(1, *prior.latent_shape)).shape[-1], []
+    for _ in range(repeats):
+        picture = torch.rand(2, 3, size, size, requires_grad=True)
+        before = time.process_time()
+        latents = prior.encode(picture)
+        pull = model(latents.detach(), torch.full((2,), 0.5), ["cond", "uncond"])["cond"]
+        latents.backward(pull)
+        found.append(time.process_time() - before)
+    return sorted(found)[repeats // 2]
 
 
 def right(judge: Judge, image: Tensor, shape: str, colours: list[int]) -> Tensor:
@@ -109,7 +133,7 @@ def octants_right(image: Tensor, shape: str, colours: list[int], words: list[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prior", choices=(*EMBEDDED, "tiny_exact"), default=DEFAULT)
+    parser.add_argument("--prior", choices=(*EMBEDDED, "tiny_exact", PIXEL), default=DEFAULT)
     parser.add_argument("--folder", type=Path, help="weights of that kind instead of the shipped ones")
     parser.add_argument("--samples", type=int, default=24, help="of every shape")
     parser.add_argument("--views", choices=("four", "octants"))
@@ -118,7 +142,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--shift", type=float)
     parser.add_argument("--sheet", type=Path)
+    parser.add_argument("--step", action="store_true")
     options = parser.parse_args()
+    if options.step:
+        torch.set_num_threads(1)
+        print(f"{options.prior}: {1000 * step_seconds(prior_of(options.prior, options.folder)):.1f} ms of one core")
+        return
     torch.set_num_threads(2)
     prior, judge, started = prior_of(options.prior, options.folder), load_judge(weights_folder()), time.perf_counter()
     folder = options.folder or weights_folder() / options.prior.replace("_", "-")

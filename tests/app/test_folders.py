@@ -36,3 +36,17 @@ def test_every_task_runs_on_it(
         code, run, _, err = launcher(f"task={task}", *line, *more, *given, f"exp_root_dir={tmp_path}")
         assert code == 0 and run is not None, err
         assert "Traceback" not in err and list((run / "save").iterdir())
+
+
+@pytest.mark.parametrize("kind", ["prx", "sana", "prx_pixel"])
+def test_the_preset_for_little_memory_leaves_out_what_a_prior_does_not_have(
+    kind: str, adapted: Callable[[str], Path], launcher: Any, tmp_path: Path
+) -> None:
+    """It speaks of SD3's T5, and of the encoder of a VAE."""
+    picture = tmp_path / "ball.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(picture)
+    line = [f"prior={kind}", f"prior.path={adapted(kind)}", "prior.size=64", "preset=low_vram", f"image={picture}"]
+    code, run, _, err = launcher("task=edit", *line, *TASKS["edit"], f"exp_root_dir={tmp_path}")
+    assert code == 0 and run is not None and "t5" not in err and "vae_checkpointing" not in err, err
+    code, _, _, err = launcher("task=edit", *line, *TASKS["edit"], "prior.t5=false", f"exp_root_dir={tmp_path}")
+    assert code == 2 and f"prior.t5=False: prior.name={kind} does not read it" in err

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 from threestudio_rf.app.settings.compose import compose, typed
-from threestudio_rf.app.tasks.doctor import duration, fits, needed, parameters_of_network
+from threestudio_rf.app.tasks.doctor import duration, embedding, fits, needed, of_prior, parameters_of_network
+from threestudio_rf.priors.facts import FACTS
 
 
 @pytest.mark.parametrize(
@@ -39,11 +40,15 @@ def test_the_doctor_estimates_the_memory_of_a_step(line: list[str], parts: dict[
 
 
 def test_a_step_that_cannot_fit_says_so_before_it_begins(monkeypatch) -> None:
-    config = typed(compose(["experiment=rfds_sd3", "prior.dtype=bf16"]))
+    config = typed(compose(["experiment=rfds_sd3", "prior.dtype=bf16", "prior.t5=false"]))
     for free, words in ((100, "100.0 GiB are free"), (8, "smaller chunks"), (3, "DOES NOT FIT; preset=low_vram")):
         monkeypatch.setattr(psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free * 2**30))
         line, whole = fits(config, torch.device("cpu"))
         assert words in line and whole == (free == 100)
+    config.prior.t5 = True
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=8 * 2**30))
+    line, whole = fits(config, torch.device("cpu"))
+    assert "its texts take 8.9 before; 8.0 GiB are free: it DOES NOT FIT" in line and not whole
 
 
 def test_a_large_prior_on_a_cpu_says_days_and_gigabytes_before_it_loads(launcher, tmp_path: Path) -> None:
@@ -59,9 +64,50 @@ def test_a_large_prior_on_a_cpu_says_days_and_gigabytes_before_it_loads(launcher
     assert code == 2 and "days" in first and "GiB of memory" in first and last.startswith("error: "), err
 
 
+HUB = [name for name, facts in FACTS.items() if facts.source == "hub"]
+
+
+def of(name: str, *more: str) -> dict[str, float]:
+    """What a prior takes on a GPU for one picture of 512 pixels."""
+    given = (f"prior={name}", "prior.path=owner/name", "prior.image_size=512", "camera.views=[1]", "camera.sizes=[512]")
+    return of_prior(typed(compose([*given, "camera.milestones=[]", *more])), torch.device("cuda"))
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_every_prior_of_the_hub_has_an_estimate_and_presets_take_from_it_what_they_say(name: str) -> None:
+    plain, small, away = of(name), of(name, "preset=low_vram"), of(name, "preset=low_vram", "prior.offload=true")
+    assert plain["network"] * 2**30 == pytest.approx(2e9 * FACTS[name].billions.network) and plain["network"] > 1
+    assert of(name, "prior.storage=fp8")["network"] == pytest.approx(plain["network"] / 2)
+    assert small["network"] == plain["network"] and small.get("VAE") == plain.get("VAE")
+    halves = small["network"], sum(small.values()) - small["network"]
+    assert sum(away.values()) == pytest.approx(max(halves))
+    if name == "prx_pixel":
+        assert halves[1] == 0
+    elif name != "qwen_image":
+        assert 0.5 < small["encoder"] / plain["encoder"] < 0.8
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_a_prior_of_the_hub_says_what_it_takes_before_it_is_looked_for(name: str, launcher, tmp_path: Path) -> None:
+    given = [f"prior={name}", "prior.path=owner/name", "prior.offline=true", "device=cpu", f"exp_root_dir={tmp_path}"]
+    code, _, _, err = launcher("prompt=a hat", "camera.sizes=[64]", "camera.milestones=[]", *given)
+    assert code == 2 and "GiB of memory" in err and "Traceback" not in err, err
+
+
+def test_estimates_are_those_that_were_measured() -> None:
+    """Sana at 512 pixels on a CPU in bf16, docs/benchmarks.md: from loading to the peak, recomputed or not."""
+    for more, wanted in (([], 5.12 - 2.27), (["prior.vae_checkpointing=true"], 4.30 - 2.26)):
+        assert of("sana", *more)["encoder"] == pytest.approx(wanted, rel=0.02)
+    prx = typed(compose(["experiment=rfds_prx", "prior.path=x"]))
+    assert embedding(prx, torch.device("cuda")) == pytest.approx(4.87, rel=0.01)
+
+
 def test_the_network_of_a_folder_is_counted_by_its_files(tmp_path: Path) -> None:
     (tmp_path / "transformer").mkdir()
     weights = {"w": torch.zeros(1000, 100, dtype=torch.float16)}
     save_file(weights, tmp_path / "transformer/diffusion_pytorch_model.safetensors")
     config = typed(compose(["experiment=rfds_sd3", f"prior.path='{tmp_path}'"]))
     assert parameters_of_network(config) == pytest.approx(100_000, rel=0.01)
+    (tmp_path / "text_encoder_2").mkdir()
+    save_file(weights, tmp_path / "text_encoder_2/model.safetensors")
+    assert embedding(config, torch.device("cuda")) * 2**30 == pytest.approx(200_000, rel=0.01)

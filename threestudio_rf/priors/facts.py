@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 STORED = ("dtype", "vae", "vae_checkpointing", "storage", "quantization", "offload", "offload_blocks")
 """Settings of how network and VAE are kept."""
 CHANGED = ("lora", "delta", "delta_from", "delta_scale")
 """Settings of what changes its weights."""
 HUB = ("path", "revision", "variant", "offline", *STORED, *CHANGED)
+
+
+class Billions(NamedTuple):
+    """Parameters as released, in billions, of the smallest where there are several sizes: of the network, of the text
+    encoders that are in memory together, of the VAE; 0 where there is none or it is not known. The classes on torch's
+    meta device were counted."""
+
+    network: float
+    texts: float
+    vae: float = 0.084
+
+
+NOTHING = Billions(0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -29,6 +42,7 @@ class Facts:
     reads     settings of its own: of where the weights are, how they are kept, of the adapter
     network   the class of diffusers whose weights it reads, "" for none; of several priors with one network
     pipelines the classes of diffusers that use it in this prior's way, () for any
+    billions  how large its weights are, of a prior of the hub
     """
 
     adapter: str
@@ -43,6 +57,7 @@ class Facts:
     reads: tuple[str, ...] = ()
     network: str = ""
     pipelines: tuple[str, ...] = ()
+    billions: Billions = NOTHING
 
 
 _SIZED = ("size", *HUB)
@@ -74,7 +89,14 @@ FACTS: dict[str, Facts] = {
         world=True,
         reads=("size", "bank_views", "bank_std"),
     ),
-    "sd3": Facts("sd3", "hub", "straight", reads=("t5", "max_sequence_length", *HUB), network="SD3Transformer2DModel"),
+    "sd3": Facts(
+        "sd3",
+        "hub",
+        "straight",
+        reads=("t5", "max_sequence_length", *HUB),
+        network="SD3Transformer2DModel",
+        billions=Billions(2.03, 4.762),
+    ),
     "sd": Facts(
         "sd",
         "hub",
@@ -84,16 +106,46 @@ FACTS: dict[str, Facts] = {
         labels=True,
         reads=("kind", "mirror_time", *HUB),
         network="UNet2DConditionModel",
+        billions=Billions(0.86, 0.123),
     ),
     "instaflow": Facts(
-        "sd", "hub", "straight", multiple=64, kinds=("flow",), labels=True, reads=("kind", "mirror_time", *HUB)
+        "sd",
+        "hub",
+        "straight",
+        multiple=64,
+        kinds=("flow",),
+        labels=True,
+        reads=("kind", "mirror_time", *HUB),
+        billions=Billions(0.86, 0.123),
     ),
-    "sdxl": Facts("sdxl", "hub", "table", multiple=32, reads=_SIZED, network="UNet2DConditionModel"),
+    "sdxl": Facts(
+        "sdxl",
+        "hub",
+        "table",
+        multiple=32,
+        reads=_SIZED,
+        network="UNet2DConditionModel",
+        billions=Billions(2.57, 0.818),
+    ),
     "sana": Facts(
-        "sana", "hub", "straight", multiple=32, reads=_OWN_VAE, network="SanaTransformer2DModel", pipelines=_SANA
+        "sana",
+        "hub",
+        "straight",
+        multiple=32,
+        reads=_OWN_VAE,
+        network="SanaTransformer2DModel",
+        pipelines=_SANA,
+        billions=Billions(0.592, 2.614, 0.312),
     ),
     "prx": Facts(
-        "prx", "hub", "straight", multiple=32, reads=_SIZED, network="PRXTransformer2DModel", pipelines=("PRXPipeline",)
+        "prx",
+        "hub",
+        "straight",
+        multiple=32,
+        reads=_SIZED,
+        network="PRXTransformer2DModel",
+        pipelines=("PRXPipeline",),
+        billions=Billions(1.171, 2.614),
     ),
     "flux2_klein": Facts(
         "flux2_klein",
@@ -102,8 +154,16 @@ FACTS: dict[str, Facts] = {
         reads=_OWN_VAE,
         network="Flux2Transformer2DModel",
         pipelines=("Flux2KleinPipeline",),
+        billions=Billions(3.876, 4.022),
     ),
-    "zimage": Facts("zimage", "hub", "straight", reads=_SIZED, network="ZImageTransformer2DModel"),
+    "zimage": Facts(
+        "zimage",
+        "hub",
+        "straight",
+        reads=_SIZED,
+        network="ZImageTransformer2DModel",
+        billions=Billions(6.155, 4.022),
+    ),
     "qwen_image": Facts(
         "qwen_image",
         "hub",
@@ -111,6 +171,7 @@ FACTS: dict[str, Facts] = {
         reads=_OWN_VAE,
         network="QwenImageTransformer2DModel",
         pipelines=("QwenImagePipeline",),
+        billions=Billions(20.43, 8.292, 0.127),
     ),
     "prx_pixel": Facts(
         "prx_pixel",
@@ -120,8 +181,16 @@ FACTS: dict[str, Facts] = {
         reads=tuple(key for key in _OWN_VAE if key != "vae_checkpointing"),
         network="PRXTransformer2DModel",
         pipelines=("PRXPixelPipeline",),
+        billions=Billions(7, 0, 0),
     ),
-    "chroma": Facts("chroma", "hub", "straight", reads=_SIZED, network="ChromaTransformer2DModel"),
+    "chroma": Facts(
+        "chroma",
+        "hub",
+        "straight",
+        reads=_SIZED,
+        network="ChromaTransformer2DModel",
+        billions=Billions(8.9, 4.762),
+    ),
     "pixart": Facts(
         "pixart",
         "hub",
@@ -129,8 +198,16 @@ FACTS: dict[str, Facts] = {
         reads=tuple(key for key in _SIZED if key != "lora"),
         network="PixArtTransformer2DModel",
         pipelines=("PixArtSigmaPipeline",),
+        billions=Billions(0.61, 4.762),
     ),
-    "lumina2": Facts("lumina2", "hub", "straight", reads=_SIZED, network="Lumina2Transformer2DModel"),
+    "lumina2": Facts(
+        "lumina2",
+        "hub",
+        "straight",
+        reads=_SIZED,
+        network="Lumina2Transformer2DModel",
+        billions=Billions(2.61, 2.614),
+    ),
     "gaussian": Facts("gaussian", "formula", "straight", multiple=0, size=8, reads=("size", "std")),
 }
 """Every prior that ships."""

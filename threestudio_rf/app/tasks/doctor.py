@@ -66,38 +66,27 @@ def backends(run: Run) -> Iterator[str]:
 
 
 GIB = 2**30
-PUBLISHED = {"sd": 0.86e9, "sd3": 2.03e9}
-"""Parameters of the network of SD 1.5 and of SD3-medium, where no folder tells its own."""
-NAMED = {"3.5-medium": 2.5e9, "3.5-large": 8.1e9}
-VAE = 0.084e9
+NAMED = {"3.5-medium": 2.5e9, "3.5-large": 8.1e9, "1600M": 1.6e9, "9B": 9.08e9, "9b": 9.08e9}
+"""Parameters of the network of larger releases, by a part of their names."""
+WITHOUT_T5 = 0.695
+"""Billions of SD3's larger CLIP."""
 FULL = 0.25
-ENCODER = (1792, 1312)
-"""Numbers that the encoder of SD's VAE keeps per pixel for its gradient: those of the full size, and of all smaller
-ones. 14 maps of 128 channels; 12 of 256 at a quarter of the pixels, 12 of 512 at a sixteenth, 20 of 512 at a 64th."""
+ENCODERS = {"AutoencoderKL": (1792, 1312), "sana": (4180, 1660), "qwen_image": (0, 0)}
+"""Numbers that the VAE's encoder keeps per pixel for its gradient: with its blocks computed again, and what comes on
+top without. SD's by arithmetic: 14 maps of 128 channels at the full size; 12 of 256 at a quarter of the pixels, 12 of
+512 at a sixteenth, 20 of 512 at a 64th. Sana's as measured at 512 pixels (docs/benchmarks.md), Qwen-Image's unknown."""
 
 
 def needed(config: Config, device: torch.device) -> dict[str, float]:
     """GiB that a step of training takes by arithmetic, by part: weights of network and VAE, what the VAE's encoder
     keeps for one gradient, the renderer's samples if a `FULL` share of them is not empty, and the scene with its
     optimiser. A twin's step and what the network needs for a moment are left out."""
-    prior, camera = config.prior, config.camera
-    stages = [(camera.views[min(i, len(camera.views) - 1)], size) for i, size in enumerate(camera.sizes)]
-    number = torch.empty((), dtype=pick_dtype(prior, device)).element_size()
     parts = {"CUDA": 0.5} if device.type == "cuda" else {}
-    if facts_of(prior).source == "hub":
-        kept = {"none": number, "fp8": 1, "int8": 1, "nf4": 0.5}
-        byte = min(kept.get(prior.storage, number), kept.get(prior.quantization, number))
-        parts["network"] = parameters_of_network(config) * byte / GIB
-        pixels = max(views * (prior.image_size or size) ** 2 for views, size in stages)
-        if not prior.vae:
-            full, smaller = ENCODER
-            numbers = full if prior.vae_checkpointing else full + smaller
-            parts["VAE"] = VAE * number / GIB
-            parts["encoder"] = pixels * numbers * number / GIB
+    parts |= of_prior(config, device)
     if "scene.renderer." not in SCENES[config.scene.name].reads:
         return parts
     render, grid = config.scene.renderer, config.scene.encoding
-    rays = min(max(views * size**2 for views, size in stages), render.ray_chunk or CHUNK)
+    rays = min(max(views * size**2 for views, size in _stages(config)), render.ray_chunk or CHUNK)
     densities = 5 if config.loss.lambda_orient else 1
     rows = min(2**grid.log2_table, (grid.base * grid.growth ** (grid.levels - 1)) ** 3) * grid.levels * grid.features
     parts["renderer"] = FULL * rays * render.samples_per_ray * SAMPLE_BYTES * densities / GIB
@@ -105,28 +94,68 @@ def needed(config: Config, device: torch.device) -> dict[str, float]:
     return parts
 
 
+def _stages(config: Config) -> list[tuple[int, int]]:
+    """How many views of which size each stage has."""
+    camera = config.camera
+    return [(camera.views[min(i, len(camera.views) - 1)], size) for i, size in enumerate(camera.sizes)]
+
+
+def of_prior(config: Config, device: torch.device) -> dict[str, float]:
+    """GiB of a prior of the hub in a step, by part; of network and VAE only the larger with `prior.offload`."""
+    prior, facts = config.prior, facts_of(config.prior)
+    if facts.source != "hub":
+        return {}
+    number = torch.empty((), dtype=pick_dtype(prior, device)).element_size()
+    kept = {"none": number, "fp8": 1, "int8": 1, "nf4": 0.5}
+    byte = min(kept.get(prior.storage, number), kept.get(prior.quantization, number))
+    network, vae = {"network": parameters_of_network(config) * byte / GIB}, dict[str, float]()
+    if facts.billions.vae and not prior.vae:
+        pixels = max(views * (prior.image_size or size) ** 2 for views, size in _stages(config))
+        full, smaller = ENCODERS.get(prior.name, ENCODERS["AutoencoderKL"])
+        numbers = full if prior.vae_checkpointing else full + smaller
+        vae = {"VAE": 1e9 * facts.billions.vae * number / GIB, "encoder": pixels * numbers * number / GIB}
+    if prior.offload and vae:
+        return max(network, vae, key=lambda side: sum(side.values()))
+    return network | vae
+
+
+def embedding(config: Config, device: torch.device) -> float:
+    """GiB of the text encoders, which are in memory alone, before the network; 0 where they are not known."""
+    prior = config.prior
+    number = torch.empty((), dtype=pick_dtype(prior, device)).element_size()
+    texts = 1e9 * (WITHOUT_T5 if prior.name == "sd3" and not prior.t5 else facts_of(prior).billions.texts)
+    return (_counted(prior.path, "text_encoder*") or texts) * number / GIB
+
+
 def parameters_of_network(config: Config) -> float:
     """Of a folder by the size of its files and the format of the first tensor; of the hub as published."""
-    prior = config.prior
-    for part in ("transformer", "unet"):
-        found = sorted(Path(prior.path).expanduser().glob(f"{part}/*.safetensors")) if prior.path else []
-        files = [file for file in found if file.is_file()]
-        if files:
-            with safe_open(files[0], "pt") as opened:
-                first = opened.get_tensor(next(iter(opened.keys())))
-            return sum(file.stat().st_size for file in files) / int(first.element_size())
-    named = [count for name, count in NAMED.items() if name in prior.path]
-    return named[0] if named else PUBLISHED[facts_of(prior).adapter]
+    path = config.prior.path
+    named = [count for name, count in NAMED.items() if name in path]
+    published = named[0] if named else 1e9 * facts_of(config.prior).billions.network
+    return _counted(path, "transformer") or _counted(path, "unet") or published
+
+
+def _counted(path: str, part: str) -> float:
+    """The numbers in the weights of those parts of a folder; 0 where there are none."""
+    found = sorted(Path(path).expanduser().glob(f"{part}/*.safetensors")) if path else []
+    files = [file for file in found if file.is_file()]
+    if not files:
+        return 0
+    with safe_open(files[0], "pt") as opened:
+        first = opened.get_tensor(next(iter(opened.keys())))
+    return sum(file.stat().st_size for file in files) / int(first.element_size())
 
 
 def fits(config: Config, device: torch.device) -> tuple[str, bool]:
     """Estimated memory of a step of training beside what is free, in one line; and whether it fits."""
     parts = needed(config, device)
     total, sure = sum(parts.values()), sum(value for name, value in parts.items() if name != "renderer")
+    texts = embedding(config, device)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     listed = ", ".join(f"{name} {value:.2f}" for name, value in parts.items())
-    line = f"memory of a training step, estimated: {total:.1f} GiB ({listed}); {free / GIB:.1f} GiB are free"
-    if sure > free / GIB:
+    before = f"; its texts take {texts:.1f} before" if texts else ""
+    line = f"memory of a training step, estimated: {total:.1f} GiB ({listed}){before}; {free / GIB:.1f} GiB are free"
+    if max(sure, texts) > free / GIB:
         return (
             line + ": it DOES NOT FIT; preset=low_vram, prior.storage=fp8, prior.offload and offload_blocks need less",
             False,
