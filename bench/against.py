@@ -3,7 +3,8 @@
     python bench/against.py [--commit 243884e --then tiny] [--now tiny_sd3] [--warm 100] [--steps 40] [--threads 2]
 
 The commit (243884e is 0.4.0, whose `experiment=tiny` is today's `tiny_sd3`) is unpacked into a temporary folder. Two
-processes, each with one tree, take steps in turn; medians of both, by the clock and of processors, and their ratios.
+processes, each with one tree, are given `--threads` and take steps in turn with as many of them as their tree does by
+default; medians of both, by the clock and of processors, and their ratios.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,16 @@ def function(name: str) -> Any:
     raise SystemExit(f"no {name} in this tree")
 
 
+def step_threads(config: Any) -> AbstractContextManager[Any]:
+    """The threads that this tree takes its steps with; those it was given where it says nothing of them."""
+    try:
+        module = importlib.import_module("threestudio_rf.app.tasks.lift")
+    except ModuleNotFoundError:
+        return nullcontext()
+    own = vars(module).get("step_threads")
+    return nullcontext() if own is None else own(config)  # type: ignore[no-any-return]
+
+
 def serve(experiment: str, threads: int) -> None:
     """Take one step for every line on stdin and print its seconds, by the clock and of processors."""
     sys.path.insert(0, os.getcwd())
@@ -54,10 +66,11 @@ def serve(experiment: str, threads: int) -> None:
     optimiser = make_optimiser(scene, function("rates")(config), weight_decay=config.optim.weight_decay)
     settings = function("lift_settings")(config)
     run = lift(scene, prior, conditions, negative=negative, optimiser=optimiser, settings=settings)
-    for _ in sys.stdin:
-        started = time.perf_counter(), time.process_time()
-        next(run)
-        print(time.perf_counter() - started[0], time.process_time() - started[1], flush=True)
+    with step_threads(config):
+        for _ in sys.stdin:
+            started = time.perf_counter(), time.process_time()
+            next(run)
+            print(time.perf_counter() - started[0], time.process_time() - started[1], flush=True)
 
 
 def worker(tree: Path, experiment: str, threads: int) -> subprocess.Popen[str]:

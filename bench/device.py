@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
-from threestudio_rf.app.build.method import lift_settings, rates
+from threestudio_rf.app.build.method import build_optimiser, lift_settings
 from threestudio_rf.app.build.scene import build_prior, build_scene
 from threestudio_rf.app.build.views import embed_views
 from threestudio_rf.app.settings.compose import compose, typed
@@ -37,7 +37,6 @@ from threestudio_rf.scenes.hashgrid import encoding_backend, make_encoding
 from threestudio_rf.scenes.occupancy import MARCHES, OccupancyGrid, marching_backend
 from threestudio_rf.scenes.volume import composite, packed_weights
 from threestudio_rf.trainer.lift import lift
-from threestudio_rf.trainer.optim import make_optimiser
 
 
 def wait(device: torch.device) -> None:
@@ -139,7 +138,7 @@ def steps(overrides: list[str], figure: str, device: torch.device, *, warm: int,
     config = typed(compose(["prompt='a red mushroom'", *overrides]))
     prior, scene = build_prior(config.prior, device), build_scene(config.scene, config.seed, device)
     conditions, negative = embed_views(config, prior)
-    optimiser = make_optimiser(scene, rates(config), weight_decay=config.optim.weight_decay)
+    optimiser = build_optimiser(config, scene)
     settings = lift_settings(config)
     run = lift(scene, prior, conditions, negative=negative, optimiser=optimiser, settings=settings, device=device)
     times: list[float] = []

@@ -27,13 +27,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
-from threestudio_rf.app.build.method import build_twin, embed_roles, lift_settings, rates
+from threestudio_rf.app.build.method import build_optimiser, build_twin, embed_roles, lift_settings
 from threestudio_rf.app.build.scene import build_any, build_prior
 from threestudio_rf.app.build.views import embed_views
 from threestudio_rf.app.settings.compose import compose, typed
 from threestudio_rf.priors.twin import Twin
 from threestudio_rf.trainer.lift import LiftState, lift
-from threestudio_rf.trainer.optim import make_optimiser
 
 METHODS = ("sds", "sjc", "rfds", "rfds_rev", "sdi", "csd", "nfsd", "bridge", "ism", "ucm", "vsd", "ours")
 CPU = torch.device("cpu")
@@ -113,8 +112,7 @@ class Runner:
         conditions, negative = embed_views(config, prior)
         twin = build_twin(config, prior, conditions)
         self.recorder = Recorder(prior.network, twin)  # type: ignore[attr-defined]
-        optim = config.optim
-        optimiser = make_optimiser(scene, rates(config), eps=optim.eps, weight_decay=optim.weight_decay)
+        optimiser = build_optimiser(config, scene)
         self.loop = lift(
             scene,
             prior,

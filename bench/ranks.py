@@ -1,12 +1,13 @@
 """One run by two gloo processes against one: the same object, and how much faster.
 
-    python bench/ranks.py [--experiment tiny tiny_sd3] [--steps 50] [--repeats 3]
+    python bench/ranks.py [--experiment tiny tiny_sd3] [--steps 50] [--repeats 3] [key=value ...]
 
 In turn, within one run, each from a fresh object: one process with one thread, two processes with one thread each, one
 process with two threads. Told: medians of the seconds that the steps took after `--warm` of them, by the clock and of
 the first process's processor (what two free cores would give without waiting), their ratios, and how far the scene is
-from that of one process with one thread: the parameters, relative to the largest number of each tensor, and eight
-pictures of it. That of one process with two threads is what rounding alone does.
+from that of one process with one thread: the gradient of the first step and the parameters at the end, relative to the
+largest number of each tensor, and eight pictures. What one process with two threads differs by is what rounding alone
+does. With `optim.eps=1e-6` AdamW no longer moves an entry by a whole step for a gradient that is only rounding.
 """
 
 from __future__ import annotations
@@ -17,15 +18,17 @@ import socket
 import statistics
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from torch import multiprocessing
+from torch import Tensor, multiprocessing
 
-from threestudio_rf.app.build.method import lift_settings, rates
+from threestudio_rf.app.build.method import build_optimiser, lift_settings
 from threestudio_rf.app.build.scene import build_prior, build_scene
 from threestudio_rf.app.build.views import embed_views
 from threestudio_rf.app.settings.compose import compose, typed
@@ -34,7 +37,6 @@ from threestudio_rf.priors.base import Prior
 from threestudio_rf.scenes.base import Scene
 from threestudio_rf.scenes.camera import sphere_views
 from threestudio_rf.trainer.lift import lift
-from threestudio_rf.trainer.optim import make_optimiser
 from threestudio_rf.trainer.ranks import ALONE, Ranks, join, leave
 
 CPU = torch.device("cpu")
@@ -45,11 +47,18 @@ WAYS += (("one process, two threads", False, 2),)
 Seconds = tuple[float, float]
 
 
-def steps(config: Config, prior: Prior, ranks: Ranks, count: int, warm: int) -> tuple[Seconds, Scene]:
-    """Seconds of `count` steps after `warm` others, by the clock and of the processor, and the scene they end with."""
+class End(NamedTuple):
+    """The scene that the steps end with, and the gradients of the first of them."""
+
+    scene: Scene
+    first: list[Tensor]
+
+
+def steps(config: Config, prior: Prior, ranks: Ranks, count: int, warm: int) -> tuple[Seconds, End]:
+    """Seconds of `count` steps after `warm` others, by the clock and of the processor, and where they end."""
     scene = build_scene(config.scene, config.seed, CPU)
     conditions, negative = embed_views(config, prior)
-    optimiser = make_optimiser(scene, rates(config), weight_decay=config.optim.weight_decay)
+    optimiser = build_optimiser(config, scene)
     run = lift(
         scene,
         prior,
@@ -59,14 +68,16 @@ def steps(config: Config, prior: Prior, ranks: Ranks, count: int, warm: int) -> 
         settings=lift_settings(config),
         ranks=ranks,
     )
-    for _ in range(warm):
+    next(run)
+    first = [p.grad.clone() for p in scene.parameters() if p.grad is not None]
+    for _ in range(warm - 1):
         next(run)
     ranks.wait()
     started = time.perf_counter(), time.process_time()
     for _ in range(count):
         next(run)
     seconds = time.perf_counter() - started[0], time.process_time() - started[1]
-    return seconds, scene
+    return seconds, End(scene, first)
 
 
 def work(rank: int, port: int, options: argparse.Namespace) -> None:
@@ -74,10 +85,10 @@ def work(rank: int, port: int, options: argparse.Namespace) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     ranks = join(os.environ, CPU)
     for experiment in options.experiment:
-        config = typed(compose(["prompt='a red mushroom'", f"experiment={experiment}"]))
+        config = typed(compose(["prompt='a red mushroom'", f"experiment={experiment}", *options.more]))
         prior = build_prior(config.prior, CPU)
         seconds: dict[str, list[Seconds]] = {name: [] for name, *_ in WAYS}
-        ends: dict[str, Scene] = {}
+        ends: dict[str, End] = {}
         for _ in range(options.repeats):
             for name, both, threads in WAYS:
                 ranks.wait()
@@ -92,7 +103,7 @@ def work(rank: int, port: int, options: argparse.Namespace) -> None:
     leave(ranks)
 
 
-def tell(experiment: str, seconds: dict[str, list[Seconds]], ends: dict[str, Scene]) -> None:
+def tell(experiment: str, seconds: dict[str, list[Seconds]], ends: dict[str, End]) -> None:
     """Print medians, ratios and differences."""
     for i, what in enumerate(("by the clock", "of the processor")):
         median = {name: statistics.median(value[i] for value in values) for name, values in seconds.items()}
@@ -106,17 +117,24 @@ def tell(experiment: str, seconds: dict[str, list[Seconds]], ends: dict[str, Sce
         print("" if i else f", {threads / both:.2f} times as fast as one with two")
     one = ends[WAYS[0][0]]
     for name, *_ in WAYS[1:]:
-        numbers, picture = apart(one, ends[name])
-        print(f"{experiment}: {name} from one with one: parameters {numbers:.1e}, pictures {picture:.1e}", flush=True)
+        found = ", ".join(f"{what} {value:.1e}" for what, value in apart(one, ends[name]).items())
+        print(f"{experiment}: {name} from one with one: {found}", flush=True)
 
 
 @torch.no_grad()
-def apart(one: Scene, other: Scene) -> tuple[float, float]:
-    """Largest difference of parameters, relative to the largest number of each tensor; of colours in pictures."""
-    pairs = zip(one.parameters(), other.parameters(), strict=True)
-    numbers = max(((a - b).abs().max() / a.abs().max().clamp(min=1e-12)).item() for a, b in pairs)
-    pictures = [scene.render(sphere_views(8, height=64, width=64)).rgb for scene in (one, other)]
-    return numbers, (pictures[0] - pictures[1]).abs().max().item()
+def apart(one: End, other: End) -> dict[str, float]:
+    """Largest differences, of numbers relative to the largest of their tensor."""
+
+    def largest(ours: Iterable[Tensor], theirs: Iterable[Tensor]) -> float:
+        pairs = zip(ours, theirs, strict=True)
+        return max(((a - b).abs().max() / a.abs().max().clamp(min=1e-12)).item() for a, b in pairs)
+
+    pictures = [end.scene.render(sphere_views(8, height=64, width=64)).rgb for end in (one, other)]
+    return {
+        "first gradient": largest(one.first, other.first),
+        "parameters": largest(one.scene.parameters(), other.scene.parameters()),
+        "pictures": (pictures[0] - pictures[1]).abs().max().item(),
+    }
 
 
 def main() -> None:
@@ -128,7 +146,9 @@ def main() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    multiprocessing.spawn(work, (port, parser.parse_args()), nprocs=2)
+    options, more = parser.parse_known_args()
+    options.more = more
+    multiprocessing.spawn(work, (port, options), nprocs=2)
 
 
 if __name__ == "__main__":

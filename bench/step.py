@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
-from threestudio_rf.app.build.method import lift_settings, rates
+from threestudio_rf.app.build.method import build_optimiser, lift_settings
 from threestudio_rf.app.build.scene import build_prior, build_scene
 from threestudio_rf.app.build.views import embed_views
 from threestudio_rf.app.settings.compose import compose, typed
@@ -30,7 +30,6 @@ from threestudio_rf.core.guide import cfg
 from threestudio_rf.priors.base import bind
 from threestudio_rf.scenes.occupancy import march
 from threestudio_rf.trainer.lift import lift
-from threestudio_rf.trainer.optim import make_optimiser
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -50,7 +49,7 @@ def main() -> None:
     device = torch.device("cpu")
     prior, scene = build_prior(config.prior, device), build_scene(config.scene, config.seed, device)
     conditions, negative = embed_views(config, prior)
-    optimiser = make_optimiser(scene, rates(config), weight_decay=config.optim.weight_decay)
+    optimiser = build_optimiser(config, scene)
     settings = lift_settings(config)
     run = lift(scene, prior, conditions, negative=negative, optimiser=optimiser, settings=settings)
     for _ in range(options.warm):

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from threestudio_rf.app.build.method import lift_settings, rates
+from threestudio_rf.app.build.method import build_optimiser, lift_settings
 from threestudio_rf.app.build.scene import build_prior, build_scene
 from threestudio_rf.app.build.views import embed_views
 from threestudio_rf.app.run.run import Run
@@ -30,7 +30,6 @@ from threestudio_rf.app.settings.compose import compose, typed
 from threestudio_rf.app.tasks.output.result import Result
 from threestudio_rf.app.tasks.output.viewer import open_viewer
 from threestudio_rf.trainer.lift import lift
-from threestudio_rf.trainer.optim import make_optimiser
 
 WARM = 20
 CPU = torch.device("cpu")
@@ -46,7 +45,7 @@ def main() -> None:
     config = typed(compose(["prompt='a red mushroom'", "viewer=true", "viewer_port=0"]))
     prior, scene = build_prior(config.prior, CPU), build_scene(config.scene, config.seed, CPU)
     conditions, negative = embed_views(config, prior)
-    optimiser = make_optimiser(scene, rates(config), weight_decay=config.optim.weight_decay)
+    optimiser = build_optimiser(config, scene)
     states = lift(
         scene, prior, conditions, negative=negative, optimiser=optimiser, settings=lift_settings(config), device=CPU
     )

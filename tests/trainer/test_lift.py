@@ -7,12 +7,14 @@ the mixture; the negatives taken by the camera's view word; the threshold of "ov
 weights of the two negatives exchanged. With the rest: latents encoded; the gradient of a skipped step added, the sum
 not divided, or never emptied; a run that goes on in the middle of a window; the twin learning with the same numbers at
 every step, twice what it learnt before a stop, or from latents with their graph; half of the pose; `progress` not
-passed on; the prompts' norms left out; `extra` overruled by the negative prompt; distillation without its factor.
+passed on; the prompts' norms left out; `extra` overruled by the negative prompt; distillation without its
+factor; the gradient's norm read by itself; a time of another device looked at.
 """
 
 from __future__ import annotations
 
 import copy
+import traceback
 import warnings
 from dataclasses import replace
 from itertools import pairwise
@@ -24,6 +26,7 @@ from looks import LIMITS, LOOKS, TIMES
 from torch import Generator, Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from threestudio_rf.core.level import DiscreteVP, betas, rectified_flow
 from threestudio_rf.distill.method import Method
 from threestudio_rf.priors.base import Condition, bind
 from threestudio_rf.priors.gaussian import GaussianPrior
@@ -96,28 +99,39 @@ def test_rfds_brings_the_scene_to_the_colour_of_its_prompt() -> None:
 
 
 class Reads(TorchDispatchMode):
-    """Counts how often the program waits for a number: `.item()`, `bool(...)`, `float(...)` of a tensor."""
+    """Counts how often the program waits for numbers that are the device's on a GPU: `.item()`, `bool(...)`, the places
+    of a mask. Times and the counters of AdamW are the CPU's own."""
+
+    WAITS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+    OF_HOST = frozenset({"check_times", "_check_time", "_get_value"})
 
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func is torch.ops.aten._local_scalar_dense.default
+        if func in self.WAITS:
+            self.count += not self.OF_HOST & {frame.name for frame in traceback.extract_stack()}
         return func(*args, **(kwargs or {}))
 
 
-def test_figures_and_terms_of_the_loss_cost_no_waiting_of_their_own() -> None:
-    """On a GPU each wait stops the queue. What is left are checks of t and of the gradient, its norm, and AdamW's
-    counter of each parameter, which lies on the CPU."""
-    counts = []
+def test_a_step_waits_for_its_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU each wait stops the queue. Marching, which must know how many samples there are, waits beside."""
+    lists = []
+    tolist = Tensor.tolist  # reads all figures at once, and is not dispatched
+    monkeypatch.setattr(Tensor, "tolist", lambda values: lists.append(len(values)) or tolist(values))
     for names in (["sparsity"], ["sparsity", "opaqueness", "total_variation"]):
         settings = replace(SETTINGS, steps=1, lambdas={name: Constant(0.1) for name in names})
+        lists.clear()
         with Reads() as reads:
             (state,) = states(Flat(), settings)
-        assert set(names) <= set(state.metrics)
-        counts.append(reads.count)
-    assert counts[0] == counts[1] <= 8
+        assert {*names, "grad_norm"} <= set(state.metrics)
+        assert (reads.count, len(lists)) == (0, 1)
+    for schedule in (rectified_flow, DiscreteVP(betas("linear", 10))):
+        schedule(torch.zeros(2, device="meta"))  # no number of another device is looked at
+    with Reads() as reads:
+        float(torch.ones(()))
+    assert reads.count == 1
 
 
 def test_a_run_that_goes_on_from_its_state_takes_the_same_steps() -> None:

@@ -126,7 +126,8 @@ class Distilled:
     a difference, that of its first role), `eps` the noise used.
 
     `residual_norm` (B,) is the root mean square of weight times residual; `eps_mean`, `eps_var` are those of one
-    sample's noise, averaged over the batch. `skipped`: something was not finite, `grad` is zero; leave out the step.
+    sample's noise, averaged over the batch. `skipped`, a truth value that nobody has waited for yet:
+    something was not finite, `grad` is zero; leave out the step.
     `lesson`: (x_t, t, eps) for a twin that learns along the step's own noise, else None.
     """
 
@@ -137,7 +138,7 @@ class Distilled:
     residual_norm: Tensor
     eps_mean: Tensor
     eps_var: Tensor
-    skipped: bool
+    skipped: Tensor
     lesson: tuple[Tensor, Tensor, Tensor] | None = None
 
 
@@ -162,7 +163,7 @@ def distill(
     and for a repeated batch. ValueError for a t outside the schedule, before anything is predicted.
     """
     check_times(t, model.schedule)
-    method = method.at(progress)
+    t, method = t.to(latents.device), method.at(progress)
     combiner = COMBINERS[method.combiner]
     x0 = latents.detach().float() if latents.dtype in (torch.float16, torch.bfloat16) else latents.detach()
     with torch.no_grad():
@@ -178,8 +179,8 @@ def distill(
             r = bounded(r * x0[0].numel(), method.huber) / x0[0].numel()
         weighted = column(WEIGHTS[method.weight](level), x0) * r
         grad = weighted / len(x0)
-        skipped = not bool(grad.isfinite().all())
-        grad = torch.zeros_like(grad) if skipped else grad
+        skipped = ~grad.isfinite().all()
+        grad = torch.where(skipped, 0, grad)
         x0_hat = _estimate(combiner, guide, predictions, x_t, level=level, kind=model.kind)
         norm = weighted.flatten(1).square().mean(1).sqrt() * x0[0].numel()
         flat = eps.flatten(1)

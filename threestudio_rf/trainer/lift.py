@@ -28,7 +28,7 @@ from threestudio_rf.scenes.base import Rendering, Scene
 from threestudio_rf.scenes.camera import Camera
 from threestudio_rf.scenes.regularize import REGULARIZERS
 from threestudio_rf.trainer.accumulate import Accumulated
-from threestudio_rf.trainer.optim import gradient_norm, set_rates
+from threestudio_rf.trainer.optim import set_rates
 from threestudio_rf.trainer.ranks import ALONE, Ranks
 from threestudio_rf.trainer.settings import LiftSettings as LiftSettings
 from threestudio_rf.trainer.settings import Times as Times
@@ -105,8 +105,8 @@ def lift(
         )
         gathered.clear()
         loss.backward()
-        metrics = ranks.average(gathered.parameters, figures, {"skipped": float(result.skipped)})
-        norm = gradient_norm(optimiser).item()
+        metrics = ranks.average(gathered.parameters, figures | {"skipped": result.skipped}, norm="grad_norm")
+        norm = metrics.pop("grad_norm")
         skip = metrics.pop("skipped") > 0 or not math.isfinite(norm)
         if not skip:
             gathered.add()
@@ -234,7 +234,7 @@ def objective(
     result = distill(
         latents,
         model,
-        t.to(latents.device),
+        t,
         method=settings.method,
         generator=ranks.part(generator(settings.seed, step, "noise"), count, draws),
         negatives=negatives,

@@ -98,24 +98,26 @@ class Ranks:
         self,
         parameters: Sequence[nn.Parameter],
         figures: Mapping[str, Tensor],
-        known: Mapping[str, float] | None = None,
+        norm: str = "",
     ) -> dict[str, float]:
-        """Take gradients to their means, and return those of the figures, scalars of the device, and of what is `known`
-        already: the same numbers in every process, read in one go. Where no process has a gradient there is none.
-        LostRankError when another process does not answer."""
-        known, device = known or {}, parameters[0].device
-        names = [*figures, *known]
-        host = torch.tensor(list(known.values()), dtype=torch.float32).to(device, non_blocking=True)
-        values = torch.cat([*(value.detach().float().to(device).view(1) for value in figures.values()), host])
-        if self.size == 1:
-            return dict(zip(names, values.tolist(), strict=True))
-        given = torch.tensor([float(p.grad is not None) for p in parameters], device=device)
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        with answered():
-            average([*gradients, given, values])
-        for parameter, gradient, share in zip(parameters, gradients, given.tolist(), strict=True):
-            parameter.grad = gradient if share > 0 else None
-        return dict(zip(names, values.tolist(), strict=True))
+        """Take gradients to their means, and return those of the figures, scalars of the device, with the `norm` of the
+        mean gradient under that name: the same numbers in every process, read in one go. Where no process has a
+        gradient there is none. LostRankError when another process does not answer."""
+        device, names = parameters[0].device, [*figures, *([norm] if norm else [])]
+        values = torch.stack([value.detach().float().to(device) for value in figures.values()] or [torch.zeros(())])
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        given = torch.empty(0, device=device)
+        if self.size > 1:
+            given = torch.tensor([float(p.grad is not None) for p in parameters], device=device)
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+            with answered():
+                average([*gradients, given, values])
+        total = [nn.utils.get_total_norm(gradients).float().to(device).view(1)] if norm else []
+        read = torch.cat([given, values[: len(figures)], *total]).tolist()
+        if self.size > 1:
+            for parameter, gradient, share in zip(parameters, gradients, read, strict=False):
+                parameter.grad = gradient if share > 0 else None
+        return dict(zip(names, read[len(given) :], strict=True))
 
     def any(self, asked: bool) -> bool:
         """Whether it is so in any process; waits for all, however long the first one loads, looks and saves."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from itertools import accumulate, chain, pairwise
 
+import torch
+
 from threestudio_rf.app.build.prior import wording
 from threestudio_rf.app.build.scene import SCENES
 from threestudio_rf.app.settings.config import Config, one_of
@@ -16,7 +18,9 @@ from threestudio_rf.priors.base import Condition, Prior
 from threestudio_rf.priors.twin import NAME as TWIN
 from threestudio_rf.priors.twin import Twin
 from threestudio_rf.priors.views import OCTANT_WORDS, VIEWS, Curves, view_prompts
+from threestudio_rf.scenes.base import Scene
 from threestudio_rf.trainer.lift import LiftSettings, Times, Views
+from threestudio_rf.trainer.optim import make_optimiser
 from threestudio_rf.trainer.ramp import Value, ramp
 from threestudio_rf.trainer.settings import WORDINGS
 
@@ -114,6 +118,12 @@ def rates(config: Config) -> dict[str, Value]:
     given = {"encoding": optim.lr_encoding, "networks": optim.lr_networks, "background": optim.lr_background}
     given |= {"image": optim.lr_image, "geometry": optim.lr_geometry}
     return {name: ramp(value) for name, value in given.items()}
+
+
+def build_optimiser(config: Config, scene: Scene) -> torch.optim.Optimizer:
+    """AdamW over the groups of the scene."""
+    optim = config.optim
+    return make_optimiser(scene, rates(config), betas=pair(optim.betas), eps=optim.eps, weight_decay=optim.weight_decay)
 
 
 def factors(loss: LossConfig) -> dict[str, Value]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from threestudio_rf.app.build.hints import tell
-from threestudio_rf.app.build.method import build_twin, embed_roles, lift_settings, rates
+from threestudio_rf.app.build.method import build_optimiser, build_twin, embed_roles, lift_settings
 from threestudio_rf.app.build.prior import facts_of, wording
 from threestudio_rf.app.build.scene import SCENES, prior_id
 from threestudio_rf.app.build.views import embed_views
@@ -36,7 +36,7 @@ from threestudio_rf.tiny.world.bank import HIGH, LOW, NARROW
 from threestudio_rf.trainer import checkpoint
 from threestudio_rf.trainer.lift import LiftState, lift
 from threestudio_rf.trainer.log import Metrics
-from threestudio_rf.trainer.optim import make_optimiser, restore
+from threestudio_rf.trainer.optim import restore
 
 MEDIA_BYTES = 100e6
 
@@ -50,11 +50,7 @@ class Lift(Result):
     @cached_property
     def optimiser(self) -> torch.optim.Optimizer:
         """AdamW over the groups of the scene."""
-        optim = self.run.config.optim
-        betas = optim.betas[0], optim.betas[1]
-        return make_optimiser(
-            self.scene, rates(self.run.config), betas=betas, eps=optim.eps, weight_decay=optim.weight_decay
-        )
+        return build_optimiser(self.run.config, self.scene)
 
     @property
     def checkpoints(self) -> str:
