@@ -1,10 +1,12 @@
 """What a step of training takes, by arithmetic, before anything is loaded.
 
-Seen to fail: fp8 left out; the encoder's pixels not squared; the file's bytes taken for numbers.
+Seen to fail: fp8 left out; the encoder's pixels not squared; the file's bytes taken for numbers;
+normals for some of what asks for them only.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,7 +38,22 @@ def test_the_doctor_estimates_the_memory_of_a_step(line: list[str], parts: dict[
     assert {name: found.get(name, 0) for name in parts} == pytest.approx(parts, rel=0.03)
     assert found.keys() == {"CUDA", "renderer", "scene", *parts}
     config.scene.renderer.ray_chunk = 1000
-    assert needed(config, torch.device("cuda"))["renderer"] < found["renderer"] / 4
+    few = needed(config, torch.device("cuda"))["renderer"]
+    assert few < found["renderer"] / 4
+    config.loss.lambda_orient = config.loss.lambda_convex = 0.0
+    config.scene.shading.start = None
+    plain = needed(config, torch.device("cuda"))["renderer"]
+    for loss, light in (({"lambda_orient": 0.1}, None), ({"lambda_convex": 0.1}, None), ({}, 0)):  # six more densities
+        lit = replace(config.scene, shading=replace(config.scene.shading, start=light))
+        asked = replace(config, loss=replace(config.loss, **loss), scene=lit)
+        assert needed(asked, torch.device("cuda"))["renderer"] == pytest.approx(7 * plain)
+
+
+@pytest.mark.parametrize(("experiment", "measured"), [("tiny", 0.79), ("tiny_image", 0.64)])
+def test_what_the_doctor_estimates_of_a_run_on_a_cpu_is_near_what_it_took(experiment: str, measured: float) -> None:
+    """Peaks of `python launch.py experiment=... prompt="a red mushroom"`, GB, as docs/benchmarks.md has them."""
+    found = sum(needed(typed(compose([f"experiment={experiment}"])), torch.device("cpu")).values()) * 2**30 / 1e9
+    assert 1 / 1.5 < found / measured < 1.5
 
 
 def test_a_step_that_cannot_fit_says_so_before_it_begins(monkeypatch) -> None:

@@ -2,7 +2,7 @@
 
 Seen to fail: blob radius and density exchanged; softplus replaced by relu; the box left out; the sign of the normal;
 one tetrahedron corner wrong; the split of the network's output shifted; a level too
-many, or one more at the step itself; bands that are forgotten when the scene is stored.
+many, or one more at the step itself; bands that are forgotten when the scene is stored; densities alone in bfloat16.
 """
 
 from __future__ import annotations
@@ -52,6 +52,34 @@ def test_the_density_is_zero_outside_the_box_and_only_there() -> None:
 def test_density_alone_equals_the_density_with_colour() -> None:
     f, points = field(), torch.rand(9, 3) - 0.5
     assert torch.equal(f.density(points), f(points)[0])
+
+
+def test_a_field_in_bfloat16_keeps_half_for_its_gradient_and_normals_as_they_were() -> None:
+    whole, half = field(), field(bf16=True)
+    for f in (whole, half):
+        nn.init.uniform_(f.network[-1].weight, -1, 1, generator=torch.Generator().manual_seed(1))
+        nn.init.uniform_(f.encoding.table, -1, 1, generator=torch.Generator().manual_seed(2))  # type: ignore[arg-type]
+    points = torch.rand(500, 3, generator=torch.Generator().manual_seed(3)) - 0.5
+    found, kept = [], []
+    for f in (whole, half):
+        sizes: dict[int, int] = {}
+
+        def note(x: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
+            sizes[x.data_ptr()] = x.numel() * x.element_size() * (x.shape[-1:] == (500,))
+            return x
+
+        features = f.encoding((points + 1) / 2).detach()
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+            f.network(features, torch.bfloat16 if f.bf16 else torch.float32).sum()
+        kept.append(sum(sizes.values()))
+        density, rgb = f(points)
+        (density.sum() + rgb.square().sum()).backward()
+        found.append([density, rgb, *(p.grad for p in f.parameters())])
+    assert kept[1] == kept[0] / 2 > 0
+    for a, b in zip(*found, strict=True):
+        assert a is not None and b is not None and b.dtype == torch.float32
+        assert 0 < (a - b).abs().max() < 0.03 * a.abs().max()
+    assert torch.equal(whole.density(points), half.density(points))
 
 
 def test_every_parameter_gets_a_gradient() -> None:

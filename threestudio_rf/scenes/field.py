@@ -39,7 +39,8 @@ class HashGridField(nn.Module):
 
     Points are world coordinates; outside the box [-radius, radius]^3 the density is zero. `out_features` is the number
     of features that `encoding` gives for points (N, 3) in [0, 1]^3. With `bands` those that do not count at the step of
-    the last `update` are 0; which do is stored with the parameters.
+    the last `update` are 0; which do is stored with the parameters. With `bf16` density and colour together come from a
+    network in bfloat16, half the memory for the gradient; `density` alone, whose differences are normals, never does.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class HashGridField(nn.Module):
         blob_density: float = 10.0,
         blob_radius: float = 0.5,
         bands: Bands | None = None,
+        bf16: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -64,7 +66,7 @@ class HashGridField(nn.Module):
         self.encoding = encoding
         self.radius, self.blob_density, self.blob_radius = radius, blob_density, blob_radius
         self.network = mlp(out_features, hidden, layers, 4, generator)
-        self.bands = bands
+        self.bands, self.bf16 = bands, bf16
         if bands is not None:
             self.register_buffer("mask", torch.ones(out_features))
             self.mask: Tensor
@@ -83,11 +85,12 @@ class HashGridField(nn.Module):
             state_dict.setdefault(prefix + "mask", torch.ones_like(self.mask))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
-    def raw(self, points: Tensor) -> Tensor:
+    def raw(self, points: Tensor, *, bf16: bool = False) -> Tensor:
         """Network output (N, 4): raw density, raw rgb."""
         unit = (points + self.radius) / (2 * self.radius)
         features = self.encoding(unit).to(points.dtype)
-        out: Tensor = self.network(features if self.bands is None else features * self.mask)
+        features = features if self.bands is None else features * self.mask
+        out: Tensor = self.network(features, torch.bfloat16) if bf16 else self.network(features)
         return out
 
     def activate(self, raw: Tensor, points: Tensor) -> Tensor:
@@ -103,7 +106,7 @@ class HashGridField(nn.Module):
 
     def forward(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Density (N,) and rgb (N, 3) at world points (N, 3)."""
-        raw_density, raw_rgb = self.raw(points).split((1, 3), dim=-1)
+        raw_density, raw_rgb = self.raw(points, bf16=self.bf16).split((1, 3), dim=-1)
         return self.activate(raw_density[:, 0], points), torch.sigmoid(raw_rgb)
 
 

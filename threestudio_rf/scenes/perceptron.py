@@ -19,9 +19,11 @@ class Perceptron(nn.Sequential):
     bound by memory, not by arithmetic. The numbers are those of the layers one by one, to rounding.
     """
 
-    def forward(self, points: Tensor) -> Tensor:
-        """Outputs (N, outputs) of points (N, inputs)."""
+    def forward(self, points: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Outputs (N, outputs) of points (N, inputs), computed in `dtype` where one is given."""
         weights = [layer.weight for layer in self if isinstance(layer, nn.Linear)]
+        if dtype is not None:
+            return layers(points.t().to(dtype), [weight.to(dtype) for weight in weights]).t().to(points.dtype)
         if points.is_cuda or points.dtype != weights[0].dtype:
             return layers(points.t(), weights).t()
         return _pieces(points.t(), *weights).t()

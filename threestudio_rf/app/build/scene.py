@@ -103,6 +103,7 @@ def _field(config: SceneConfig, seed: int, device: torch.device) -> HashGridFiel
         radius=config.radius,
         blob_density=config.field.blob_density,
         blob_radius=config.field.blob_radius,
+        bf16=config.field.bf16,
         bands=None if grid.start_level is None else Bands(*joining, width=grid.features),
         generator=generator(seed, 0, "field"),
     )
@@ -220,7 +221,8 @@ class SceneRow:
 SHOWN: tuple[str, ...] = ("scene.radius", "scene.background.", "scene.shading.", "camera.", "evaluate.size")
 SHOWN += ("optim.lr_encoding", "optim.lr_networks", "optim.lr_background", "scene.encoding.")
 NERF: tuple[str, ...] = (*SHOWN, "scene.field.", "scene.renderer.", "export.")
-MESH: tuple[str, ...] = (*SHOWN, "scene.field.hidden", "scene.field.layers", "scene.mesh.", "optim.lr_geometry")
+MESH: tuple[str, ...] = (*SHOWN, "scene.mesh.", "optim.lr_geometry")
+MESH += tuple(f"scene.field.{name}" for name in ("hidden", "layers", "bf16"))
 MESH += tuple(f"export.{name}" for name in ("resolution", "formats", "faces", "texture", "material", "up", "scale"))
 SCENES: dict[str, SceneRow] = {
     "nerf": SceneRow(

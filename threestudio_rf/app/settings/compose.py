@@ -43,7 +43,7 @@ RUN_KEYS += (
     "refine_steps",
 )
 RUN_GROUPS = ("export.", "sample.", "edit.", "evaluate.", "train_tiny.", "grid.", "checkpoint.")
-FREE: tuple[str, ...] = ("scene.encoding.backend", "scene.encoding.half", "scene.background.random")
+FREE: tuple[str, ...] = ("scene.encoding.backend", "scene.encoding.half", "scene.field.bf16", "scene.background.random")
 FREE += ("scene.renderer.samples_per_ray", "scene.renderer.ray_chunk", "scene.renderer.marching")
 
 FREE += tuple(f"scene.encoding.{name}" for name in ("start_level", "start_step", "update_steps"))

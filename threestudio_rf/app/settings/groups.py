@@ -103,6 +103,7 @@ class FieldConfig:
 
     hidden: int = opt(64, "width of the network", low=1, high=1024)
     layers: int = opt(1, "hidden layers of the network", low=1, high=8)
+    bf16: bool = opt(False, "density and colour of samples by a network in bfloat16: less memory; normals stay in fp32")
     blob_density: float = opt(10.0, "height of the initial density in the middle", low=-1000, high=1000)
     blob_radius: float = opt(0.5, "radius of the initial density", above=0, high=10)
 

@@ -71,6 +71,8 @@ NAMED = {"3.5-medium": 2.5e9, "3.5-large": 8.1e9, "1600M": 1.6e9, "9B": 9.08e9, 
 WITHOUT_T5 = 0.695
 """Billions of SD3's larger CLIP."""
 FULL = 0.25
+PROGRAM = 0.45
+"""What Python and its libraries take on a CPU."""
 ENCODERS = {"AutoencoderKL": (1792, 1312), "sana": (4180, 1660), "qwen_image": (0, 0)}
 """Numbers that the VAE's encoder keeps per pixel for its gradient: with its blocks computed again, and what comes on
 top without. SD's by arithmetic: 14 maps of 128 channels at the full size; 12 of 256 at a quarter of the pixels, 12 of
@@ -81,13 +83,15 @@ def needed(config: Config, device: torch.device) -> dict[str, float]:
     """GiB that a step of training takes by arithmetic, by part: weights of network and VAE, what the VAE's encoder
     keeps for one gradient, the renderer's samples if a `FULL` share of them is not empty, and the scene with its
     optimiser. A twin's step and what the network needs for a moment are left out."""
-    parts = {"CUDA": 0.5} if device.type == "cuda" else {}
+    parts = {"CUDA": 0.5} if device.type == "cuda" else {"program": PROGRAM}
     parts |= of_prior(config, device)
     if "scene.renderer." not in SCENES[config.scene.name].reads:
         return parts
     render, grid = config.scene.renderer, config.scene.encoding
     rays = min(max(views * size**2 for views, size in _stages(config)), render.ray_chunk or CHUNK)
-    densities = 5 if config.loss.lambda_orient else 1
+    loss = config.loss
+    normals = bool(loss.lambda_orient or loss.lambda_convex) or config.scene.shading.start is not None
+    densities = 7 if normals else 1
     rows = min(2**grid.log2_table, (grid.base * grid.growth ** (grid.levels - 1)) ** 3) * grid.levels * grid.features
     parts["renderer"] = FULL * rays * render.samples_per_ray * SAMPLE_BYTES * densities / GIB
     parts["scene"] = 5 * 4 * rows / GIB
