@@ -46,7 +46,7 @@ def halves(shape: torch.Size, rank: int = 2) -> tuple[torch.Tensor, torch.Tensor
 
 
 @pytest.mark.parametrize("kind", [kind for kind in BUILDERS if "lora" in FACTS[kind].reads])
-def test_a_lora_is_the_sum_by_hand_and_one_of_another_network_is_refused(
+def test_a_lora_is_the_sum_by_hand_and_half_a_one_or_one_of_another_network_is_refused(
     kind: str, adapted: Folders, tmp_path: Path
 ) -> None:
     folder = adapted(kind)
@@ -60,6 +60,9 @@ def test_a_lora_is_the_sum_by_hand_and_one_of_another_network_is_refused(
     torch.testing.assert_close(found.pop(f"{layer}.weight"), state[f"{layer}.weight"] + 0.5 * b @ a)
     assert all(torch.equal(found[key], state[key]) for key in found.keys() & state.keys())
     assert (answer(prior) - answer(opened(kind, folder))).abs().max() > 1e-4
+    save_file({f"{part}.{layer}.lora_A.weight": a}, file)
+    with pytest.raises(PriorError, match=rf"^prior\.lora={file}: half a LoRA: .* has no lora_B"):
+        opened(kind, folder, lora=str(file))
     save_file({f"{part}.none.{layer}.lora_A.weight": a, f"{part}.none.{layer}.lora_B.weight": b}, file)
     with pytest.raises(PriorError, match=rf"^prior\.lora={file}.*another model"):
         opened(kind, folder, lora=str(file))

@@ -213,15 +213,21 @@ def test_a_twin_and_float8_come_on_top_of_a_lora(sd_folder, tmp_path):
 
 def broken(weight):
     """What a file holds, and what is said of it."""
-    (a, b), key = halves(weight), f"unet.{UNET}"
+    (a, b), key, flat = halves(weight), f"unet.{UNET}", f"lora_unet_{UNET.replace('.', '_')}"
     both = {f"{key}.lora_A.weight": a, f"{key}.lora_B.weight": b}
     moved = {name.replace("down_blocks.1", "down_blocks.7"): x.clone() for name, x in both.items()}
     return {
         "rank": (both | {f"{key}.lora_B.weight": b[:, :2].contiguous()}, r"B \(24, 2\) are of different ranks"),
         "size": (both | {f"{key}.lora_A.weight": a[:, :7].contiguous()}, "do not fit .* made for another model"),
-        "half": ({f"{key}.lora_A.weight": a}, "half a LoRA: .* has no lora_B"),
+        "half": ({f"{key}.lora_A.weight": a}, r"half a LoRA: .*lora_A\.weight has no lora_B \(1 such"),
+        "some halves": (both | {f"unet.{CONV}.lora_B.weight": b[:, :, None, None]}, "half a LoRA: .* has no lora_A"),
+        "half of kohya's": ({f"{flat}.lora_down.weight": a, f"{flat}.alpha": a[0, 0].clone()}, "has no lora_up"),
+        "half of old diffusers'": ({f"{key}.lora.up.weight": b}, r"half a LoRA: .* has no lora\.down"),
         "layer": (both | moved, "the prior has no layer unet.down_blocks.7.*made for another model"),
-        "part": (both | {f"prior.{UNET}.lora_A.weight": a.clone()}, "unknown key prior.down_blocks"),
+        "part": (
+            both | {name.replace("unet", "prior"): x.clone() for name, x in both.items()},
+            "unknown key prior.down_",
+        ),
         "word": (both | {f"{key}.lora_C.weight": a.clone()}, "unknown key"),
         "nan": (both | {f"{key}.lora_A.weight": a * float("nan")}, "not finite"),
         "whole": ({"conv_in.weight": a}, "conv_in.weight is no weight of a LoRA"),
@@ -232,11 +238,14 @@ def broken(weight):
     }
 
 
-@pytest.mark.parametrize("fault", ["rank", "size", "half", "layer", "part", "word", "nan", "whole", "other model"])
+HALVES = ["half", "some halves", "half of kohya's", "half of old diffusers'"]
+
+
+@pytest.mark.parametrize("fault", ["rank", "size", *HALVES, "layer", "part", "word", "nan", "whole", "other model"])
 def test_a_lora_that_does_not_fit_is_refused_before_the_prior_loads(fault, sd_folder, tmp_path):
     weight = load_file(next((sd_folder / "unet").glob("*.safetensors")))[f"{UNET}.weight"]
     tensors, words = broken(weight)[fault]
-    save_file(tensors, tmp_path / "bad.safetensors")
+    save_file({key: x.clone().contiguous() for key, x in tensors.items()}, tmp_path / "bad.safetensors")
     with pytest.raises(PriorError, match=rf"^prior\.lora={re.escape(str(tmp_path))}.*{words}") as told:
         load_sd(sd_folder, **kept(Lora(str(tmp_path / "bad.safetensors"), 0.0)))
     assert "\n" not in str(told.value) and not re.search(r"\w(Error|Exception)\b", str(told.value))
@@ -248,11 +257,13 @@ def test_places_without_a_lora_say_what_they_are(sd_folder, tmp_path):
         save_file({f"unet.{name}.lora_A.weight": torch.ones(1)}, tmp_path / f"two/{name}.safetensors")
     (tmp_path / "pickled.bin").write_bytes(b"x")
     (tmp_path / "cut.safetensors").write_bytes(b"x")
+    (tmp_path / "short.safetensors").write_bytes((tmp_path / "two/a.safetensors").read_bytes()[:-2])
     for path, words in (
         (tmp_path / "none.safetensors", "no such file; to download write owner/name"),
         (tmp_path / "two", r"holds a\.safetensors, b\.safetensors, expected one file"),
         (tmp_path / "pickled.bin", "expected safetensors; pickled weights are never read"),
         (tmp_path / "cut.safetensors", "empty, truncated or damaged"),
+        (tmp_path / "short.safetensors", "empty, truncated or damaged"),
         (sd_folder, r"is a whole prior; .* prior\.delta"),
         (sd_folder / "scheduler", "holds no safetensors"),
     ):

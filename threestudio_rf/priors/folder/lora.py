@@ -24,6 +24,8 @@ from threestudio_rf.priors.folder.load import check_file, in_one_line, quiet
 FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 PAIR = re.compile(r"(.+)\.lora_(A|B)\.weight")
 WORDS = ("lora", "alpha")
+HALVES = (("lora_A", "lora_B"), ("lora_down", "lora_up"), ("lora.down", "lora.up"))
+"""How trainers name the two matrices of a layer."""
 Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
 """Shape of every weight by its name, by part."""
 
@@ -193,9 +195,11 @@ def _loaded(lora: Lora, row: Row, offline: bool) -> tuple[dict[str, Tensor], dic
 
     file = lora_file(lora.path, offline=offline)
     with safe_open(file, "pt") as handle:
-        foreign = [key for key in handle.keys() if not any(word in key for word in WORDS)]  # noqa: SIM118
+        keys = set(handle.keys())
+    foreign = sorted(key for key in keys if not any(word in key for word in WORDS))
     if foreign:
         raise _refused(lora, f"{foreign[0]} is no weight of a LoRA; whole networks go into prior.path or prior.delta")
+    _check_halves(lora, keys)
     try:
         with quiet():
             given = {"weight_name": file.name, "local_files_only": True, "use_safetensors": True}
@@ -210,6 +214,14 @@ def _loaded(lora: Lora, row: Row, offline: bool) -> tuple[dict[str, Tensor], dic
         if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
             raise _refused(lora, f"{key} is not finite, or a whole number: the file is damaged")
     return state, {_layer(key, row.part): float(value) for key, value in (alphas or {}).items()}, metadata or {}
+
+
+def _check_halves(lora: Lora, keys: set[str]) -> None:
+    """PriorError for a matrix of a layer without its partner, before a loader stumbles over it."""
+    for one, other in (*HALVES, *(pair[::-1] for pair in HALVES)):
+        alone = sorted(key for key in keys if one in key and key.replace(one, other) not in keys)
+        if alone:
+            raise _refused(lora, f"half a LoRA: {alone[0]} has no {other} ({len(alone)} such layers)")
 
 
 def _layer(alpha: str, network: str) -> str:
