@@ -210,11 +210,11 @@ def test_the_tables_are_put_between_two_lines_of_a_page(run_folder, tmp_path):
         write_grid(tmp_path, [result()], title="h", docs=str(page))
 
 
-@pytest.mark.parametrize("name", ["grid_2d", "grid_3d", "vsd_2d"])
+@pytest.mark.parametrize("name", ["grid_2d", "grid_3d", "vsd_2d", "twins"])
 def test_every_cell_of_a_shipped_grid_is_a_run_that_its_settings_allow(name, tmp_path):
     config = typed(compose(translate(["task=grid", f"grid=configs/grid/{name}.yaml"]).overrides))
     found = grid.cells_of(config.grid, tmp_path)
-    wanted = {"tiny_sd"} if name == "vsd_2d" else {"tiny_sd3", "tiny_instaflow"}
+    wanted = {"tiny_sd"} if name in ("vsd_2d", "twins") else {"tiny_sd3", "tiny_instaflow"}
     assert config.grid.name == name and {cell.prior for cell in found} >= wanted
     for cell in found:
         firsts = (cell.prompt == found[0].prompt) + (cell.prior == found[0].prior) + (cell.method == found[0].method)

@@ -41,6 +41,12 @@ class Condition:
         index = torch.as_tensor(index, dtype=torch.long)
         return Condition({name: tensor[index.to(tensor.device)] for name, tensor in self.tensors.items()})
 
+    def require(self, names: Sequence[str], n: int) -> None:
+        """ValueError unless it holds n prompts with the tensors of these names."""
+        if len(self) != n or not set(names) <= set(self.tensors):
+            got = f"{len(self)} prompts with {', '.join(sorted(self.tensors))}"
+            raise ValueError(f"condition: got {got}, expected {n} with {', '.join(names)}")
+
     def expand(self, n: int) -> Condition:
         """This condition for a batch of n: one prompt serves all, n prompts one sample each. ValueError otherwise."""
         if len(self) == n:

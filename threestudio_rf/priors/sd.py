@@ -122,6 +122,7 @@ class SDPrior:
     def answer(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """`predict` with a graph, for what learns inside the network."""
         self.shape.check_latents(x_t)
+        condition.require(["prompt"], len(x_t))
         device, dtype = self.text.device, self.text.dtype
         out: Tensor = self.parts.network(
             x_t.to(device, dtype),

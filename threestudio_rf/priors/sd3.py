@@ -93,6 +93,7 @@ class SD3Prior:
     def answer(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """`predict` with a graph, for what learns inside the network."""
         self.shape.check_latents(x_t)
+        condition.require(["prompt", "pooled"], len(x_t))
         device, dtype, tensors = self.text.device, self.text.dtype, condition.tensors
         u: Tensor = self.parts.network(
             hidden_states=x_t.to(device, dtype),

@@ -151,10 +151,7 @@ class FolderPrior:
     def answer(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """`predict` with a graph, for what learns inside the network."""
         self.shape.check_latents(x_t)
-        missing = [name for name in self.adapter.needs if name not in condition.tensors]
-        if missing or len(condition) != len(x_t):
-            got = f"{len(condition)} prompts with {', '.join(sorted(condition.tensors))}"
-            raise ValueError(f"condition: got {got}, expected {len(x_t)} with {', '.join(self.adapter.needs)}")
+        condition.require(self.adapter.needs, len(x_t))
         device, dtype = self.text.device, self.text.dtype
         texts = {
             name: x.to(device, dtype) if x.is_floating_point() else x.to(device)
