@@ -17,6 +17,7 @@ from threestudio_rf.app.cli.sweep import prompts_of
 from threestudio_rf.app.errors import UserError, user_path
 from threestudio_rf.app.settings.compose import from_text, to_text
 from threestudio_rf.app.settings.config import Config
+from threestudio_rf.app.tasks import lift
 from threestudio_rf.tiny.train import parts
 
 
@@ -100,11 +101,19 @@ def test_what_several_processes_cannot_do_is_refused(launcher, monkeypatch, tmp_
     assert code == 2 and words in err and not any(tmp_path.iterdir()), err
 
 
-def test_a_card_that_does_not_compute_is_refused_or_left_with_the_reason(monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("no kernel image is available\nmore"), "no kernel image is available"),  # too old
+        (torch.OutOfMemoryError("CUDA out of memory.\nmore"), "CUDA out of memory."),  # taken by another program
+        (AssertionError(), "no reason given"),
+    ],
+)
+def test_a_card_that_does_not_compute_is_refused_or_left_with_the_reason(monkeypatch, error, reason: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch, "ones", Mock(side_effect=RuntimeError("no kernel image is available\nmore")))
-    with pytest.raises(UserError, match=r"device=cuda: it cannot be used \(no kernel image is available\); use"):
+    monkeypatch.setattr(torch, "ones", Mock(side_effect=error))
+    with pytest.raises(UserError, match=rf"device=cuda: it cannot be used \({reason}\); use"):
         pick_device("cuda")
     assert pick_device("auto") == torch.device("cpu")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -112,6 +121,15 @@ def test_a_card_that_does_not_compute_is_refused_or_left_with_the_reason(monkeyp
         pick_device("auto")
     with pytest.raises(UserError, match="this machine shows 1 CUDA devices"):
         pick_device("cuda:1")
+
+
+def test_a_step_that_finds_no_memory_ends_with_what_helps(launcher, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(lift, "prepare", Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory.\nmore")))
+    code, _, _, err = launcher("prompt=a red ball", "prior=gaussian", f"exp_root_dir={tmp_path}")
+    last = err.strip().splitlines()[-1]
+    assert code == 1 and last.startswith("error: out of GPU memory. What helps, in this order: smaller camera.sizes"), (
+        err
+    )
 
 
 def test_a_home_that_is_not_there_is_told_with_the_key(monkeypatch) -> None:

@@ -68,6 +68,14 @@ def test_a_step_that_cannot_fit_says_so_before_it_begins(monkeypatch) -> None:
     assert "its texts take 8.9 before; 8.0 GiB are free: it DOES NOT FIT" in line and not whole
 
 
+def test_a_card_that_is_too_small_is_told_before_anything_loads(monkeypatch) -> None:
+    config = typed(compose(["experiment=rfds_sd3", "prior.dtype=bf16"]))
+    for free, words in ((80, "80.0 GiB are free"), (16, "smaller chunks"), (4, "DOES NOT FIT; preset=low_vram")):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free * 2**30, 80 * 2**30))
+        line, whole = fits(config, torch.device("cuda"))
+        assert words in line and whole == (free == 80)
+
+
 def test_a_large_prior_on_a_cpu_says_days_and_gigabytes_before_it_loads(launcher, tmp_path: Path) -> None:
     config, cpu = typed(compose(["experiment=rfds_sd3"])), torch.device("cpu")
     days = (5000 / 4 + 10_000) * 32.5 / 86_400  # a quarter of the pixels first; seconds as docs/benchmarks.md has them

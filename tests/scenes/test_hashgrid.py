@@ -3,7 +3,7 @@
 Seen to fail: a prime changed; corners in another order; `multipliers` of a dense level transposed; the fraction of one
 axis mirrored in `corner_weights` (gradient only) or in `interpolate` (values only); offset of a level dropped;
 `clamp_(max=resolution - 1)` removed (upper border of dense levels); + instead of xor; gradient scattered to the wrong
-feature.
+feature; the test call of a kernel with other features than the run's.
 """
 
 from __future__ import annotations
@@ -274,6 +274,34 @@ def test_a_broken_tinycudann_falls_back_with_one_line(monkeypatch: pytest.Monkey
         monkeypatch.setitem(sys.modules, "tinycudann", module)
         name, reason = encoding_backend("tinycudann", "cuda")
         assert name == "torch" and expected in reason and "\n" not in reason
+
+
+def test_a_triton_that_does_not_compile_or_counts_wrong_is_left_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the kernels where Triton cannot be: what it is given is what a run will ask."""
+    asked = []
+    kernels = ModuleType("threestudio_rf.scenes.kernels.encode")
+
+    class Lattice:
+        sizes = torch.zeros(1)
+        of = staticmethod(lambda levels, device: Lattice)
+
+    def broken(table: Tensor, points: Tensor, lattice: object, half: bool) -> Tensor:
+        asked.append((len(table), half))
+        raise RuntimeError("at 12:8: ptxas fatal\nmore of it")
+
+    def wrong(table: Tensor, points: Tensor, lattice: object, half: bool) -> Tensor:
+        return table.sum() + torch.zeros(3 * len(table), len(points))
+
+    kernels.Lattice = Lattice  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, kernels.__name__, kernels)
+    monkeypatch.setattr(hashgrid, "INTERPRETED", True)
+    monkeypatch.setattr(hashgrid, "unavailable", lambda device: "")
+    for fake, expected in ((broken, "triton fails (RuntimeError: at 12:8: ptxas fatal)"), (wrong, "triton differs")):
+        kernels.encode = fake  # type: ignore[attr-defined]
+        grid, reason = make_encoding("triton", levels=2, features=4, log2_table=6, base=4, half=True, device="cpu")
+        assert grid.backend == "torch" and expected in reason and "\n" not in reason
+        assert grid(torch.rand(5, 3)).shape == (5, 8)
+    assert set(asked) == {(4, True)}
 
 
 @pytest.mark.gpu

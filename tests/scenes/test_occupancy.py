@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from threestudio_rf.scenes import occupancy
 from threestudio_rf.scenes.camera import Camera, sphere_views
 from threestudio_rf.scenes.occupancy import OccupancyGrid, box_interval, march, march_nerfacc, marching_backend
 from threestudio_rf.scenes.volume import accumulate, packed_weights
@@ -176,6 +177,19 @@ def test_a_broken_nerfacc_falls_back_with_one_line(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("threestudio_rf.scenes.occupancy.OccupancyGrid", Unmoved)
     name, reason = marching_backend("nerfacc", "cuda")
     assert name == "torch" and "OSError: CUDA_HOME" in reason and "\n" not in reason
+
+
+def test_a_triton_that_does_not_compile_falls_back_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def walk(*_: object, **__: object) -> None:
+        raise RuntimeError("at 12:8: ptxas fatal\nmore of it")
+
+    kernels = ModuleType("threestudio_rf.scenes.kernels.rays")
+    kernels.walk = walk  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, kernels.__name__, kernels)
+    monkeypatch.setattr(occupancy, "INTERPRETED", True)
+    monkeypatch.setattr(occupancy, "unavailable", lambda device: "")
+    name, reason = marching_backend("triton", "cpu")
+    assert name == "torch" and "triton fails (RuntimeError: at 12:8: ptxas fatal)" in reason and "\n" not in reason
 
 
 def test_samples_of_nerfacc_are_packed_by_ray(monkeypatch: pytest.MonkeyPatch) -> None:

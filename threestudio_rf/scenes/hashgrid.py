@@ -177,9 +177,11 @@ class HashGrid(nn.Module):
         return encode(self.table, points, self.levels, self.multipliers).t()
 
 
-def encoding_backend(choice: str, device: torch.device | str, geometry: str = "tcnn") -> tuple[str, str]:
+def encoding_backend(
+    choice: str, device: torch.device | str, geometry: str = "tcnn", *, features: int = 2, half: bool = False
+) -> tuple[str, str]:
     """("tinycudann" | "triton" | "torch", why): a kernel only where it is installed, runs on `device` and gives what
-    torch gives in one real call.
+    torch gives in one real call with so many features, read in `half` precision or not.
 
     `choice` is "auto", "torch", "triton" or "tinycudann"; nothing that fails in an extension is an error. Raises
     ValueError for another choice.
@@ -193,7 +195,7 @@ def encoding_backend(choice: str, device: torch.device | str, geometry: str = "t
         return "torch", f"hash grid: torch, because {kernels} CUDA and the device is {device}"
     failures: list[str] = []
     for name in BACKENDS[choice]:
-        failure = _failure(name, device, geometry)
+        failure = _failure(name, device, geometry, features, half)
         if not failure:
             before = f" ({'; '.join(failures)})" if failures else ""
             return name, f"hash grid: {name}, a test call on {device} worked{before}"
@@ -201,7 +203,7 @@ def encoding_backend(choice: str, device: torch.device | str, geometry: str = "t
     return "torch", f"hash grid: torch, because {'; '.join(failures)}"
 
 
-def _failure(name: str, device: torch.device | str, geometry: str) -> str:
+def _failure(name: str, device: torch.device | str, geometry: str, features: int, half: bool) -> str:
     """Why this backend cannot be used on `device`, in one line; empty when a real call gave features and a gradient
     that differ from torch's by less than half precision does."""
     if name == "tinycudann" and geometry != "tcnn":
@@ -213,11 +215,19 @@ def _failure(name: str, device: torch.device | str, geometry: str) -> str:
         for backend in (name, "torch"):
             draws = torch.Generator().manual_seed(0)
             grid = HashGrid(
-                levels=3, log2_table=12, base=4, growth=2.0, geometry=geometry, backend=backend, generator=draws
+                levels=3,
+                features=features,
+                log2_table=12,
+                base=4,
+                growth=2.0,
+                geometry=geometry,
+                backend=backend,
+                half=half,
+                generator=draws,
             ).to(device)
-            features = grid(torch.rand(128, 3, generator=draws).to(device)).float()
-            (gradient,) = torch.autograd.grad(features.sum(), grid.table)
-            found.append((features.detach(), gradient))
+            out = grid(torch.rand(128, 3, generator=draws).to(device)).float()
+            (gradient,) = torch.autograd.grad(out.sum(), grid.table)
+            found.append((out.detach(), gradient))
         same = all((a - b).abs().max() <= 0.01 * b.abs().max() for a, b in zip(*found, strict=True))
     except Exception as error:
         line = (str(error).strip().splitlines() or ["no message"])[0][:200]
@@ -261,7 +271,7 @@ def make_encoding(
     generator: torch.Generator | None = None,
 ) -> tuple[HashGrid, str]:
     """The encoding that `encoding_backend` chooses, and its line of explanation."""
-    name, reason = encoding_backend(backend, device, geometry)
+    name, reason = encoding_backend(backend, device, geometry, features=features, half=half)
     grid = HashGrid(
         levels=levels,
         features=features,

@@ -61,7 +61,8 @@ def devices(device: torch.device) -> Iterator[str]:
 
 def backends(run: Run) -> Iterator[str]:
     """Which hash grid and which marching are used, and why."""
-    yield encoding_backend(run.config.scene.encoding.backend, run.device)[1]
+    grid = run.config.scene.encoding
+    yield encoding_backend(grid.backend, run.device, grid.geometry, features=grid.features, half=grid.half)[1]
     yield marching_backend(run.config.scene.renderer.marching, run.device)[1]
 
 
