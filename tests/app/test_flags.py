@@ -155,6 +155,17 @@ def test_the_lines_that_t3bench_sends_are_understood_verbatim():
     assert launch.gpu == "0"
 
 
+def test_the_two_lines_of_magic3d_that_t3bench_sends_are_understood():
+    stage = ["--train", "--gpu", "0", "system.prompt_processor.prompt=a red ball", "exp_root_dir=outputs_t3"]
+    coarse = translate(["--config", "configs/magic3d-coarse-sd.yaml", *stage, "use_timestamp=true"])
+    assert "experiment=magic3d_coarse_sd" in coarse.overrides and "mode=train" in coarse.overrides
+    last = "system.geometry_convert_from=outputs_t3/a_red_ball@1/ckpts/last.ckpt"
+    refine = translate(["--config", "configs/magic3d-refine-sd.yaml", *stage, last])
+    assert {"experiment=magic3d_refine_sd", "weights='outputs_t3/a_red_ball@1/ckpts/last.ckpt'"} <= set(
+        refine.overrides
+    )
+
+
 def test_flags_without_effect_are_told():
     assert [note.split()[0] for note in translate(["--typecheck", "--gradio"]).notes] == ["--typecheck", "--gradio"]
 

@@ -25,7 +25,6 @@ from threestudio_rf.core.level import (
     column,
     rectified_flow,
     to_straight,
-    to_vp,
     zero_terminal,
 )
 
@@ -182,16 +181,17 @@ def test_the_bridge_puts_a_noisy_sample_on_the_straight_path_and_back() -> None:
     straight = (alpha * x0 + sigma * eps) / column(scale, x0)
     a, s = rectified_flow(t).like(x0)
     assert torch.allclose(straight, a * x0 + s * eps, atol=1e-12)
-    back = to_vp(t)
-    assert torch.allclose(back.alpha, level.alpha, atol=1e-12) and torch.allclose(back.sigma, level.sigma, atol=1e-12)
-    assert torch.allclose(back.alpha + back.sigma, scale, atol=1e-12)
+    back = rectified_flow(t)
+    assert torch.allclose(scale * back.alpha, level.alpha, atol=1e-12)
+    assert torch.allclose(scale * back.sigma, level.sigma, atol=1e-12)
 
 
 def test_the_bridge_leaves_the_straight_path_alone_and_holds_at_both_ends() -> None:
     t = torch.linspace(0, 1, 11, dtype=DOUBLE)
     there, scale = to_straight(rectified_flow(t))
     assert torch.allclose(there, t, atol=1e-12) and torch.equal(scale, torch.ones_like(t))
-    assert to_vp(torch.zeros(1)) == (1, 0) and to_vp(torch.ones(1)) == (0, 1)
+    for level in (Level(torch.ones(1), torch.zeros(1)), Level(torch.zeros(1), torch.ones(1))):
+        assert to_straight(level) == (level.sigma, torch.ones(1))
 
 
 def test_equal_time_is_not_equal_noise_on_the_two_paths() -> None:

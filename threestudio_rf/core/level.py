@@ -272,12 +272,3 @@ def to_straight(level: Level) -> tuple[Tensor, Tensor]:
     """
     scale = level.alpha + level.sigma
     return level.sigma / scale, scale
-
-
-def to_vp(straight: Tensor) -> Level:
-    """The variance-preserving level with the signal-to-noise ratio of the straight path at t' (B,).
-
-    Inverse of `to_straight`: multiply x' by alpha + sigma of this level to come back.
-    """
-    norm = torch.hypot(1 - straight, straight)
-    return Level((1 - straight) / norm, straight / norm)
