@@ -119,6 +119,14 @@ def test_a_prior_of_the_hub_says_what_it_takes_before_it_is_looked_for(name: str
     assert code == 2 and "GiB of memory" in err and "Traceback" not in err, err
 
 
+def test_the_doctor_estimates_for_the_command_that_it_is_given(launcher, tmp_path: Path) -> None:
+    line = ["task=doctor", "prior=sana", "prior.path=owner/name", "device=cpu", f"exp_root_dir={tmp_path}"]
+    code, _, out, err = launcher(*line, "camera.sizes=[64]", "camera.milestones=[]", "trainer.steps=10")
+    assert code == 0 and "network 2.21" in out and "10 steps with sana on a CPU" in out, err
+    code, _, _, err = launcher(*line, "optim.clip=1")
+    assert code == 2 and "task=doctor does not read it" in err
+
+
 def test_estimates_are_those_that_were_measured() -> None:
     """Sana at 512 pixels on a CPU in bf16, docs/benchmarks.md: from loading to the peak, recomputed or not."""
     for more, wanted in (([], 5.12 - 2.27), (["prior.vae_checkpointing=true"], 4.30 - 2.26)):

@@ -62,6 +62,7 @@ def test_two_steps_leave_a_prior_that_hears_as_it_was_taught_samples_and_guides(
     run_part("pixel", tmp_path, steps=2, batch=2, per_shape=1, report=lambda _: None)
     prior = load_adapted(ADAPTER, tmp_path / "tiny-pixel")
     assert prior.latent_shape == (3, 64, 64) and prior.pipeline.time_shift == 1.5
+    assert prior.fits("a red ball, side view") and not prior.fits("a red ball, " * 5)
     _, encoder, tokenizer = fresh_pixel()
     texts = ["a red ball, side view", ""]
     copy_weights(encoder, tmp_path / "tiny-pixel/text_encoder")

@@ -48,7 +48,7 @@ ADAPTER = Adapter(
     name="prx_pixel",
     pipeline="PRXPixelPipeline",
     network=("transformer", "PRXTransformer2DModel"),
-    text=TextSide({"text_encoder": "Qwen3VLTextModel"}, embed, window=TOKENS),
+    text=TextSide({"text_encoder": "Qwen3VLTextModel"}, embed, window=TOKENS, limit="prompt_max_tokens"),
     vaes=(),
     licence="Apache-2.0 (PRXPixel)",
     shape=shape,

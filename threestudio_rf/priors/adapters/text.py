@@ -18,7 +18,7 @@ from torch import Tensor
 
 from threestudio_rf.core.collector import uncollected
 from threestudio_rf.priors.folder.changes import UNCHANGED, Changes
-from threestudio_rf.priors.folder.layout import read_json
+from threestudio_rf.priors.folder.layout import Table, read_json
 from threestudio_rf.priors.folder.load import load_part, quiet
 from threestudio_rf.priors.text import POSITIONS, digest, load_tokenizer
 
@@ -40,6 +40,7 @@ class TextSide:
     embed     (pipeline, text, device) -> tensors of that text, without leading dimension
     said      (tokenizer, text) -> what its tokenizer is given
     window    tokens of that which are read; None: the tokenizer's model_max_length
+    limit     the entry of model_index.json that may hold another window
     found     a class of transformers by its name
     """
 
@@ -47,6 +48,7 @@ class TextSide:
     embed: Callable[[Any, str, torch.device], Row]
     said: Callable[[Any, str], str] = lambda tokenizer, text: text
     window: int | None = None
+    limit: str = ""
     found: Callable[[str], Any] = by_name
 
 
@@ -95,6 +97,8 @@ class PipelineText:
         with quiet():
             ids = tokenizer(self.side.said(tokenizer, text)).input_ids
         window = self.side.window or int(tokenizer.model_max_length)
+        if self.side.limit:
+            window = Table(self.folder / "model_index.json").whole(self.side.limit, window)
         return str(tokenizer.decode(ids[window - 1 :], skip_special_tokens=True)).strip() if len(ids) > window else ""
 
     def revision(self) -> str:

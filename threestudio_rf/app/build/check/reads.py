@@ -23,7 +23,7 @@ OF_TASK: dict[str, Keys] = {
     "invert": ("prior.", "edit."),
     "train_tiny": ("train_tiny.",),
     "grid": ("grid.",),
-    "doctor": ("prior.cache",),
+    "doctor": ("prior.", "scene.", "camera.", "loss.lambda_orient", "trainer.steps"),
 }
 """What each task reads beside the settings of every run; the tasks that look at a result share those of its lift."""
 OF_NOISE: dict[str, Keys] = {
