@@ -2,14 +2,16 @@
 
 Seen to fail: the same rows in both processes; draws of the share instead of the batch; samples in the order of views
 before draws; the gradient's sum for its mean; a gradient that one process lacks left out; a NaN of one process skipped
-by that process alone; rows of a picture whose gradient does not count for all, or with the draws of its first rows.
+by that process alone; rows of a picture whose gradient does not count for all, or with the draws of its first rows; a
+twin that learns from its own process alone, or with the numbers of the first.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +26,7 @@ from threestudio_rf.core.random import Part, generator, normal
 from threestudio_rf.distill.method import Method
 from threestudio_rf.priors.base import Condition
 from threestudio_rf.priors.gaussian import GaussianPrior
+from threestudio_rf.priors.twin import PoseBias, Twin
 from threestudio_rf.scenes.background import EnvironmentBackground
 from threestudio_rf.scenes.base import Scene
 from threestudio_rf.scenes.camera import sphere_views
@@ -63,8 +66,29 @@ class Broken(GaussianPrior):
         return super().predict(x_t, t, condition) * (float("nan") if bad else 1.0)
 
 
+class Scaled(Twin):
+    """A twin of a formula: what it learns is a scale and what a pose says, by the twin's own steps."""
+
+    def __init__(self, prior: GaussianPrior, like: Condition) -> None:
+        self.prior, self.posed, self.lora = prior, True, {"scale": torch.nn.Parameter(torch.zeros(3, 1, 1))}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.bias = PoseBias(like)
+        self.optimiser = torch.optim.AdamW([*self.lora.values(), *self.bias.parameters()], lr=0.01)
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        yield
+
+    def _answer(self, x_t: Tensor, t: Tensor, condition: Condition, pose: Tensor | None) -> Tensor:
+        given = condition.expand(len(x_t))
+        assert pose is not None
+        said = (self.bias(given, pose).tensors["modes"] - given.tensors["modes"]).sum(1)
+        return self.prior.predict(x_t, t, given) + self.lora["scale"] * x_t + said[:, None, None, None]
+
+
 def lifted(
-    make: Callable[[], Scene], kind: type[GaussianPrior], ranks: Ranks = ALONE, views: int = 4
+    make: Callable[[], Scene], kind: type[GaussianPrior], ranks: Ranks = ALONE, views: int = 4, twin: bool = False
 ) -> dict[str, Any]:
     """What a lift of a few steps ends with."""
     scene = make()
@@ -72,7 +96,7 @@ def lifted(
     prior = kind(means, 0.1, names=["red", "blue"])
     settings = LiftSettings(
         steps=6,
-        method=Method(scale=4.0, noise="rev"),
+        method=Method(space="eps", combiner="vsd", scale=4.0) if twin else Method(scale=4.0, noise="rev"),
         rates=RATES,
         views=replace(LOOKS, sizes=[8], counts=[views]),
         times=replace(TIMES, draws=2),
@@ -82,14 +106,27 @@ def lifted(
     )
     optimiser = make_optimiser(scene, RATES)
     conditions, negative = prior.embed(["red"] * 4), prior.embed([""])
-    steps = lift(scene, prior, conditions, negative=negative, optimiser=optimiser, settings=settings, ranks=ranks)
-    return {"metrics": [state.metrics for state in steps], "scene": scene.state_dict()}
+    learner = Scaled(prior, conditions) if twin else None
+    steps = lift(
+        scene,
+        prior,
+        conditions,
+        negative=negative,
+        optimiser=optimiser,
+        settings=settings,
+        ranks=ranks,
+        twin=learner,
+    )
+    metrics = [state.metrics for state in steps]
+    learnt = {} if learner is None else {"twin.scale": learner.lora["scale"].detach(), **learner.bias.state_dict()}
+    return {"metrics": metrics, "scene": scene.state_dict() | learnt}
 
 
 CASES: dict[str, Callable[..., dict[str, Any]]] = {
     "nerf": partial(lifted, nerf, GaussianPrior),
     "one view": partial(lifted, nerf, GaussianPrior, views=1),
     "pictures": partial(lifted, pictures, GaussianPrior),
+    "twin": partial(lifted, pictures, GaussianPrior, twin=True),
     "broken": partial(lifted, nerf, Broken),
 }
 
@@ -125,7 +162,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, processes: Any) -> tuple[Pat
     return folder, [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
-@pytest.mark.parametrize("case", ["nerf", "one view", "pictures"])
+@pytest.mark.parametrize("case", ["nerf", "one view", "pictures", "twin"])
 def test_two_processes_take_the_steps_of_one(found: tuple[Path, list[dict[str, Any]]], case: str) -> None:
     alone, (first, second) = CASES[case](), (ended[case] for ended in found[1])
     assert alone["scene"].keys() == first["scene"].keys()
