@@ -67,6 +67,7 @@ def encoded(prior, generator=None):
         {"storage": "fp8", "quantization": "int8"},
         {"quantization": "nf4", "offload": True},
         {"quantization": "nf4", "offload_blocks": 1},
+        {"compile": True, "offload_blocks": 1},
     ],
 )
 def test_unknown_names_and_impossible_combinations_are_refused(options):
@@ -84,6 +85,22 @@ def test_a_missing_library_is_named_with_the_line_that_installs_it(monkeypatch, 
 def test_nf4_without_cuda_is_refused_in_one_sentence_before_the_folder_is_looked_for():
     with pytest.raises(PriorError, match="needs a CUDA device, got cpu; use int8, or storage=fp8"):
         load_sd("no such folder", options=PartOptions(quantization="nf4"))
+
+
+def test_compiled_parts_are_asked_in_the_place_of_the_plain_ones_with_static_shapes(load, monkeypatch):
+    """The compiler itself stays away: what it is given, and that what it returns is what computes."""
+    plain, noted, calls = load(), [], []
+
+    def compiled(call, **options):
+        noted.append(options)
+        return lambda *args, **kwargs: (calls.append(len(noted)), call(*args, **kwargs))[1]
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    quick = load(compile=True)
+    assert torch.equal(predicted(quick), predicted(plain)) and calls == [1]
+    for ours, theirs in zip(encoded(quick)[:2], encoded(plain)[:2], strict=True):
+        assert torch.equal(ours, theirs)
+    assert calls == [1, 2] and noted == [{"dynamic": False}] * 2
 
 
 # Storage

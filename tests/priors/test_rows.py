@@ -53,6 +53,8 @@ def test_every_setting_of_sd_reaches_the_adapter(sd_folder, tiny_vae, tmp_path):
     prior = build_prior(settings("sd", sd_folder, tmp_path, **given), CPU)
     assert (prior.kind, prior.mirror_time, prior.text.dtype) == ("flow", True, torch.bfloat16)
     assert prior.parts.options == parts.PartOptions(vae=str(tiny_vae), **KEPT)
+    quick = build_prior(settings("sd", sd_folder, tmp_path, compile=True), CPU)
+    assert quick.parts.options == parts.PartOptions(compile=True)
     assert prior.embed(["red"]).tensors["prompt"].dtype == torch.bfloat16 and list((tmp_path / "texts").iterdir())
     assert build_prior(settings("sd", sd_folder, tmp_path), CPU).kind == "eps"
     prior = build_prior(settings("instaflow", sd_folder, tmp_path), CPU)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-STORED = ("dtype", "vae", "vae_checkpointing", "storage", "quantization", "offload", "offload_blocks")
+STORED = ("dtype", "vae", "vae_checkpointing", "storage", "quantization", "offload", "offload_blocks", "compile")
 """Settings of how network and VAE are kept."""
 CHANGED = ("lora", "delta", "delta_from", "delta_scale")
 """Settings of what changes its weights."""

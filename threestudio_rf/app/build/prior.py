@@ -108,6 +108,7 @@ def part_options(config: PriorConfig) -> PartOptions:
         quantization=config.quantization,
         offload=config.offload,
         offload_blocks=config.offload_blocks,
+        compile=config.compile,
         changes=changes_of(config),
     )
 

@@ -64,6 +64,7 @@ class PriorConfig:
     delta_scale: float = opt(1.0, "factor of that difference", low=-100, high=100)
     offload: bool = opt(False, "keep on the GPU only the one of network and VAE that is in use")
     offload_blocks: int = opt(0, "blocks of the network that are on the GPU at a time; 0: all", low=0, high=1000)
+    compile: bool = opt(False, "network and VAE's encoder through torch.compile (needs a C++ compiler)")
     image_size: int = opt(0, "resize renders to this before the encoder; 0: as rendered", low=0, high=4096)
     views: str = opt("auto", "how a view is named: SD's four words, octant and height, or the camera", choices=VIEWS)
     view_pattern: str = opt("{prompt}, {view} view", "how a view word is joined to the prompt")

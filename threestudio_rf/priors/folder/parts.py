@@ -37,8 +37,9 @@ class PartOptions:
     `vae_checkpointing`: its encoder forgets what backward needs and computes it again. `storage`: the network's weights
     rest in float8 and are cast layer by layer. `quantization`: its linear layers in int8 or 4-bit NormalFloat.
     `offload`: of network and VAE only the one in use is on the device, the other rests on the CPU. `offload_blocks`:
-    the network rests on the CPU, and so many of its blocks at a time are on the device; 0 for all of them. `changes`:
-    LoRAs and a difference of weights, merged as parts load.
+    the network rests on the CPU, and so many of its blocks at a time are on the device; 0 for all of them. `compile`:
+    the network and the VAE's encoder run through torch.compile, once for every shape. `changes`: LoRAs and a difference
+    of weights, merged as parts load.
 
     PriorError for an unknown name and for combinations that no library supports.
     """
@@ -49,6 +50,7 @@ class PartOptions:
     quantization: str = "none"
     offload: bool = False
     offload_blocks: int = 0
+    compile: bool = False
     changes: Changes = UNCHANGED
 
     def __post_init__(self) -> None:
@@ -61,6 +63,8 @@ class PartOptions:
             raise PriorError(
                 f"quantization, lora, delta: got {self.quantization} with changed weights, expected no quantization"
             )
+        if self.compile and self.offload_blocks:
+            raise PriorError("compile, offload_blocks: got both, expected only one, as blocks come and go by hooks")
         if self.quantization == "nf4" and (self.offload or self.offload_blocks):
             raise PriorError("quantization, offload: got nf4 and some, expected no offload, as nf4 stays on the GPU")
 
@@ -172,6 +176,8 @@ class FolderParts:
         )
         if blocks := self.options.offload_blocks:
             network.enable_group_offload(self.device, offload_type="block_level", num_blocks_per_group=blocks)
+        if self.options.compile:
+            network.compile(dynamic=False)
         return network
 
     @uncollected()
@@ -184,7 +190,10 @@ class FolderParts:
         vae = load_part(cls, self.places.vae, dtype=self.vae_dtype, variant=self.variant)
         if self.options.vae_checkpointing:
             self.codec.recompute(vae)
-        return vae
+        if self.options.compile:
+            vae.encoder.compile(dynamic=False)
+        # convolutions of a GPU are made for this order; on a CPU it gains nothing
+        return vae.to(memory_format=torch.channels_last) if self.device.type == "cuda" else vae
 
     def encode(self, image: Tensor, generator: Generator | None = None) -> Tensor:
         """(B, 3, H, W) in [0, 1], not clamped -> latents in float32, differentiable in `image`. The posterior's mode,
