@@ -196,14 +196,22 @@ class Parsed(Exception):
 
 @pytest.mark.parametrize("command", sorted(SCRIPTS))
 def test_a_script_of_bench_takes_its_arguments_as_printed(command: str, monkeypatch) -> None:
-    parse = argparse.ArgumentParser.parse_args
+    parse, parse_known, whole = argparse.ArgumentParser.parse_args, argparse.ArgumentParser.parse_known_args, []
 
     def parsed(self, *given, **named):
+        whole.append(self)  # no argument may be left over
         parse(self, *given, **named)
+        raise Parsed
+
+    def known(self, *given, **named):
+        found = parse_known(self, *given, **named)
+        if self in whole:
+            return found
         raise Parsed
 
     words = shlex.split(command, comments=True)[1:]
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsed)
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", known)
     monkeypatch.setattr(sys, "argv", words)
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
     with pytest.raises(Parsed):
