@@ -189,7 +189,8 @@ def rfds(options: argparse.Namespace, device: torch.device) -> None:
 PARTS = {"versions": versions, "grid": grid, "march": march, "lift": lift_steps, "rfds": rfds}
 
 
-def main() -> None:
+def options_of() -> argparse.Namespace:
+    """What the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -203,7 +204,11 @@ def main() -> None:
         help="for random weights",
     )
     parser.add_argument("--small", action="store_true")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = options_of()
     PARTS[options.part](options, torch.device(options.device))
 
 

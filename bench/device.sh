@@ -59,5 +59,9 @@ measure "rfds sd3 512 low_vram" 90 rfds --model sd3 --size 512 --preset low_vram
 if [ -z "$SMALL" ]; then
     part "make demo's run" 120 "$PYTHON" launch.py device=cuda prompt="a red mushroom" exp_root_dir="$WORK/demo"
 fi
+LEFT=$((DEADLINE - SECONDS - 20))
+if [ -z "$SMALL" ] && ((LEFT > 60)); then
+    part "training of the embedded priors, begun" "$LEFT" env OUT= bash bench/train_on_gpu.sh "$WORK/weights" "$LEFT"
+fi
 echo "the table: $TABLE"
 exit $FAILED
