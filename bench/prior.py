@@ -89,7 +89,7 @@ def samples(prior: Prior, prompts: list[str], options: argparse.Namespace, *, nu
     predict = bind(prior, {"cond": prior.embed(prompts), "uncond": prior.embed([""])})
     field = predict.field(scale)
     start = normal((len(prompts), *prior.latent_shape), generator(0, number, "bench/prior"))
-    start = prior.pipeline.times(options.steps).start * start
+    start = prior.pipeline.times(options.steps, sampler=prior.pipeline.sampler).start * start
     times = times_of(prior, options.steps, shift)
     *_, latents = solve(field, start, times)
     return prior.decode(latents)
