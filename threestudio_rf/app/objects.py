@@ -28,7 +28,7 @@ from threestudio_rf.app.report.score import evaluate_scene, tellable, volume_of
 from threestudio_rf.app.run.run import Run
 from threestudio_rf.app.settings.config import Config
 from threestudio_rf.app.settings.layers import settings as settings_from
-from threestudio_rf.app.tasks.lift import prepare, run_lift
+from threestudio_rf.app.tasks.lift import prepare, run_lift, step_threads
 from threestudio_rf.app.tasks.output.asset import write_asset
 from threestudio_rf.app.tasks.output.look import mesh_of, renderings, turn_fps
 from threestudio_rf.app.tasks.output.result import Result
@@ -47,7 +47,8 @@ class Lifting:
         if not self._made.row.posed:
             raise UserError(f"scene={config.scene.name}: expected an object, pictures are made by sample()")
         self.scene: Scene = self._made.scene
-        self._states = run_lift(self._made)
+        with step_threads(config):
+            self._states = run_lift(self._made)
 
     @property
     def step(self) -> int:
@@ -55,7 +56,11 @@ class Lifting:
         return self._made.step
 
     def __iter__(self) -> Iterator[LiftState]:
-        for state in self._states:
+        while True:
+            with step_threads(self.run.config):
+                state = next(self._states, None)
+            if state is None:
+                return
             self._made.step = state.step + 1
             yield state
 
