@@ -124,7 +124,7 @@ def test_no_points_give_no_features_and_zero_gradients(device: torch.device) -> 
 
 @pytest.mark.parametrize("half", [False, True])
 def test_a_grid_by_triton_is_the_grid_by_torch(device: torch.device, half: bool) -> None:
-    name, reason = encoding_backend("triton", device)
+    name, reason = encoding_backend("triton", device, half=half)
     assert name == "triton" and "worked" in reason
     sizes = {"levels": 3, "log2_table": 9, "base": 3, "growth": 2.1}
     grids = [HashGrid(backend=b, half=half, **sizes).to(device) for b in ("torch", "triton")]  # type: ignore[arg-type]
