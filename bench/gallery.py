@@ -140,7 +140,8 @@ def main() -> None:
 
 def publish(options: argparse.Namespace, tables: dict[str, list[str]]) -> None:
     """Tables and contact sheets as `<docs>/gallery.md`."""
-    command = f"python bench/gallery.py --presets {' '.join(tables)} --docs docs"
+    given = " ".join(options.set)
+    command = f"python bench/gallery.py --presets {' '.join(tables)} --docs docs" + f" --set {given}" * bool(given)
     text = [
         "# Gallery",
         "",
@@ -160,7 +161,8 @@ def publish(options: argparse.Namespace, tables: dict[str, list[str]]) -> None:
                 shutil.copy2(sheets[-1], images / f"{tag}.png")
                 text += [f"### {prompt}", "", f"![{prompt}](images/gallery/{preset}/{tag}.png)", ""]
     (options.docs / "gallery.md").write_text("\n".join(text))
-    turntables(options.root / options.presets[-1], SHOWN, options.docs / "images/turntables.gif")
+    for preset in tables:
+        turntables(options.root / preset, SHOWN, options.docs / f"images/turntables_{preset}.gif")
 
 
 def turntables(root: Path, prompts: tuple[str, ...], file: Path, *, columns: int = 4) -> None:
