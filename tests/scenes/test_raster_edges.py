@@ -1,7 +1,8 @@
 """Outlines: finite differences of pixels, areas in closed form, and a square that goes where it should.
 
 Seen to fail: the blend's sign; half of the share; flat edges taken for steep ones; edges behind another surface
-blended; shares that add up to more than 1; faces taken to run opposite ways along every edge.
+blended; shares that add up to more than 1; faces taken to run opposite ways along every edge;
+folds before the last one blended too; shares of row and column added.
 """
 
 from __future__ import annotations
@@ -119,6 +120,17 @@ def test_the_cover_of_a_ball_grows_with_its_radius_as_a_disk_also_where_faces_ar
     slope = 2 * area * (1 + radius**2 / (distance**2 - radius**2))
     assert abs(cover.item() / area - 1) < 0.02
     assert abs(torch.autograd.grad(cover, scale)[0].item() / slope - 1) < 0.05
+
+
+def test_a_pixel_of_a_rough_surface_is_covered_by_half_where_its_centre_sees_it() -> None:
+    vertices, faces = sphere(5)
+    rough = vertices * (1 + 0.03 * torch.rand(len(vertices), 1, generator=torch.Generator().manual_seed(1)))
+    seen_by = views(40)
+    cover = picture(rough, faces, torch.ones(1, len(rough)).double(), seen_by)[1]
+    screen = project(rough, seen_by)
+    found = rasterize(screen, faces)
+    centre = spread(torch.ones(1, len(found.cell)), found, screen).view_as(cover)
+    assert torch.equal(cover > 0.5, centre > 0.5)
 
 
 def test_a_hidden_outline_changes_nothing() -> None:

@@ -110,7 +110,17 @@ def crossings(screen: Screen, edges: Edges, depth: Tensor) -> Crossings:
     hides = ((flat.index_select(0, near) < behind) & (distance < behind)).nonzero()[:, 0]
     index, near, far = (value.index_select(0, hides) for value in (index, near, far))
     t = (place - pixel).index_select(0, index)
-    return Crossings(near, far, torch.where(before.index_select(0, index), t, 1 - t))
+    t = torch.where(before.index_select(0, index), t, 1 - t)
+    index = _outermost(near, far, t.detach(), depth.numel()).nonzero()[:, 0]
+    return Crossings(*(value.index_select(0, index) for value in (near, far, t)))
+
+
+def _outermost(near: Tensor, far: Tensor, t: Tensor, cells: int) -> Tensor:
+    """Which of K crossings are the last between their two pixels: of a rough surface several folds may end there, and
+    up to the last one it covers."""
+    pair = torch.minimum(near, far) + torch.where((far - near).abs() == 1, 0, cells)
+    last = t.new_zeros(2 * cells).scatter_reduce(0, pair, t, "amax")
+    return t == last.index_select(0, pair)
 
 
 def _lines(along: Tensor, lines: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,12 +144,17 @@ def antialias(maps: Tensor, found: Crossings) -> Tensor:
     """`maps` (C, B * H * W) with the pixels at outlines blended by the share that their neighbour's surface covers.
 
     Of the two pixels of a crossing the one whose square holds the edge takes |t - 1/2| of the other. Where several
-    edges cross one pixel their shares add up, to 1 at the most.
+    edges cross one pixel between it and its neighbours in a row, their shares add up, to 1 at the most, and so in a
+    column; of row and column the larger sum counts. An outline of small faces near 45 degrees crosses both by turns,
+    and counted twice it would cover pixels whose centre is outside, and bare others.
     """
     taken = found.t < 0.5
     target, source = torch.where(taken, found.near, found.far), torch.where(taken, found.far, found.near)
     share = (found.t - 0.5).abs()
-    total = share.new_zeros(maps.shape[1]).index_add(0, target, share)
-    share = share / total.index_select(0, target).clamp(min=1)
+    in_row = (source - target).abs() == 1
+    place = torch.where(in_row, target, target + maps.shape[1])
+    totals = share.new_zeros(2 * maps.shape[1]).index_add(0, place, share).view(2, -1)
+    row, column = totals.index_select(1, target)
+    share = share / torch.where(in_row, row, column).clamp(min=1) * (in_row == (row >= column))
     change = share * (maps.index_select(1, source) - maps.index_select(1, target))
     return maps.index_add(1, target, change)
