@@ -23,7 +23,7 @@ from threestudio_rf.app.errors import PATHS, UserError, as_utf8, user_path
 from threestudio_rf.app.run.folder import discard, missing, slug
 from threestudio_rf.app.settings.config import leaves
 
-TEXTS = {"refine_with", "experiment", "preset", "prompt", "negative_prompt", "name", "tag", "device"}
+TEXTS = {"task", "refine_with", "experiment", "preset", "prompt", "negative_prompt", "name", "tag", "device"}
 TEXTS |= {"scene.name", "prior.name", "loss.name"}
 TEXTS |= {"loss.neg_prompt", "loss.target_prompt", "loss.artifact_prompt", "edit.source", "grid.name", "grid.jobs"}
 TEXTS |= {"prior.revision", "prior.variant", "prior.view_pattern", "prior.lora", "prior.delta", "prior.delta_from"}

@@ -14,12 +14,13 @@ HUB = ("path", "revision", "variant", "offline", *STORED, *CHANGED)
 
 class Billions(NamedTuple):
     """Parameters as released, in billions, of the smallest where there are several sizes: of the network, of the text
-    encoders that are in memory together, of the VAE; 0 where there is none or it is not known. The classes on torch's
-    meta device were counted."""
+    encoders that are in memory together, of the VAE, of the text encoders without T5 where it can be left out; 0 where
+    there is none or it is not known. The classes on torch's meta device were counted."""
 
     network: float
     texts: float
     vae: float = 0.084
+    without_t5: float = 0.0
 
 
 NOTHING = Billions(0, 0, 0)
@@ -95,7 +96,7 @@ FACTS: dict[str, Facts] = {
         "straight",
         reads=("t5", "max_sequence_length", *HUB),
         network="SD3Transformer2DModel",
-        billions=Billions(2.03, 4.762),
+        billions=Billions(2.03, 4.762, without_t5=0.695),
     ),
     "sd": Facts(
         "sd",

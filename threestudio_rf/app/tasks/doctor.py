@@ -69,8 +69,6 @@ def backends(run: Run) -> Iterator[str]:
 GIB = 2**30
 NAMED = {"3.5-medium": 2.5e9, "3.5-large": 8.1e9, "1600M": 1.6e9, "9B": 9.08e9, "9b": 9.08e9}
 """Parameters of the network of larger releases, by a part of their names."""
-WITHOUT_T5 = 0.695
-"""Billions of SD3's larger CLIP."""
 FULL = 0.25
 PROGRAM = 0.45
 """What Python and its libraries take on a CPU."""
@@ -126,10 +124,10 @@ def of_prior(config: Config, device: torch.device) -> dict[str, float]:
 
 def embedding(config: Config, device: torch.device) -> float:
     """GiB of the text encoders, which are in memory alone, before the network; 0 where they are not known."""
-    prior = config.prior
+    prior, billions = config.prior, facts_of(config.prior).billions
     number = torch.empty((), dtype=pick_dtype(prior, device)).element_size()
-    texts = 1e9 * (WITHOUT_T5 if prior.name == "sd3" and not prior.t5 else facts_of(prior).billions.texts)
-    return (_counted(prior.path, "text_encoder*") or texts) * number / GIB
+    texts = billions.texts if prior.t5 else billions.without_t5 or billions.texts
+    return (_counted(prior.path, "text_encoder*") or 1e9 * texts) * number / GIB
 
 
 def parameters_of_network(config: Config) -> float:
