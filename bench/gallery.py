@@ -145,7 +145,8 @@ def publish(options: argparse.Namespace, tables: dict[str, list[str]]) -> None:
     text = [
         "# Gallery",
         "",
-        f"Made by `{command}`, seed {options.seed}; no prompt is left out.",
+        f"Made by `{command}`,",
+        f"seed {options.seed}; no prompt is left out. Seconds are those of each run with whatever ran beside it.",
         "",
     ]
     for preset in tables:

@@ -48,8 +48,7 @@ def textured(mesh: Mesh, colours: Colours, size: int) -> Atlas:
     """The atlas of a mesh with a picture of `size` texels a side.
 
     `colours` maps points (N, 3), outward normals (N, 3) and mean curvatures (N,) of the surface to sRGB (N, 3) in
-    [0, 1]. Raises ValueError
-    for a size outside of 16 to 4096, UnwrapError where xatlas is missing or gives no atlas.
+    [0, 1]. Raises ValueError for a size outside of 16 to 4096, UnwrapError where xatlas is missing or gives no atlas.
     """
     if not SMALLEST <= size <= LARGEST:
         raise ValueError(f"a texture has {SMALLEST} to {LARGEST} texels a side, got {size}")

@@ -33,12 +33,16 @@ def unwrapped(
     np.savez(given, vertices=vertices, faces=faces, normals=normals, size=size, padding=padding)
     command = [sys.executable, "-P", __file__]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    done = subprocess.run(command, input=given.getvalue(), capture_output=True, env=environment, check=False)
+    try:
+        done = subprocess.run(command, input=given.getvalue(), capture_output=True, env=environment, check=False)
+    except OSError as error:
+        raise UnwrapError(f"xatlas: {sys.executable} cannot be run ({error.strerror})") from error
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines()
         raise UnwrapError(f"xatlas: {said[-1] if said else f'ended with {done.returncode}'}")
     found = np.load(io.BytesIO(done.stdout))
-    return found["origin"], found["faces"], found["uv"]
+    origin, faces, uv = (found[name] for name in NAMES)
+    return origin, faces, uv
 
 
 def main() -> None:

@@ -44,6 +44,10 @@ class Facts:
     network   the class of diffusers whose weights it reads, "" for none; of several priors with one network
     pipelines the classes of diffusers that use it in this prior's way, () for any
     billions  how large its weights are, of a prior of the hub
+    encoder   numbers that its VAE's encoder keeps per pixel for its gradient: with its blocks computed again, and what
+              comes on top without. SD's by arithmetic, 14 maps of 128 channels at the full size; 12 of 256 at a quarter
+              of the pixels, 12 of 512 at a sixteenth, 20 of 512 at a 64th. Sana's as measured at 512 pixels
+              (docs/benchmarks.md), Qwen-Image's unknown: 0
     """
 
     adapter: str
@@ -59,6 +63,7 @@ class Facts:
     network: str = ""
     pipelines: tuple[str, ...] = ()
     billions: Billions = NOTHING
+    encoder: tuple[int, int] = (1792, 1312)
 
 
 _SIZED = ("size", *HUB)
@@ -137,6 +142,7 @@ FACTS: dict[str, Facts] = {
         network="SanaTransformer2DModel",
         pipelines=_SANA,
         billions=Billions(0.592, 2.614, 0.312),
+        encoder=(4180, 1660),
     ),
     "prx": Facts(
         "prx",
@@ -173,6 +179,7 @@ FACTS: dict[str, Facts] = {
         network="QwenImageTransformer2DModel",
         pipelines=("QwenImagePipeline",),
         billions=Billions(20.43, 8.292, 0.127),
+        encoder=(0, 0),
     ),
     "prx_pixel": Facts(
         "prx_pixel",

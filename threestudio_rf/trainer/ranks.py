@@ -104,16 +104,17 @@ class Ranks:
         mean gradient under that name: the same numbers in every process, read in one go. Where no process has a
         gradient there is none. LostRankError when another process does not answer."""
         device, names = parameters[0].device, [*figures, *([norm] if norm else [])]
-        values = torch.stack([value.detach().float().to(device) for value in figures.values()] or [torch.zeros(())])
+        none = torch.empty(0, device=device)
+        values = torch.cat([none, *(value.detach().float().to(device).view(1) for value in figures.values())])
         gradients = [p.grad for p in parameters if p.grad is not None]
-        given = torch.empty(0, device=device)
+        given = none
         if self.size > 1:
             given = torch.tensor([float(p.grad is not None) for p in parameters], device=device)
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
             with answered():
                 average([*gradients, given, values])
         total = [nn.utils.get_total_norm(gradients).float().to(device).view(1)] if norm else []
-        read = torch.cat([given, values[: len(figures)], *total]).tolist()
+        read = torch.cat([given, values, *total]).tolist()
         if self.size > 1:
             for parameter, gradient, share in zip(parameters, gradients, read, strict=False):
                 parameter.grad = gradient if share > 0 else None

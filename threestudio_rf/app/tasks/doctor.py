@@ -72,10 +72,6 @@ NAMED = {"3.5-medium": 2.5e9, "3.5-large": 8.1e9, "1600M": 1.6e9, "9B": 9.08e9, 
 FULL = 0.25
 PROGRAM = 0.45
 """What Python and its libraries take on a CPU."""
-ENCODERS = {"AutoencoderKL": (1792, 1312), "sana": (4180, 1660), "qwen_image": (0, 0)}
-"""Numbers that the VAE's encoder keeps per pixel for its gradient: with its blocks computed again, and what comes on
-top without. SD's by arithmetic: 14 maps of 128 channels at the full size; 12 of 256 at a quarter of the pixels, 12 of
-512 at a sixteenth, 20 of 512 at a 64th. Sana's as measured at 512 pixels (docs/benchmarks.md), Qwen-Image's unknown."""
 
 
 def needed(config: Config, device: torch.device) -> dict[str, float]:
@@ -114,7 +110,7 @@ def of_prior(config: Config, device: torch.device) -> dict[str, float]:
     network, vae = {"network": parameters_of_network(config) * byte / GIB}, dict[str, float]()
     if facts.billions.vae and not prior.vae:
         pixels = max(views * (prior.image_size or size) ** 2 for views, size in _stages(config))
-        full, smaller = ENCODERS.get(prior.name, ENCODERS["AutoencoderKL"])
+        full, smaller = facts.encoder
         numbers = full if prior.vae_checkpointing else full + smaller
         vae = {"VAE": 1e9 * facts.billions.vae * number / GIB, "encoder": pixels * numbers * number / GIB}
     if prior.offload and vae:

@@ -81,8 +81,9 @@ def _check_method(loss: LossConfig) -> None:
         method = method_of(loss)
     except ValueError as error:
         raise UserError(f"loss.{error}") from None
-    weighed = {role for share in (0.0, 1.0) for role in method.at(share).guidance(MIDDLE, progress=share).roles}
-    if loss.perp_neg and "cond" not in weighed:
+    if loss.perp_neg and not any(
+        "cond" in method.at(share).guidance(MIDDLE, progress=share).roles for share in (0.0, 1.0)
+    ):
         raise UserError(f"loss.perp_neg=true: loss.combiner={loss.combiner} has no part of the prompt alone to bend")
 
 
