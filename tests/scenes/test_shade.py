@@ -2,7 +2,7 @@
 
 Seen to fail: the cosine of the wrong side; the ambient share added once more; white left out; light before its step;
 normals of the field by four values at the corners of a tetrahedron; neighbours beyond the border; a cone of 30 or 90
-degrees; one share of light from all sides for all views.
+degrees; one share of light from all sides for all views; a part of a batch lit as the first views of it.
 """
 
 from __future__ import annotations
@@ -79,6 +79,15 @@ def test_magic3ds_light_stands_within_60_degrees_of_the_camera_and_draws_its_amb
     assert plain is not None and plain.ambient.unique().tolist() == pytest.approx([0.1])
     with pytest.raises(ValueError, match="got the law 'sun', expected normal or cone"):
         Shading(0, law="sun")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_views_of_a_part_of_a_batch_are_lit_as_in_the_whole(soft: bool) -> None:
+    camera, shading = views(6), Shading(0, diffuse=1.0, soft=soft)
+    whole, part = shading.draw(camera, 0, generator()), shading.draw(camera.share(1, 3), 0, generator())
+    assert whole is not None and part is not None
+    for ours, theirs in zip(part, whole, strict=True):
+        assert torch.allclose(ours, theirs[2:4], atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["nerf", "mesh"])

@@ -2,8 +2,9 @@
 
 Seen to fail: the same rows in both processes; draws of the share instead of the batch; samples in the order of views
 before draws; the gradient's sum for its mean; a gradient that one process lacks left out; a NaN of one process skipped
-by that process alone; rows of a picture whose gradient does not count for all, or with the draws of its first rows; a
-twin that learns from its own process alone, or with the numbers of the first.
+by that process alone; rows of pictures whose gradient does not count for all, or with the draws of other rows, or put
+together band by band; regularisers of rows for those of pictures; a process whose rows show nothing that does not wait
+for the gradient of the others' views; a twin that learns from its own process alone, or with the numbers of the first.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 from looks import LIMITS, LOOKS, TIMES
-from torch import Tensor
+from torch import Generator, Tensor
 
 from threestudio_rf.core.random import Part, generator, normal
 from threestudio_rf.distill.method import Method
@@ -28,8 +29,8 @@ from threestudio_rf.priors.base import Condition
 from threestudio_rf.priors.gaussian import GaussianPrior
 from threestudio_rf.priors.twin import PoseBias, Twin
 from threestudio_rf.scenes.background import EnvironmentBackground
-from threestudio_rf.scenes.base import Scene
-from threestudio_rf.scenes.camera import sphere_views
+from threestudio_rf.scenes.base import Rendering, Scene
+from threestudio_rf.scenes.camera import Camera, sphere_views
 from threestudio_rf.scenes.field import HashGridField
 from threestudio_rf.scenes.hashgrid import HashGrid
 from threestudio_rf.scenes.image import ImageScene
@@ -53,6 +54,22 @@ def nerf() -> Scene:
 
 def pictures() -> Scene:
     return ImageScene((6, 3, 8, 8), "pixels", per_step=4, order="random", generator=torch.Generator().manual_seed(0))
+
+
+class Blind(Scene):
+    """A picture for all cameras whose odd rows are fixed: what the second of two processes renders has no gradient."""
+
+    by_rows = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.picture = torch.nn.Parameter(torch.full((3, 8, 8), 0.4))
+
+    def render(self, camera: Camera, generator: Generator | None = None, *, normals: bool = False) -> Rendering:
+        first, step = camera.band
+        rows = [self.picture[:, i].detach() if i % 2 else self.picture[:, i] for i in range(first, 8, step)]
+        rgb = torch.stack(rows, dim=1).expand(len(camera), -1, -1, -1)
+        return Rendering(rgb, torch.ones_like(rgb[:, :1]))
 
 
 class Broken(GaussianPrior):
@@ -88,19 +105,24 @@ class Scaled(Twin):
 
 
 def lifted(
-    make: Callable[[], Scene], kind: type[GaussianPrior], ranks: Ranks = ALONE, views: int = 4, twin: bool = False
+    make: Callable[[], Scene],
+    kind: type[GaussianPrior],
+    ranks: Ranks = ALONE,
+    views: int = 4,
+    size: int = 8,
+    twin: bool = False,
 ) -> dict[str, Any]:
     """What a lift of a few steps ends with."""
     scene = make()
-    means = torch.tensor([[0.8, -0.8, -0.8], [-0.8, -0.6, 0.8]])[:, :, None, None].expand(-1, -1, 8, 8)
+    means = torch.tensor([[0.8, -0.8, -0.8], [-0.8, -0.6, 0.8]])[:, :, None, None].expand(-1, -1, size, size)
     prior = kind(means, 0.1, names=["red", "blue"])
     settings = LiftSettings(
         steps=6,
         method=Method(space="eps", combiner="vsd", scale=4.0) if twin else Method(scale=4.0, noise="rev"),
         rates=RATES,
-        views=replace(LOOKS, sizes=[8], counts=[views]),
+        views=replace(LOOKS, sizes=[size], counts=[views]),
         times=replace(TIMES, draws=2),
-        lambdas={"sparsity": Constant(0.1)},
+        lambdas={"sparsity": Constant(0.1), "total_variation": Constant(0.1)},
         accumulate=2,
         **LIMITS,
     )
@@ -125,6 +147,8 @@ def lifted(
 CASES: dict[str, Callable[..., dict[str, Any]]] = {
     "nerf": partial(lifted, nerf, GaussianPrior),
     "one view": partial(lifted, nerf, GaussianPrior, views=1),
+    "odd rows": partial(lifted, nerf, GaussianPrior, size=9),
+    "blind": partial(lifted, Blind, GaussianPrior),
     "pictures": partial(lifted, pictures, GaussianPrior),
     "twin": partial(lifted, pictures, GaussianPrior, twin=True),
     "broken": partial(lifted, nerf, Broken),
@@ -162,7 +186,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, processes: Any) -> tuple[Pat
     return folder, [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
-@pytest.mark.parametrize("case", ["nerf", "one view", "pictures", "twin"])
+@pytest.mark.parametrize("case", ["nerf", "one view", "odd rows", "blind", "pictures", "twin"])
 def test_two_processes_take_the_steps_of_one(found: tuple[Path, list[dict[str, Any]]], case: str) -> None:
     alone, (first, second) = CASES[case](), (ended[case] for ended in found[1])
     assert alone["scene"].keys() == first["scene"].keys()
@@ -200,7 +224,7 @@ def test_what_cannot_be_divided_or_met_is_refused() -> None:
     with pytest.raises(ValueError, match="got 3 cameras, expected a multiple of 2"):
         sphere_views(3, height=4, width=4).share(0, 2)
     with pytest.raises(ValueError, match="got 5 rows, expected a multiple of 2"):
-        sphere_views(1, height=5, width=4).share(0, 2)
+        sphere_views(1, height=5, width=4).rows(0, 2)
     with pytest.raises(ValueError, match="got no RANK, MASTER_PORT"):
         join({"WORLD_SIZE": "2", "MASTER_ADDR": "here"}, CPU)
     assert join({}, CPU) is ALONE and not ALONE.any(False)

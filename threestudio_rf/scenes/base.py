@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
@@ -32,7 +32,9 @@ class Rendering(NamedTuple):
 
 
 class Scene(nn.Module, ABC):
-    """Parameters that can be looked at."""
+    """Parameters that can be looked at. `by_rows`: some rows of a view (`Camera.band`) can be rendered alone."""
+
+    by_rows: ClassVar[bool] = False
 
     @abstractmethod
     def render(self, camera: Camera, generator: Generator | None = None, *, normals: bool = False) -> Rendering:

@@ -19,8 +19,8 @@ class Camera:
     """B pinhole cameras of one picture size. Angles in degrees, all (B,); `fovy` is the vertical field of view.
 
     `part` says which part of a batch they are, and of how many parts: what is drawn for them is what they would get in
-    the whole batch. `band` says which part of the rows of the only view they are, and of how many. `shift` (B, 3, 3) is
-    added to where they stand, to the origin they look at and to z, their up; None adds nothing. ValueError for other
+    the whole batch. `band` (k, n) says that of every view only each n-th row is meant, from row k on. `shift` (B, 3, 3)
+    is added to where they stand, to the origin they look at and to z, their up; None adds nothing. ValueError for other
     shapes.
     """
 
@@ -71,7 +71,7 @@ class Camera:
         device = self.azimuth.device
         tangent = torch.tan(torch.deg2rad(self.fovy) / 2)[:, None, None]
         y = 1 - 2 * (torch.arange(self.height, device=device) + 0.5) / self.height
-        y = y.tensor_split(self.band[1])[self.band[0]]
+        y = y[self.band[0] :: self.band[1]]
         x = (2 * (torch.arange(self.width, device=device) + 0.5) / self.width - 1) * (self.width / self.height)
         y, x = torch.meshgrid(y, x, indexing="ij")
         local = torch.stack((x * tangent, y * tangent, -torch.ones_like(x).expand(len(self), -1, -1)), dim=-1)
@@ -95,15 +95,23 @@ class Camera:
         )
 
     def share(self, index: int, parts: int) -> Camera:
-        """Part `index` of `parts` equal ones: of the views, or of the rows of a single one. ValueError for what cannot
-        be divided so."""
-        count = self.height if len(self) == 1 else len(self)
-        if count % parts:
-            raise ValueError(f"got {count} {'rows' if len(self) == 1 else 'cameras'}, expected a multiple of {parts}")
-        if len(self) == 1:
-            return replace(self, band=(index, parts))
-        size = count // parts
+        """Part `index` of `parts` equal ones of the views. ValueError for what cannot be divided so."""
+        if len(self) % parts:
+            raise ValueError(f"got {len(self)} cameras, expected a multiple of {parts}")
+        size = len(self) // parts
         return replace(self.select(slice(index * size, (index + 1) * size)), part=(index, parts))
+
+    def rows(self, index: int, parts: int) -> Camera:
+        """Every `parts`-th row of all views, from row `index` on. ValueError for a height that is no multiple."""
+        if self.height % parts:
+            raise ValueError(f"got {self.height} rows, expected a multiple of {parts}")
+        return replace(self, band=(index, parts))
+
+    def per_ray(self, generator: torch.Generator) -> Tensor:
+        """Uniform numbers (R,) for the rays of `rays`: what they would get in the whole batch."""
+        count = len(self) * self.height * self.width
+        mine = drawn(count, 1, generator, self.part).view(len(self), self.height, self.width)
+        return mine[:, self.band[0] :: self.band[1]].flatten()
 
     def to(self, device: torch.device | str) -> Camera:
         """The same cameras on another device."""
@@ -126,8 +134,7 @@ def _looking(lookat: Tensor, tilt: Tensor) -> Tensor:
 
 
 def drawn(count: int, width: int, generator: torch.Generator, part: tuple[int, int]) -> Tensor:
-    """Uniform numbers (count, width) for as many rays or views of a `Camera.part` or `band`: its part of those of the
-    whole."""
+    """Uniform numbers (count, width) for as many rays or views of a `Camera.part`: its part of those of the whole."""
     index, parts = part
     return torch.rand(count * parts, width, generator=generator)[index * count : (index + 1) * count]
 

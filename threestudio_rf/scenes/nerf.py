@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 
 from threestudio_rf.scenes.background import behind
 from threestudio_rf.scenes.base import Rendering, Scene
-from threestudio_rf.scenes.camera import Camera, drawn
+from threestudio_rf.scenes.camera import Camera
 from threestudio_rf.scenes.field import HashGridField, normals_by_differences
 from threestudio_rf.scenes.occupancy import MARCHES, OccupancyGrid, march, marching_backend
 from threestudio_rf.scenes.shade import Light, Shading, shade
@@ -31,6 +31,8 @@ class HashGridNeRF(Scene):
     `shading` lights views that are rendered with a generator, from the step of the last `update` on. `marching` is a
     choice of `marching_backend`; `marching_reason` says after the first render what is used and why.
     """
+
+    by_rows = True
 
     def __init__(
         self,
@@ -107,13 +109,12 @@ class HashGridNeRF(Scene):
         flat = origins.reshape(-1, 3), directions.reshape(-1, 3)
         jitter = None
         if generator is not None:
-            own = camera.part if camera.band[1] == 1 else camera.band
-            jitter = drawn(len(flat[0]), 1, generator, own)[:, 0].to(flat[0].device)
+            jitter = camera.per_ray(generator).to(flat[0].device)
         if not self.marching_reason:
             name, self.marching_reason = marching_backend(self.marching, flat[0].device)
             self._march = MARCHES[name]
         light = None if self.shading is None else self.shading.draw(camera, self._step, generator)
-        chunk, view = self._chunk(normals or light is not None), camera.height * camera.width
+        chunk, view = self._chunk(normals or light is not None), len(flat[0]) // len(camera)
 
         def rays(part: slice) -> Tensor:
             lit = None if light is None else light.at(torch.arange(len(flat[0]), device=flat[0].device)[part] // view)

@@ -62,14 +62,16 @@ class Shading:
 
     def draw(self, camera: Camera, step: int, generator: Generator | None) -> Light | None:
         """The lights of B views; None where all show their albedo: before `start`, and without a generator. Always the
-        same number of draws from `start` on."""
+        same number of draws from `start` on, a part of a batch those of the whole."""
         if generator is None or step < self.start:
             return None
-        toward = torch.randn(len(camera), 3, generator=generator)
-        chance = torch.rand(3, len(camera), generator=generator)
+        index, parts = camera.part
+        views, count = slice(index * len(camera), (index + 1) * len(camera)), len(camera) * parts
+        toward = torch.randn(count, 3, generator=generator)[views]
+        chance = torch.rand(3, count, generator=generator)[:, views]
         lit = chance[0] < self.diffuse
         low, high = self.distance
-        own = torch.rand(3, len(camera), generator=generator) if self.soft or self.law == "cone" else chance
+        own = torch.rand(3, count, generator=generator)[:, views] if self.soft or self.law == "cone" else chance
         place = camera.position.cpu()
         way = _tilted(place, own[0], own[1]) if self.law == "cone" else place + self.spread * toward
         position = functional.normalize(way, dim=-1) * (low + (high - low) * chance[1])[:, None]

@@ -70,8 +70,8 @@ def lift(
     `conditions` are the prompts of all views in the order of `settings.views.index`, or one prompt for every camera;
     `negative` one prompt or as many; `extra` further roles of the method, likewise, or another "uncond". A `twin`
     answers the role "twin" and learns the scene's latents after every step. The rendering decides the batch. Of several
-    `ranks` each renders its share of the views, or of the rows of a single one; metrics are means over all, states show
-    the process's own share.
+    `ranks` each asks the prior about its share of the views, or all about a single one, and renders as `Ranks.render`
+    says; metrics are means over all, states show the process's own share.
 
     A step whose gradient is not finite is left out and counted; `skip_limit` of them in a row raise DivergedError. A
     scene that stays empty for `empty_limit` steps is warned about once. A `first_step` between two steps of the
@@ -82,16 +82,17 @@ def lift(
     for step in range(first_step - first_step % every, settings.steps):
         scene.update(step, generator(settings.seed, step, "update"))
         set_rates(optimiser, settings.rates, step)
-        camera = ranks.share(settings.views.camera(step, settings.seed).to(device))
-        batch = ranks.of_batch(camera)
+        views = settings.views.camera(step, settings.seed).to(device)
+        camera = ranks.share(views, scene)
+        batch = ranks.of_batch(camera, views)
         asked = repeated(camera, draws)
         seen = seen_from(conditions, negative, camera=asked, settings=settings, extra=extra)
         model = bind(prior, seen.conditions)
         if twin is not None:
             model = with_twin(model, twin, seen.of_twin, pose(asked))
         normals = any(settings.factor(name, step) > 0 for name in ("orientation", "convex"))
-        rendering = scene.render(camera, generator(settings.seed, step, "render"), normals=normals)
-        latents = encoded(ranks.joined(rendering.rgb, camera), prior, settings)
+        rendering = ranks.render(scene, views, generator(settings.seed, step, "render"), normals=normals)
+        latents = encoded(rendering.rgb, prior, settings)
         terms = {name: partial(term, rendering) for name, term in REGULARIZERS.items()} | scene.terms()
         loss, result, figures = objective(
             rendering,

@@ -1,4 +1,4 @@
-"""One run by several processes, as torchrun starts them: each takes its share of the views, gradients are averaged.
+"""One run by several processes, as torchrun starts them: they share rays and views, gradients are averaged.
 
 The batch of the settings is that of all processes together, and every draw is that of the whole batch, so N processes
 take the steps of one, to rounding. Only the first one writes.
@@ -22,6 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from threestudio_rf.core.average import average
 from threestudio_rf.core.random import Part
+from threestudio_rf.scenes.base import Rendering, Scene
 from threestudio_rf.scenes.camera import Camera
 from threestudio_rf.trainer.watch import Watch, client
 
@@ -39,22 +40,32 @@ class LostRankError(RuntimeError):
 
 
 class _Joined(torch.autograd.Function):
-    """Rows (B, C, h, W) of all processes, one below the other. All ask for the same gradient; each keeps that of its
-    own rows, times the number of processes, since the mean over them follows."""
+    """Maps (B, C, H, W) of all views from every size-th row (B, C, h, W) in each process: of the first dimension this
+    process's share, or all of it where all ask for the same. The gradient of a row goes to who rendered it; where all
+    ask for the same it counts once per process, since the mean over them follows."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, ranks: Ranks) -> Tensor:
-        ctx.ranks = ranks
-        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(ranks.size)]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts, dim=2)
+    def forward(ctx: Any, rows: Tensor, ranks: Ranks, shared: bool) -> Tensor:
+        ctx.ranks, ctx.shared = ranks, shared
+        whole = torch.stack(_gathered(rows, ranks.size), dim=3).flatten(2, 3)
+        return whole.chunk(ranks.size)[ranks.rank].clone() if shared else whole
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad.chunk(ctx.ranks.size, dim=2)[ctx.ranks.rank] * ctx.ranks.size, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        ranks: Ranks = ctx.ranks
+        with answered():
+            whole = torch.cat(_gathered(grad, ranks.size)) if ctx.shared else grad * ranks.size
+        return whole[:, :, ranks.rank :: ranks.size], None, None
 
 
-_joined: Callable[[Tensor, Ranks], Tensor] = _Joined.apply
+_joined: Callable[[Tensor, Ranks, bool], Tensor] = _Joined.apply
+
+
+def _gathered(own: Tensor, size: int) -> list[Tensor]:
+    """What every process has, in their order."""
+    parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(size)]
+    dist.all_gather(parts, own.contiguous())
+    return parts
 
 
 @dataclass(frozen=True)
@@ -69,20 +80,29 @@ class Ranks:
         """Whether this process writes."""
         return self.rank == 0
 
-    def share(self, camera: Camera) -> Camera:
-        """This process's views, or its rows of a single one. ValueError where they cannot be divided."""
-        return camera if self.size == 1 else camera.share(self.rank, self.size)
+    def share(self, camera: Camera, scene: Scene) -> Camera:
+        """This process's views; a single one is everybody's where its rows can be shared. ValueError where views cannot
+        be divided."""
+        everybody = self.size == 1 or (len(camera) == 1 and scene.by_rows)
+        return camera if everybody else camera.share(self.rank, self.size)
 
-    def of_batch(self, camera: Camera) -> Ranks:
-        """Who shares the pictures of `camera`, a result of `share`: nobody where each process has rows of one."""
-        return self if camera.band[1] == 1 else ALONE
-
-    def joined(self, rows: Tensor, camera: Camera) -> Tensor:
-        """The whole picture (1, C, H, W) of the rows that each process has; its gradient counts in the mean of all."""
-        if camera.band[1] == 1:
-            return rows
+    def render(self, scene: Scene, camera: Camera, generator: Generator, *, normals: bool) -> Rendering:
+        """What the scene shows to this process's share of all views, `camera`. Where rows can be rendered alone, each
+        process renders some of every view, so that none waits for one that sees more, and hands them round."""
+        own = self.share(camera, scene)
+        if self.size == 1 or not scene.by_rows or (len(own) < len(camera) and camera.height % self.size):
+            return scene.render(own, generator, normals=normals)
+        rows = scene.render(camera.rows(self.rank, self.size), generator, normals=normals)
+        maps = {name: tensor for name, tensor in rows._asdict().items() if tensor is not None}
+        packed = torch.cat(list(maps.values()), dim=1)
+        packed = packed if packed.requires_grad else packed.detach().requires_grad_()
         with answered():
-            return _joined(rows, self)
+            whole = _joined(packed, self, len(own) < len(camera))
+        return Rendering(**dict(zip(maps, whole.split([m.shape[1] for m in maps.values()], dim=1), strict=True)))
+
+    def of_batch(self, own: Camera, camera: Camera) -> Ranks:
+        """Who shares the pictures of `camera`, of which `own` are this process's: nobody where all have the same."""
+        return self if len(own) < len(camera) else ALONE
 
     def rows(self, count: int, draws: int) -> Tensor:
         """Where this process's `count` samples, each view once per draw, stand in the batch of all processes."""

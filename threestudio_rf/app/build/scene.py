@@ -227,7 +227,7 @@ MESH += tuple(f"export.{name}" for name in ("resolution", "formats", "faces", "t
 SCENES: dict[str, SceneRow] = {
     "nerf": SceneRow(
         _nerf,
-        banded=True,
+        banded=HashGridNeRF.by_rows,
         maps=("orientation", "z_variance", "border", "convex"),
         check=check_memory,
         reads=NERF,
