@@ -18,6 +18,7 @@ from threestudio_rf.core.level import DiscreteVP, column
 from threestudio_rf.core.model import Map
 from threestudio_rf.core.random import Draws
 from threestudio_rf.core.solve import fresh
+from threestudio_rf.core.transfer import sent
 
 Output = Kind | Literal["previous"]
 """What a network predicts: one of our kinds, or the mean of the previous x."""
@@ -160,7 +161,7 @@ class DDPM:
     def _at(self, values: Tensor, k: Tensor, x: Tensor) -> Tensor:
         if bool(((k < 0) | (k >= len(self))).any()):
             raise ValueError(f"got index {int(k.min())}..{int(k.max())}, expected 0..{len(self) - 1}")
-        return column(values.to(k.device)[k], x)
+        return column(sent(values, k.device)[k], x)
 
     def _x0(self, output: Tensor, x_k: Tensor, k: Tensor, kind: Output) -> Tensor:
         if kind == "previous":

@@ -15,6 +15,8 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from threestudio_rf.core.transfer import sent
+
 BETAS = ("linear", "scaled_linear", "sqrt", "cosine", "sigmoid", "trained_betas")
 """Our names of the beta schedules, see `betas`."""
 
@@ -235,7 +237,7 @@ class DiscreteVP:
         """The level of the integer index k in -1 .. N - 1, in float64; ValueError outside."""
         if k.device.type == "cpu" and bool(((k < -1) | (k >= len(self))).any()):
             raise ValueError(f"got index {int(k.min())}..{int(k.max())}, expected -1..{len(self) - 1}")
-        abar = self._abar_from_final.to(k.device)[k + 1]
+        abar = sent(self._abar_from_final, k.device)[k + 1]
         return Level(abar.sqrt(), (1 - abar).sqrt())
 
     def index(self, t: Tensor) -> Tensor:

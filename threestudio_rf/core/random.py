@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from threestudio_rf.core.transfer import sent
+
 
 @dataclass(frozen=True)
 class Part:
@@ -41,7 +43,7 @@ def normal(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Standard normal numbers of `shape`, drawn on the CPU in float32; ValueError unless one generator per sample."""
-    return _drawn(torch.randn, shape, generator).to(device=device, dtype=dtype)
+    return sent(_drawn(torch.randn, shape, generator), device, dtype)
 
 
 def uniform(
@@ -52,7 +54,7 @@ def uniform(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Uniform numbers in [0, 1) of `shape`, drawn on the CPU in float32; ValueError unless one generator per sample."""
-    return _drawn(torch.rand, shape, generator).to(device=device, dtype=dtype)
+    return sent(_drawn(torch.rand, shape, generator), device, dtype)
 
 
 def _drawn(law: Callable[..., Tensor], shape: Sequence[int], generator: Draws | Part) -> Tensor:

@@ -17,6 +17,7 @@ from threestudio_rf.core.convert import Kind, split
 from threestudio_rf.core.level import Level, Schedule, column
 from threestudio_rf.core.model import Model
 from threestudio_rf.core.random import Part
+from threestudio_rf.core.transfer import sent
 from threestudio_rf.distill.combine import COMBINERS, Combiner
 from threestudio_rf.distill.guidance import Guidance
 from threestudio_rf.distill.noise import SOURCES
@@ -163,7 +164,7 @@ def distill(
     and for a repeated batch. ValueError for a t outside the schedule, before anything is predicted.
     """
     check_times(t, model.schedule)
-    t, method = t.to(latents.device), method.at(progress)
+    t, method = sent(t, latents.device), method.at(progress)
     combiner = COMBINERS[method.combiner]
     x0 = latents.detach().float() if latents.dtype in (torch.float16, torch.bfloat16) else latents.detach()
     with torch.no_grad():

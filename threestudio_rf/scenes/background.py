@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from threestudio_rf.scenes.camera import drawn
+from threestudio_rf.scenes.camera import drawn, sent
 from threestudio_rf.scenes.field import mlp
 
 
@@ -51,8 +51,8 @@ def behind(
     draws = None if generator is None else drawn(len(directions), 4, generator, part)
     if draws is None or not bool((draws[:, 3] < random).any()):
         return own()
-    flat = draws[:, :3].to(directions)[:, None, None, :].expand_as(directions)
+    flat = sent(draws[:, :3].to(directions.dtype), directions.device)[:, None, None, :].expand_as(directions)
     chosen = draws[:, 3] < random
     if bool(chosen.all()):
         return flat
-    return torch.where(chosen.to(directions.device)[:, None, None, None], flat, own())
+    return torch.where(sent(chosen, directions.device)[:, None, None, None], flat, own())

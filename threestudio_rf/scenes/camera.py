@@ -117,20 +117,26 @@ class Camera:
         """The same cameras on another device."""
         return replace(
             self,
-            azimuth=self.azimuth.to(device),
-            elevation=self.elevation.to(device),
-            distance=self.distance.to(device),
-            fovy=self.fovy.to(device),
-            shift=None if self.shift is None else self.shift.to(device),
+            azimuth=sent(self.azimuth, device),
+            elevation=sent(self.elevation, device),
+            distance=sent(self.distance, device),
+            fovy=sent(self.fovy, device),
+            shift=None if self.shift is None else sent(self.shift, device),
         )
 
 
 def _looking(lookat: Tensor, tilt: Tensor) -> Tensor:
     """Rotation (B, 3, 3) of cameras that look along `lookat` (B, 3), their up being z + `tilt` (B, 3)."""
     lookat = functional.normalize(lookat, dim=-1)
-    up = torch.tensor([0.0, 0.0, 1.0], device=tilt.device) + tilt
+    up = functional.pad(torch.ones_like(tilt[..., :1]), (2, 0)) + tilt
     right = functional.normalize(torch.linalg.cross(lookat, up), dim=-1)
     return torch.stack((right, torch.linalg.cross(right, lookat), -lookat), dim=-1)
+
+
+def sent(values: Tensor, device: torch.device | str) -> Tensor:
+    """`values` on `device`, to CUDA as `core.transfer` does: the scenes import nobody."""
+    wait = torch.device(device).type != "cuda" or values.device.type != "cpu"
+    return values.to(device) if wait else values.pin_memory().to(device, non_blocking=True)
 
 
 def drawn(count: int, width: int, generator: torch.Generator, part: tuple[int, int]) -> Tensor:

@@ -126,7 +126,7 @@ def normals_by_differences(
 
 
 def _axis(axis: int, points: Tensor) -> Tensor:
-    return torch.tensor(axis, device=points.device)
+    return torch.full((), axis, device=points.device)
 
 
 def mlp(inputs: int, hidden: int, layers: int, outputs: int, generator: torch.Generator | None) -> Perceptron:

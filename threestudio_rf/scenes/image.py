@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from threestudio_rf.scenes.base import Rendering, Scene
-from threestudio_rf.scenes.camera import Camera
+from threestudio_rf.scenes.camera import Camera, sent
 
 Picture = Literal["pixels", "latent"]
 Init = Literal["normal", "uniform"]
@@ -106,7 +106,7 @@ class ImageScene(Scene):
         a batch its part of them. ValueError where they cannot be divided so."""
         rgb = self.pictures
         if generator is not None and self.per_step < len(rgb):
-            rgb = rgb[self.chosen(generator).to(rgb.device)]
+            rgb = rgb[sent(self.chosen(generator), rgb.device)]
         part, parts = camera.part
         if len(rgb) % parts:
             raise ValueError(f"got {len(rgb)} pictures, expected a multiple of {parts}")

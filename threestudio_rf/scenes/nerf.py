@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 
 from threestudio_rf.scenes.background import behind
 from threestudio_rf.scenes.base import Rendering, Scene
-from threestudio_rf.scenes.camera import Camera
+from threestudio_rf.scenes.camera import Camera, sent
 from threestudio_rf.scenes.field import HashGridField, normals_by_differences
 from threestudio_rf.scenes.occupancy import MARCHES, OccupancyGrid, march, marching_backend
 from threestudio_rf.scenes.shade import Light, Shading, shade
@@ -109,7 +109,7 @@ class HashGridNeRF(Scene):
         flat = origins.reshape(-1, 3), directions.reshape(-1, 3)
         jitter = None
         if generator is not None:
-            jitter = camera.per_ray(generator).to(flat[0].device)
+            jitter = sent(camera.per_ray(generator), flat[0].device)
         if not self.marching_reason:
             name, self.marching_reason = marching_backend(self.marching, flat[0].device)
             self._march = MARCHES[name]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from threestudio_rf.scenes.camera import sent
 from threestudio_rf.scenes.kernels.available import INTERPRETED, unavailable
 from threestudio_rf.scenes.volume import Samples, accumulate, packed_weights
 
@@ -45,7 +46,7 @@ class OccupancyGrid(nn.Module):
         axis = torch.arange(n)
         cell = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).view(-1, 3)
         points = (cell + torch.rand(n**3, 3, generator=generator)) * (2 * self.radius / n) - self.radius
-        seen = -torch.expm1(-density(points.to(self.opacity.device)) * self.step)
+        seen = -torch.expm1(-density(sent(points, self.opacity.device)) * self.step)
         self.opacity.copy_(torch.maximum(self.opacity * self.decay, seen))
         self.occupied.copy_(self.opacity > self.opacity.mean().clamp(max=self.threshold))
         padded = functional.pad(self.opacity.view(1, 1, n, n, n), (1,) * 6)

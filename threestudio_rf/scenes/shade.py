@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from threestudio_rf.scenes.camera import Camera
+from threestudio_rf.scenes.camera import Camera, sent
 
 Law = Literal["normal", "cone"]
 LAWS: tuple[Law, ...] = get_args(Law)
@@ -67,18 +67,21 @@ class Shading:
             return None
         index, parts = camera.part
         views, count = slice(index * len(camera), (index + 1) * len(camera)), len(camera) * parts
-        toward = torch.randn(count, 3, generator=generator)[views]
-        chance = torch.rand(3, count, generator=generator)[:, views]
+        place, (low, high) = camera.position, self.distance
+        toward = sent(torch.randn(count, 3, generator=generator)[views], place.device)
+        chances = torch.rand(3, count, generator=generator)[:, views]
+        if self.soft or self.law == "cone":
+            chances = torch.cat([chances, torch.rand(3, count, generator=generator)[:, views]])
+        if not bool((chances[0] < self.diffuse).any()):
+            return None
+        chances = sent(chances, place.device)
+        chance, own = chances[:3], chances[-3:]
         lit = chance[0] < self.diffuse
-        low, high = self.distance
-        own = torch.rand(3, count, generator=generator)[:, views] if self.soft or self.law == "cone" else chance
-        place = camera.position.cpu()
         way = _tilted(place, own[0], own[1]) if self.law == "cone" else place + self.spread * toward
         position = functional.normalize(way, dim=-1) * (low + (high - low) * chance[1])[:, None]
         white = (lit & (chance[2] < self.textureless)).float()
         ambient = torch.where(lit, own[2] if self.soft else self.ambient, 1.0)
-        light = Light(position, ambient, white)
-        return Light(*(value.to(camera.position.device) for value in light)) if bool(lit.any()) else None
+        return Light(position, ambient, white)
 
 
 def _tilted(axis: Tensor, angle: Tensor, around: Tensor) -> Tensor:

@@ -131,7 +131,9 @@ def lift(
 
 def repeated(camera: Camera, times: int) -> Camera:
     """The cameras `times` times over, in the order of the latents of `encoded`."""
-    return camera if times == 1 else camera.select(torch.arange(len(camera)).repeat(times))
+    return (
+        camera if times == 1 else camera.select(torch.arange(len(camera), device=camera.azimuth.device).repeat(times))
+    )
 
 
 def taught(

@@ -22,6 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from threestudio_rf.core.average import average
 from threestudio_rf.core.random import Part
+from threestudio_rf.core.transfer import sent
 from threestudio_rf.scenes.base import Rendering, Scene
 from threestudio_rf.scenes.camera import Camera
 from threestudio_rf.trainer.watch import Watch, client
@@ -129,7 +130,7 @@ class Ranks:
         gradients = [p.grad for p in parameters if p.grad is not None]
         given = none
         if self.size > 1:
-            given = torch.tensor([float(p.grad is not None) for p in parameters], device=device)
+            given = sent(torch.tensor([float(p.grad is not None) for p in parameters]), device)
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
             with answered():
                 average([*gradients, given, values])
