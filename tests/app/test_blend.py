@@ -1,11 +1,11 @@
 """What an edit hands out: untouched pixels, no outline of what was removed, detail that follows its edge.
 
-Oracles: scipy's morphology, slopes of a least-squares fit in each window.
+Oracles: scipy's morphology and uniform filter, slopes of a least-squares fit in each window.
 
 Seen to fail: small changes kept, strong ones kept in part; holes left open, the outline grown by the closing; detail
 kept everywhere, or dropped wherever there is a change; the slope without its limits, over windows of another size;
 detail above the prior's size left in the place of what was removed; the shift of the whole picture kept where the old
-object was, or taken from the new object too.
+object was, or taken from the new object too; means of columns alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from threestudio_rf.app.tasks.blend import FLAT, carried, closed, grown, kept_edit, slope
+from threestudio_rf.app.tasks.blend import FLAT, carried, closed, grown, kept_edit, slope, window_mean
 from threestudio_rf.app.tasks.desk import Given
 from threestudio_rf.app.tasks.edit import delivered
 
@@ -92,6 +92,12 @@ def test_closing_and_growing_are_those_of_morphology(radius: int) -> None:
     size = (2 * radius + 1,) * 2
     assert np.array_equal(grown(w, radius)[0, 0], ndimage.grey_dilation(w[0, 0].numpy(), size=size))
     assert np.array_equal(closed(w, radius)[0, 0], ndimage.grey_closing(w[0, 0].numpy(), size=size))
+
+
+def test_means_over_windows_are_those_of_a_uniform_filter_that_repeats_the_border() -> None:
+    z = noise(1, 2, 20, 33)
+    wanted = ndimage.uniform_filter(z.double().numpy(), size=(1, 1, 7, 7), mode="nearest")
+    assert np.allclose(window_mean(z, 3), wanted, atol=1e-6)
 
 
 def test_the_slope_is_that_of_a_least_squares_fit_in_each_window() -> None:

@@ -56,13 +56,15 @@ def carried(x: Tensor, known: Tensor) -> Tensor:
 
 
 def window_mean(z: Tensor, radius: int) -> Tensor:
-    """Means of z (B, C, H, W) over squares of side 2 radius + 1, the border repeated."""
-    return F.avg_pool2d(F.pad(z, [radius] * 4, mode="replicate"), 2 * radius + 1, stride=1)
+    """Means of z (B, C, H, W) over squares of side 2 radius + 1, the border repeated: of columns, then of rows."""
+    columns = F.avg_pool2d(F.pad(z, [radius] * 4, mode="replicate"), (2 * radius + 1, 1), stride=1)
+    return F.avg_pool2d(columns, (1, 2 * radius + 1), stride=1)
 
 
 def grown(w: Tensor, radius: int) -> Tensor:
-    """The maximum of w (B, 1, H, W) over squares of side 2 radius + 1 (dilation)."""
-    return F.max_pool2d(w, 2 * radius + 1, stride=1, padding=radius)
+    """The maximum of w (B, 1, H, W) over squares of side 2 radius + 1 (dilation): of columns, then of rows."""
+    columns = F.max_pool2d(w, (2 * radius + 1, 1), stride=1, padding=(radius, 0))
+    return F.max_pool2d(columns, (1, 2 * radius + 1), stride=1, padding=(0, radius))
 
 
 def closed(w: Tensor, radius: int) -> Tensor:
