@@ -1,6 +1,6 @@
-"""The whole `lift` step of the default preset over the sum of its unavoidable parts timed alone, in one run.
+"""The whole `lift` step of a preset over the sum of its unavoidable parts timed alone, in one run.
 
-    python bench/step.py [--steps 40] [--warm 150]
+    python bench/step.py [--steps 40] [--warm 150] [--threads 2] [key=value ...]
 
 The parts: the network calls, the encoder forward and backward, the field on the same samples forward and backward, the
 optimiser's step. Steps and parts are timed in turn; medians of each.
@@ -29,7 +29,7 @@ from threestudio_rf.app.settings.compose import compose, typed
 from threestudio_rf.core.guide import cfg
 from threestudio_rf.priors.base import bind
 from threestudio_rf.scenes.occupancy import march
-from threestudio_rf.trainer.lift import lift
+from threestudio_rf.trainer.lift import lift, seen_from
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -43,9 +43,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--warm", type=int, default=150)
-    options = parser.parse_args()
-    torch.set_num_threads(2)
-    config = typed(compose(["prompt='a red mushroom'"]))
+    parser.add_argument("--threads", type=int, default=2)
+    options, more = parser.parse_known_args()
+    torch.set_num_threads(options.threads)
+    config = typed(compose(["prompt='a red mushroom'", *more]))
     device = torch.device("cpu")
     prior, scene = build_prior(config.prior, device), build_scene(config.scene, config.seed, device)
     conditions, negative = embed_views(config, prior)
@@ -73,9 +74,8 @@ def main() -> None:
 
 def parts(scene, prior, conditions, negative, optimiser, settings, state) -> dict[str, float]:  # type: ignore[no-untyped-def]
     """Seconds of each unavoidable part on the cameras of `state`."""
-    index = settings.views.index(state.camera)
-    predict = bind(prior, {"cond": conditions.select(index), "uncond": negative})
-    n = len(index)
+    seen = seen_from(conditions, negative, camera=state.camera, settings=settings)
+    predict, n = bind(prior, seen.conditions), len(state.camera)
     x, t = torch.randn(n, *prior.latent_shape), torch.full((n,), 0.5)
     roles = list(cfg(settings.method.scale))
     found = {}

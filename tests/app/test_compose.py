@@ -125,7 +125,7 @@ def test_a_value_that_cannot_be_read_is_one_line_with_its_key_and_no_name_of_an_
     assert "Exception" not in text and "Error" not in text
 
 
-@pytest.mark.parametrize("name", ["refine", "refine_exact", "refine_sd"])
+@pytest.mark.parametrize("name", ["refine", "refine_exact", "refine_sd", "refine_tiny"])
 def test_the_preset_of_a_second_stage_is_the_preset_by_name_with_what_it_builds_on(name: str) -> None:
     field = ["experiment=tiny_exact", "prompt='a red ball'"]
     assert on_preset(typed(compose(field)), name) == typed(compose([*field, f"preset={name}"]))
