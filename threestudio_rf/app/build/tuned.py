@@ -18,13 +18,13 @@ _SD: dict[str, dict[str, Any]] = {
     "rf_solver": {"steps": 5, "t_start": 0.75, "scale": 2.0},
     "fireflow": {"steps": 9, "t_start": 0.75, "scale": 2.0},
     "rf_inversion": {"steps": 10, "t_start": 0.85, "scale": 4.0, "eta": 0.5, "stop": 0.6},
-    "direct": {"steps": 12, "t_start": 0.75, "scale": 2.0},
+    "direct": {"steps": 12, "t_start": 0.85, "scale": 2.0},
     "irfds": {"scale": 3.0},
     "irfds_fast": {"scale": 3.0},
     "flowedit": {"steps": 8, "t_start": 0.75, "scale": 2.0, "scale_source": 1.0},
     "flowalign": {"steps": 8, "t_start": 0.75, "scale": 2.0},
     "dds": {"steps": 16, "t_start": 0.9, "t_min": 0.1, "rate": 1.5, "scale": 3.0, "scale_source": 3.0},
-    "pds": {"steps": 24, "t_start": 0.9, "t_min": 0.1, "rate": 10.0, "scale": 3.0, "scale_source": 3.0},
+    "pds": {"steps": 24, "t_start": 0.9, "t_min": 0.5, "rate": 25.0, "scale": 6.0, "scale_source": 6.0},
     "drfs": {"steps": 8, "t_start": 0.8, "scale": 3.0, "scale_source": 1.0},
     "flowchef": {"steps": 14, "k": 0.05, "stop": 0.6, "scale": 3.0},
     "sdedit": {"steps": 10, "scale": 3.0},
@@ -38,6 +38,7 @@ TUNED: dict[str, dict[str, dict[str, Any]]] = {
         "direct": {"steps": 12, "t_start": 0.9, "scale": 2.0},
         "flowedit": {"steps": 8, "t_start": 0.85, "scale": 2.0, "scale_source": 1.0},
         "flowalign": {"steps": 8, "t_start": 0.85, "scale": 2.0},
+        "pds": {"steps": 24, "t_start": 0.9, "t_min": 0.6, "rate": 40.0, "scale": 4.0, "scale_source": 4.0},
         "drfs": {"steps": 8, "t_start": 0.9, "scale": 2.5, "scale_source": 1.0},
         "sdedit": {"steps": 10, "scale": 4.0},
     },
@@ -47,21 +48,21 @@ TUNED: dict[str, dict[str, dict[str, Any]]] = {
         "euler": {"steps": 14, "t_start": 0.85, "scale": 2.0},
         "rf_solver": {"steps": 5, "t_start": 0.85, "scale": 2.0},
         "fireflow": {"steps": 9, "t_start": 0.85, "scale": 2.0},
-        "rf_inversion": {"steps": 10, "t_start": 0.85, "scale": 3.0, "eta": 0.5, "stop": 0.6},
+        "rf_inversion": {"steps": 10, "t_start": 0.9, "scale": 4.0, "eta": 0.5, "stop": 0.6},
         "irfds": {"scale": 2.0},
         "irfds_fast": {"scale": 2.0},
-        "direct": {"steps": 12, "t_start": 0.85, "scale": 2.0},
-        "flowedit": {"steps": 8, "t_start": 0.75, "scale": 3.0, "scale_source": 1.0},
-        "flowalign": {"steps": 8, "t_start": 0.75, "scale": 3.0},
-        "dds": {"steps": 16, "t_start": 0.9, "t_min": 0.1, "rate": 1.5, "scale": 3.0, "scale_source": 3.0},
-        "pds": {"steps": 24, "t_start": 0.9, "t_min": 0.1, "rate": 10.0, "scale": 3.0, "scale_source": 3.0},
+        "direct": {"steps": 12, "t_start": 0.9, "scale": 2.0},
+        "flowedit": {"steps": 8, "t_start": 0.95, "scale": 1.5, "scale_source": 1.0},
+        "flowalign": {"steps": 8, "t_start": 0.95, "scale": 1.5},
+        "dds": {"steps": 16, "t_start": 0.95, "t_min": 0.4, "rate": 1.5, "scale": 3.0, "scale_source": 3.0},
+        "pds": {"steps": 24, "t_start": 0.9, "t_min": 0.6, "rate": 40.0, "scale": 4.0, "scale_source": 4.0},
         "drfs": {"steps": 8, "t_start": 0.85, "scale": 4.0, "scale_source": 1.0},
         "flowchef": {"steps": 14, "k": 0.05, "stop": 0.6, "scale": 3.0},
-        "sdedit": {"steps": 10, "scale": 3.0},
+        "sdedit": {"steps": 10, "t_start": 0.8, "scale": 3.0},
     },
 }
-"""prior -> method -> settings, chosen on a few dozen pictures that are not those of bench/edit.py; for tiny_instaflow
-on 16 (euler, rf_solver and direct as fireflow, irfds as irfds_fast, flowalign as flowedit, pds as dds)."""
+"""prior -> method -> settings, chosen on a few dozen pictures that are not those of bench/edit.py (for tiny_instaflow
+euler and rf_solver as fireflow, irfds as irfds_fast); docs/editing.md has the rule."""
 
 
 PAPER: dict[str, dict[str, Any]] = {"irfds": {"down_steps": 18}, "flowedit": {"of": 50, "t_start": None}}
