@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from threestudio_rf.export.hidden import hidden
 from threestudio_rf.export.shell import batches, shell_colours, shell_depth
 from threestudio_rf.export.tidy import decimated, smoothed, without_specks
 
@@ -164,8 +165,7 @@ def _clean(volume: np.ndarray, level: float, keep: float) -> None:
     sizes = np.bincount(labels.ravel(), minlength=count + 1)
     sizes[0] = 0
     volume[(sizes < keep * sizes.max())[labels] & (labels > 0)] = empty
-    solid = volume > level
-    volume[ndimage.binary_fill_holes(solid) & ~solid] = full
+    volume[hidden(volume > level)] = full
 
 
 def extract(
@@ -184,9 +184,10 @@ def extract(
     """The surface of a density field in [-radius, radius]^3, closed and oriented outwards.
 
     `density` maps points (N, 3) on `device` to (N,), `rgb` to (N, 3). `threshold` is a density, or "auto" for
-    `automatic_level`. Parts smaller than `keep` of the largest are dropped (0 keeps all); enclosed hollows are filled.
-    `smooth` is the width in cells of `smoothed`, `faces` the most triangles that are left (0: all). The colours are
-    those that rays through the surface composite (`shell_colours`). Raises EmptyGeometryError unless min < level < max.
+    `automatic_level`. Parts smaller than `keep` of the largest are dropped (0 keeps all); what is `hidden`
+    inside is filled. `smooth` is the width in cells of `smoothed`, `faces` the most triangles that are left (0: all).
+    The colours are those that rays through the surface composite (`shell_colours`). Raises EmptyGeometryError unless
+    min < level < max.
     """
     from skimage.measure import marching_cubes
 
