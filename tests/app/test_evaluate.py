@@ -1,6 +1,7 @@
 """Figures of a finished run, and the warning about words that the embedded prior has never seen.
 
-Mutations seen to fail: a key left out of KEYS, the check of the subject removed, the check of the judge removed.
+Mutations seen to fail: a key left out of KEYS, the check of the subject removed, the check of the judge removed, the
+memory of the evaluation in place of the run's.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from threestudio_rf.app import console
 from threestudio_rf.app.build import words
 from threestudio_rf.app.report import score as evaluate
+from threestudio_rf.app.tasks.output import result
 from threestudio_rf.tiny.world.judge import Judge
 
 KEYS = [
@@ -46,7 +48,8 @@ def again(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "outputs" / "tiny" / finished.name)
 
 
-def test_a_finished_run_gets_its_figures_as_a_table_and_as_json(judged, again, launcher):
+def test_a_finished_run_gets_its_figures_as_a_table_and_as_json(judged, again, launcher, monkeypatch):
+    monkeypatch.setattr(result, "peak_memory_mb", lambda: 1.0)  # the run itself took more, and that is kept
     line = ["task=evaluate", f"resume={again}", f"exp_root_dir={again.parents[1]}", "evaluate.size=16"]
     code, folder, out, _ = launcher(*line)
     assert code == 0 and folder == again

@@ -65,7 +65,7 @@ class Lift(Result):
             optimiser=self.optimiser.state_dict(),
             config=to_text(self.run.config),
             prior=prior_id(self.run.config.prior),
-            figures=dict(self.figures),
+            figures=self.spent(),
             extra={} if self.twin is None else {"twin": self.twin.state_dict()},
         )
         try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from threestudio_rf.app.build.prior import facts_of
-from threestudio_rf.app.console import LOG, peak_memory_mb
+from threestudio_rf.app.console import LOG
 from threestudio_rf.app.errors import FAILED, GOOD, UserError
 from threestudio_rf.app.report.curves import write_curves
 from threestudio_rf.app.report.page import write_report
@@ -78,7 +78,7 @@ def finish_pictures(result: Result) -> int:
     """Every particle, all of them on one sheet, and their figures."""
     run, images = result.run, image.snapshot(result)
     code = image.finish(result, images)
-    known, spent, latents = _known(run), _spent(result.figures), image.values_of(result).cpu()
+    known, spent, latents = _known(run), result.spent(), image.values_of(result).cpu()
     apart = {"diversity": diversity(images), "diversity_latent": diversity(latents)}
     _told(run, lambda: evaluate_pictures(run, images, latents, spent) if known else apart | _only(spent))
     return code
@@ -87,7 +87,7 @@ def finish_pictures(result: Result) -> int:
 def figures_of_pictures(result: Result) -> Figures:
     """Figures of the particles: correctness, diversity, cost."""
     latents = image.values_of(result).cpu()
-    return evaluate_pictures(result.run, image.decoded(result), latents, _spent(result.figures))
+    return evaluate_pictures(result.run, image.decoded(result), latents, result.spent())
 
 
 def no_export(result: Result) -> int:
@@ -129,7 +129,7 @@ def finish_around(result: Result) -> int:
         LOG.error("no mesh: %s", error)
         code = FAILED
     run, scene = result.run, result.scene
-    known, spent = _known(run), _spent(result.figures)
+    known, spent = _known(run), result.spent()
     volume = _whole(result)
     _told(run, lambda: evaluate_scene(run, scene, volume, mesh, spent) if known else _only(spent))
     return code
@@ -142,7 +142,7 @@ def figures_around(result: Result) -> Figures:
         mesh = look.mesh_of(run, scene) if isinstance(scene, Surface) else None
     except EmptyGeometryError as error:
         LOG.warning("no mesh: %s", error)
-    return evaluate_scene(run, scene, volume_of(scene, run.device), mesh, _spent(result.figures))
+    return evaluate_scene(run, scene, volume_of(scene, run.device), mesh, result.spent())
 
 
 AROUND = Showing(look.validation, test_around, finish_around, figures_around, export_around)
@@ -162,11 +162,6 @@ def touched(volume: Volume | None) -> str | None:
     """A sentence that names the sides of its cube that an object touches; None where it touches none."""
     sides = [] if volume is None else borders(volume)
     return f"the object touches the border of its scene ({', '.join(sides)})" if sides else None
-
-
-def _spent(figures: dict[str, float]) -> dict[str, float]:
-    """Cost of a run so far: time, calls, memory."""
-    return figures | {"peak_memory_mb": peak_memory_mb()}
 
 
 def _only(spent: dict[str, float]) -> Figures:

@@ -7,6 +7,7 @@ from functools import cached_property
 
 from threestudio_rf.app.build.scene import SCENES, SceneRow, build_any, build_prior
 from threestudio_rf.app.build.start import mesh_file
+from threestudio_rf.app.console import peak_memory_mb
 from threestudio_rf.app.errors import RunError, UserError
 from threestudio_rf.app.run.run import Run
 from threestudio_rf.app.settings.compose import from_text
@@ -49,6 +50,11 @@ class Result:
             raise UserError(f"init={run.config.weights}: scene={stored.scene.name} has no surface to begin with")
         row.start(scene, origin, run.config)
         return scene
+
+    def spent(self) -> dict[str, float]:
+        """What the run has cost so far; its memory is the largest of all processes that took steps or looked."""
+        before = self.figures.get("peak_memory_mb", 0.0)
+        return self.figures | {"peak_memory_mb": max(before, peak_memory_mb())}
 
     @property
     def row(self) -> SceneRow:
