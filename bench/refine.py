@@ -1,12 +1,14 @@
 """The second stage on the twelve shapes that every prior knows: the field's figures against those of its mesh.
 
     python bench/refine.py [--experiment tiny_exact] [--fields outputs/gallery/tiny] [--only "a red mushroom" ...]
-                           [--root outputs/refine] [--jobs 2] [--limit 240] [--set optim.lr_geometry=0.01 ...]
+                           [--root outputs/refine] [--jobs 2] [--limit 240] [--sheet pictures.png]
+                           [--set optim.lr_geometry=0.01 ...]
 
 Every prompt is a field, `experiment=<experiment>`, or a finished run found in `--fields`, and then its mesh,
 `preset=<refine_with of that experiment> init=<field>`, both with their own evaluation and one thread each. Finished
 runs are not repeated, and after `--limit` seconds none is begun: the same line goes on. Overlaps of outlines and
 volumes, chamfer distances, errors of colour, each before and after; seconds are those of the second stage's loop.
+`--sheet` has the first view of each field above that of its mesh.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gallery import FIGURES, PROMPTS, ROOT
+from PIL import Image
 
 from threestudio_rf.app.settings.compose import compose, typed
 from threestudio_rf.tiny.world.shapes import TWELVE
@@ -53,8 +56,8 @@ def made(root: Path, prompt: str, line: list[str], deadline: float) -> Path | No
     return finished(root, prompt)
 
 
-def both(prompt: str, options: argparse.Namespace, deadline: float) -> tuple[FIGURES, FIGURES] | None:
-    """The figures of the field and of its mesh; None where one is missing."""
+def both(prompt: str, options: argparse.Namespace, deadline: float) -> tuple[Path, Path] | None:
+    """The run of the field and that of its mesh; None where one is missing."""
     experiment, root = f"experiment={options.experiment}", options.root / options.experiment
     field = made(options.fields or root / "fields", prompt, [experiment, *SHORT], deadline)
     if field is None:
@@ -62,13 +65,23 @@ def both(prompt: str, options: argparse.Namespace, deadline: float) -> tuple[FIG
     preset = typed(compose([experiment])).refine_with
     line = [experiment, f"preset={preset}", f"init={field}", *SHORT, *options.set]
     mesh = made(root / options.name, prompt, line, deadline)
-    return mesh and (read(field), read(mesh))
+    return mesh and (field, mesh)
 
 
 def read(folder: Path) -> FIGURES:
     """The figures of a finished run."""
     figures: FIGURES = json.loads((folder / "metrics.json").read_text())
     return figures
+
+
+def sheet(pairs: list[tuple[Path, Path]], path: Path, size: int = 160) -> None:
+    """The first picture of every turntable, fields above meshes."""
+    picture = Image.new("RGB", (size * len(pairs), 2 * size))
+    for column, pair in enumerate(pairs):
+        for row, folder in enumerate(pair):
+            view = Image.open(next(folder.glob("save/it*-test/0.png"))).convert("RGB")
+            picture.paste(view.resize((size, size)), (column * size, row * size))
+    picture.save(path)
 
 
 def table(found: dict[str, tuple[FIGURES, FIGURES] | None]) -> list[str]:
@@ -105,6 +118,7 @@ def main() -> None:
     parser.add_argument("--name", default="meshes", help="folder of the second stages, one per choice of --set")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--limit", type=float, default=float("inf"), help="seconds after which no run is begun")
+    parser.add_argument("--sheet", type=Path, help="a file for one picture of all")
     parser.add_argument("--only", nargs="*", help="only these prompts")
     parser.add_argument("--set", nargs="*", default=[], help="further settings of the second stage")
     options = parser.parse_args()
@@ -112,7 +126,9 @@ def main() -> None:
     prompts = options.only or CHOSEN
     with ThreadPoolExecutor(options.jobs) as pool:
         found = dict(zip(prompts, pool.map(lambda prompt: both(prompt, options, deadline), prompts), strict=True))
-    print("\n".join(table(found)))
+    print("\n".join(table({prompt: pair and (read(pair[0]), read(pair[1])) for prompt, pair in found.items()})))
+    if options.sheet:
+        sheet([pair for pair in found.values() if pair], options.sheet)
 
 
 if __name__ == "__main__":
