@@ -11,14 +11,17 @@ SLOPES = tuple(k / 3 for k in range(-3, 4))
 
 
 def hidden(solid: np.ndarray) -> np.ndarray:
-    """The empty cells of a boolean volume (X, Y, Z) that nobody sees from outside: no line of sight, by `SLOPES`
-    against an axis, leads out through empty cells only. All enclosed hollows are among them, and no cell of a hole that
-    one can look through along such a line.
+    """The empty cells of a boolean volume (X, Y, Z) that nobody sees from outside: enclosed hollows, and where no line
+    of sight, by `SLOPES` against an axis, leads out through empty cells only. No cell of a hole that one can look
+    through along such a line is among them.
     """
+    from scipy.ndimage import binary_fill_holes
+
     unseen = np.zeros_like(solid)
     if solid.any():
         box = tuple(slice(places.min(), places.max() + 1) for places in solid.nonzero())
-        unseen[box] = ~solid[box] & ~_seen(~solid[box])
+        inside = solid[box]
+        unseen[box] = (binary_fill_holes(inside) | ~_seen(~inside)) & ~inside
     return unseen
 
 
