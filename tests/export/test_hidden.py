@@ -77,6 +77,15 @@ def test_a_cave_around_a_corner_is_hidden_and_a_straight_hole_is_not(axis: int, 
         assert found[wanted].sum() >= wanted.sum() - 1 and not (found & ~wanted).any()
 
 
+def test_a_slanting_hole_is_seen_into_from_the_side() -> None:
+    solid = np.ones((12, 12, 12), dtype=bool)
+    for plane in range(2, 10):
+        solid[plane, round(plane / 3) - 1, 6] = False
+    assert not hidden(solid).any()
+    solid[5, 1, 6] = True
+    assert hidden(solid)[6:10, 1:3, 6].any()
+
+
 def test_nothing_is_hidden_where_nothing_is() -> None:
     assert not hidden(np.zeros((4, 4, 4), dtype=bool)).any()
     assert not hidden(np.ones((4, 4, 4), dtype=bool)).any()
