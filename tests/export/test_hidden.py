@@ -81,9 +81,10 @@ def test_a_slanting_hole_is_seen_into_from_the_side() -> None:
     solid = np.ones((12, 12, 12), dtype=bool)
     for plane in range(2, 10):
         solid[plane, round(plane / 3) - 1, 6] = False
-    assert not hidden(solid).any()
-    solid[5, 1, 6] = True
-    assert hidden(solid)[6:10, 1:3, 6].any()
+    solid[5, 0, 6] = solid[8, 1, 6] = False  # one hole by the sides of its cells too
+    assert not hidden(solid)[9, 2, 6]
+    solid[5, 0:2, 6] = True
+    assert hidden(solid)[9, 2, 6]
 
 
 def test_nothing_is_hidden_where_nothing_is() -> None:
