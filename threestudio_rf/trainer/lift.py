@@ -131,9 +131,8 @@ def lift(
 
 def repeated(camera: Camera, times: int) -> Camera:
     """The cameras `times` times over, in the order of the latents of `encoded`."""
-    return (
-        camera if times == 1 else camera.select(torch.arange(len(camera), device=camera.azimuth.device).repeat(times))
-    )
+    views = torch.arange(len(camera), device=camera.azimuth.device)
+    return camera if times == 1 else camera.select(views.repeat(times))
 
 
 def taught(
