@@ -38,6 +38,9 @@ from threestudio_rf.scenes.occupancy import MARCHES, OccupancyGrid, marching_bac
 from threestudio_rf.scenes.volume import composite, packed_weights
 from threestudio_rf.trainer.lift import lift
 
+ENOUGH = 25.0
+"""Seconds."""
+
 
 def wait(device: torch.device) -> None:
     """Until the device has done what it was told."""
@@ -94,7 +97,7 @@ def grid(options: argparse.Namespace, device: torch.device) -> None:
             before.setdefault(way, value)
             kind = f"{backend}, {'half' if half else 'single'} table, {way}"
             row(
-                f"hash grid, {kind}", f"{value:.3f} ms", f"{value / before[way]:.2f} of torch's, {count} points, 16 x 2"
+                f"hash grid, {kind}", f"{value:.3f} ms", f"{value / before[way]:.3g} of torch's, {count} points, 16 x 2"
             )
 
 
@@ -134,7 +137,7 @@ def march(options: argparse.Namespace, device: torch.device) -> None:
 
 
 def steps(overrides: list[str], figure: str, device: torch.device, *, warm: int, count: int) -> None:
-    """Seconds of a step of lift and the largest memory."""
+    """Seconds of a step of lift and the largest memory; fewer steps where they take longer than `ENOUGH`."""
     config = typed(compose(["prompt='a red mushroom'", *overrides]))
     prior, scene = build_prior(config.prior, device), build_scene(config.scene, config.seed, device)
     conditions, negative = embed_views(config, prior)
@@ -142,7 +145,10 @@ def steps(overrides: list[str], figure: str, device: torch.device, *, warm: int,
     settings = lift_settings(config)
     run = lift(scene, prior, conditions, negative=negative, optimiser=optimiser, settings=settings, device=device)
     times: list[float] = []
+    begun = time.perf_counter()
     for number in range(warm + count):
+        if len(times) > 2 and time.perf_counter() - begun > ENOUGH:
+            break
         if number == warm and device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         wait(device)

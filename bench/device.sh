@@ -44,21 +44,21 @@ measure() { # name, seconds at most, arguments of bench/device.py
 }
 
 measure versions 60 versions
-part "tests on the device" 150 "$PYTHON" -m pytest -q -m gpu tests/scenes
+part "tests on the device" 150 "$PYTHON" -m pytest -q -n 4 -m gpu tests/scenes tests/core
 measure "hash grid" 60 grid
 measure marching 60 march
 measure "lift" 90 lift
-for preset in default low_vram; do
-    for size in 256 512; do
-        measure "rfds sd15 $size $preset" 90 rfds --model sd15 --size $size --preset $preset
-    done
-done
-measure "rfds sd3 256 default" 150 rfds --model sd3 --size 256
-measure "rfds sd3 512 default" 90 rfds --model sd3 --size 512
-measure "rfds sd3 512 low_vram" 90 rfds --model sd3 --size 512 --preset low_vram
 if [ -z "$SMALL" ]; then
     part "make demo's run" 120 "$PYTHON" launch.py device=cuda prompt="a red mushroom" exp_root_dir="$WORK/demo"
 fi
+for preset in default low_vram; do
+    measure "rfds sd3 512 $preset" 150 rfds --model sd3 --size 512 --preset $preset
+    measure "rfds sd15 512 $preset" 90 rfds --model sd15 --size 512 --preset $preset
+done
+measure "rfds sd3 256 default" 90 rfds --model sd3 --size 256
+for preset in default low_vram; do
+    measure "rfds sd15 256 $preset" 90 rfds --model sd15 --size 256 --preset $preset
+done
 LEFT=$((DEADLINE - SECONDS - 20))
 if [ -z "$SMALL" ] && ((LEFT > 60)); then
     part "training of the embedded priors, begun" "$LEFT" env OUT= bash bench/train_on_gpu.sh "$WORK/weights" "$LEFT"

@@ -71,7 +71,7 @@ def test_a_step_makes_no_list_of_numbers_on_its_device() -> None:
 def test_a_step_on_a_gpu_waits_for_it_once() -> None:
     means = torch.tensor([[0.8, -0.8, -0.8], [-0.8, -0.6, 0.8]])[:, :, None, None].expand(-1, -1, 8, 8)
     prior = GaussianPrior(means.cuda(), 0.1, names=["red", "blue"])
-    scene = ImageScene((4, 3, 8, 8), "pixels", per_step=4, order="random").cuda()
+    scene = ImageScene((4, 3, 8, 8), "pixels", per_step=4, order="random", generator=generator(0, 0, "image")).cuda()
     rates = {"image": Constant(0.01)}
     looks = replace(LOOKS, sizes=[8], counts=[4])
     settings = LiftSettings(
@@ -100,4 +100,4 @@ def test_a_step_on_a_gpu_waits_for_it_once() -> None:
             next(run)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert len(waits) == 1, [str(wait.message) for wait in waits]
+    assert len(waits) == 1, [f"{wait.filename}:{wait.lineno}" for wait in waits]

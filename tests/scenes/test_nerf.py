@@ -185,6 +185,18 @@ def test_no_more_rays_than_a_chunk_have_a_graph(monkeypatch: pytest.MonkeyPatch)
     assert alive == [(n, graph) for graph in (False, True) for n in (20, 20, 20, 20, 4)]
 
 
+def test_how_many_rays_fit_is_told_by_the_fullest_part_of_the_picture() -> None:
+    """Not by the last one, a corner without anything: the next picture would be rendered all at once."""
+    scene, camera, counts = nerf(ray_chunk=40), sphere_views(1, height=20, width=20), []
+    scene.update(0, generator())
+    with torch.no_grad():
+        scene.render(camera)
+        march = scene._march
+        scene._march = lambda *a, **o: counts.append(len((found := march(*a, **o)).distance) / len(a[0])) or found  # type: ignore[func-returns-value]
+        scene.render(camera)
+    assert counts[-1] < scene._per_ray == max(counts) and len(counts) == 10
+
+
 def test_out_of_memory_halves_the_chunk_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     scene, camera = nerf(random_background=0.0), sphere_views(2, height=6, width=7)
     whole, expected = gradients(scene, camera)

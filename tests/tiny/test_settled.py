@@ -32,6 +32,15 @@ def test_hard_shapes_are_drawn_more_often_by_their_share() -> None:
     assert torch.allclose(drawn, wanted / wanted.sum(), atol=0.015) and OFTEN["table"] > OFTEN["ball"]
 
 
+def test_latents_lie_where_they_are_trained_and_what_is_told_of_them_on_the_cpu() -> None:
+    data = CaptionedLatents(stored().data, [], device="meta")
+    batch = data.draw(4, generator(0, 3, "settled"))
+    level = Level(*torch.full((2, 4), 0.5, device="meta"))
+    mean = data.settled(torch.zeros(4, 2, 3, 3, device="meta"), level, batch.rows)
+    assert batch.x0.device.type == mean.device.type == "meta" and mean.shape == batch.x0.shape
+    assert batch.rows.device.type == batch.told.device.type == "cpu"
+
+
 def test_the_mean_is_the_posterior_of_the_group_by_brute_force() -> None:
     data, rows = stored(), torch.tensor([1, 4, 8])
     level = Level(torch.tensor([0.1, 0.4, 0.02]), torch.tensor([0.9, 0.6, 0.98]))

@@ -49,7 +49,7 @@ class GaussianPrior:
             raise ValueError(f"weights, names: got {tuple(weights.shape)}, {len(names)}, expected {count} of each")
         self.kind, self.schedule, self.names = kind, schedule, names
         self.pipeline: Pipeline = Formula(schedule)
-        self.means, self.std, self.log_weights = means, std, weights.log()
+        self.means, self.std, self.log_weights = means, std, weights.log().to(means.device)
         self.latent_shape = (means.shape[1], means.shape[2], means.shape[3])
 
     def embed(self, prompts: list[str]) -> Condition:

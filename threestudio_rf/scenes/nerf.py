@@ -20,8 +20,11 @@ MARGIN = 0.1
 """The outermost share of the cube on each side, in which the map `border` rises from 0 to 1."""
 CHUNK = 65536
 """Rays at once where memory is the machine's own."""
-SAMPLE_BYTES = 4096
-"""About what a sample needs on a GPU, gradient included, with a network 64 wide; normals take six densities more."""
+SAMPLE_BYTES = 1536
+"""About what a sample needs on a GPU, gradient included, with 16 levels and a network 64 wide (measured: up to 1.4 KB);
+normals take six densities more."""
+AT_ONCE = 4 * 2**30
+"""Bytes that samples take at once on a GPU at most: a million keep any card busy, and the rest is the prior's."""
 
 
 class HashGridNeRF(Scene):
@@ -58,7 +61,7 @@ class HashGridNeRF(Scene):
         self.field, self.background = field, background
         self.samples_per_ray, self.update_every = samples_per_ray, update_every
         self.random_background, self.ray_chunk = random_background, ray_chunk
-        self._per_ray = float(samples_per_ray)
+        self._per_ray = self._most = float(samples_per_ray)
         self.radius, self.normal_step = radius, 0.01 * radius
         self.marching, self.marching_reason = marching, ""
         self.shading, self._step = shading, 0
@@ -115,12 +118,14 @@ class HashGridNeRF(Scene):
             self._march = MARCHES[name]
         light = None if self.shading is None else self.shading.draw(camera, self._step, generator)
         chunk, view = self._chunk(normals or light is not None), len(flat[0]) // len(camera)
+        self._most = 1.0
 
         def rays(part: slice) -> Tensor:
             lit = None if light is None else light.at(torch.arange(len(flat[0]), device=flat[0].device)[part] // view)
             return self._rays(flat[0][part], flat[1][part], None if jitter is None else jitter[part], normals, lit)
 
         maps = part_by_part(rays, len(flat[0]), chunk, list(self.field.parameters()))
+        self._per_ray = self._most
         maps = maps.view(-1, *directions.shape[:3]).movedim(0, 1)
         opacity = maps[:, 3:4]
         return Rendering(
@@ -138,7 +143,7 @@ class HashGridNeRF(Scene):
     ) -> Tensor:
         """Maps (7 or 11, R): rgb without background, opacity, depth, its variance, border, normal, orientation."""
         samples = self._march(origins, directions, self.occupancy, slots=self.samples_per_ray, jitter=jitter)
-        self._per_ray = max(len(samples.distance) / len(origins), 1.0)
+        self._most = max(len(samples.distance) / len(origins), self._most)
         density, rgb = self.field(samples.points)
         if normals or light is not None:
             n = normals_by_differences(self.field.density, samples.points, self.normal_step, self.radius)
@@ -154,13 +159,14 @@ class HashGridNeRF(Scene):
         return torch.cat(maps)
 
     def _chunk(self, normals: bool) -> int:
-        """Rays at once: as set, or by the free memory of a CUDA device and the samples that rays had so far."""
+        """Rays at once: as set, or as many as half the free memory of a CUDA device holds, `AT_ONCE` at most, by the
+        samples that rays had in the fullest part of the picture before."""
         device = self.occupancy.opacity.device
         if self.ray_chunk or device.type != "cuda":
             return self.ray_chunk or CHUNK
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         free = torch.cuda.mem_get_info(device)[0] + unused
-        return max(int(free / 2 / (self._per_ray * SAMPLE_BYTES * (7 if normals else 1))), 1024)
+        return max(int(min(free / 2, AT_ONCE) / (self._per_ray * SAMPLE_BYTES * (7 if normals else 1))), 1024)
 
     def _behind(self, camera: Camera, directions: Tensor, generator: Generator | None, chunk: int) -> Tensor:
         """Colours (B, H, W, 3) behind the object."""

@@ -126,7 +126,7 @@ class Ranks:
         gradient there is none. LostRankError when another process does not answer."""
         device, names = parameters[0].device, [*figures, *([norm] if norm else [])]
         none = torch.empty(0, device=device)
-        values = torch.cat([none, *(value.detach().float().to(device).view(1) for value in figures.values())])
+        values = torch.cat([none, *(sent(value.detach().float(), device).view(1) for value in figures.values())])
         gradients = [p.grad for p in parameters if p.grad is not None]
         given = none
         if self.size > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import shutil
@@ -21,7 +22,7 @@ from threestudio_rf.app.settings.config import Config
 from threestudio_rf.core.files import write_text
 from threestudio_rf.priors.tiny import verify_weights, weights_folder
 from threestudio_rf.scenes.hashgrid import encoding_backend
-from threestudio_rf.scenes.nerf import CHUNK, SAMPLE_BYTES
+from threestudio_rf.scenes.nerf import AT_ONCE, CHUNK, SAMPLE_BYTES
 from threestudio_rf.scenes.occupancy import marching_backend
 from threestudio_rf.version import __version__
 
@@ -88,7 +89,8 @@ def needed(config: Config, device: torch.device) -> dict[str, float]:
     normals = bool(loss.lambda_orient or loss.lambda_convex) or config.scene.shading.start is not None
     densities = 7 if normals else 1
     rows = min(2**grid.log2_table, (grid.base * grid.growth ** (grid.levels - 1)) ** 3) * grid.levels * grid.features
-    parts["renderer"] = FULL * rays * render.samples_per_ray * SAMPLE_BYTES * densities / GIB
+    most = AT_ONCE if device.type == "cuda" and not render.ray_chunk else math.inf
+    parts["renderer"] = min(FULL * rays * render.samples_per_ray * SAMPLE_BYTES * densities, most) / GIB
     parts["scene"] = 5 * 4 * rows / GIB
     return parts
 

@@ -128,7 +128,7 @@ def train_sd3(
             architecture.copy_weights(module, start / name)
     for module in (transformer, *encoders):
         module.to(device)
-    part = FlowPart(transformer, encoders, CaptionedLatents(data, tokenizers), batch=batch)
+    part = FlowPart(transformer, encoders, CaptionedLatents(data, tokenizers, device=device), batch=batch)
     for _ in train(part, schedule, folder, seed=TRAIN_SEED, report=report):
         pass
     architecture.save_sd3(

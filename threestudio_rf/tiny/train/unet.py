@@ -94,12 +94,13 @@ def train_unet(
     objective = OBJECTIVES[part] if objective is None else objective
     begin = beginning(folder, part, start)
     unet, encoder, tokenizer = fresh() if begin is None else trained(begin)
-    unet, encoder = unet.to(device_of(vae)), encoder.to(device_of(vae))
+    offset, device = vae.config.shift_factor * vae.config.scaling_factor, device_of(vae)
+    unet, encoder = unet.to(device), encoder.to(device)
     noises: Tensor | None = None
-    captioned = CaptionedLatents(data, [tokenizer], offset=vae.config.shift_factor * vae.config.scaling_factor)
+    captioned = CaptionedLatents(data, [tokenizer], offset=offset, device=device)
     if part == "reflow":
         pairs, noises = load_pairs(folder, Flow(unet.eval(), encoder.eval(), CaptionTable(tokenizer)), report)
-        captioned = CaptionedLatents(pairs, [tokenizer])
+        captioned = CaptionedLatents(pairs, [tokenizer], device=device)
     before = Flow(copy.deepcopy(unet).eval(), copy.deepcopy(encoder).eval(), captioned.tables[0])
     worker = DenoisePart(
         part, unet.train(), encoder.train(), captioned, objective=objective, batch=batch, noises=noises

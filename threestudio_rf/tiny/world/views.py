@@ -174,6 +174,10 @@ class Views(NamedTuple):
         """The views of `index`."""
         return Views(*(x[index] for x in self))
 
+    def to(self, device: torch.device | str) -> Views:
+        """The same on another device."""
+        return Views(*(x.to(device) for x in self))
+
     def images(self, colour: Tensor, background: Tensor) -> Tensor:
         """Images (N, 3, H, W) in [0, 1] in named colours (N, 3) before backgrounds (N, 3)."""
         mask, shading = self.mask.float() / 255, self.shading.float() / 255
@@ -191,8 +195,9 @@ def random_world(
     per_shape: int, seed: int, *, size: int = IMAGE_SIZE, chunk: int = 64, device: torch.device | str = "cpu"
 ) -> Views:
     """`per_shape` random views of every shape, from the cameras of the 3D task; other seeds share no view. They are
-    rendered on `device` and lie on the CPU."""
+    rendered on `device`, `chunk` at a time on a CPU, and lie on the CPU."""
     parts: list[Views] = []
+    chunk = chunk if torch.device(device).type == "cpu" else 8 * chunk
     for number, shape in enumerate(SHAPES.values()):
         camera = random_views(per_shape, generator(seed, number, "world"), height=size, width=size)
         for start in range(0, per_shape, chunk):

@@ -55,7 +55,7 @@ def encode_world(vae: Any, world: Views, copies: int, seed: int, *, batch: int =
     (z - shift) scale, with the encoder in bfloat16 (mean error 0.004 at deviation 1.3), or where `vae` is None the
     picture itself in [-1, 1]."""
     parts, first = [], 0
-    n = len(world.shape)
+    n, device = len(world.shape), torch.device("cpu") if vae is None else device_of(vae)
     for copy in range(copies):
         draw = generator(seed, copy, "latents")
         group = grouped(world.shape * len(OCTANT_WORDS) + world.octant, draw)
@@ -65,7 +65,7 @@ def encode_world(vae: Any, world: Views, copies: int, seed: int, *, batch: int =
         for start in range(0, n, batch):
             rows = torch.arange(start, min(n, start + batch))
             some = world.select(rows)
-            image = some.images(palette()[colour[rows]], background[rows]) * 2 - 1
+            image = some.to(device).images(palette()[colour[rows]].to(device), background[rows].to(device)) * 2 - 1
             latent = image if vae is None else _encoded(vae, image)
             told = some.shape, colour[rows], some.view, some.octant, group[rows]
             parts.append(Latents(latent.contiguous().half(), *told))
@@ -73,9 +73,9 @@ def encode_world(vae: Any, world: Views, copies: int, seed: int, *, batch: int =
 
 
 def _encoded(vae: Any, image: Tensor) -> Tensor:
-    config, device = vae.config, device_of(vae)
-    with half(device):
-        z = vae.encode(image.to(device).contiguous(memory_format=torch.channels_last)).latent_dist.mode().float().cpu()
+    config = vae.config
+    with half(image.device):
+        z = vae.encode(image.contiguous(memory_format=torch.channels_last)).latent_dist.mode().float().cpu()
     latent: Tensor = (z - config.shift_factor) * config.scaling_factor
     return latent
 
@@ -101,10 +101,13 @@ def members_of(group: Tensor) -> Tensor:
 
 
 class CaptionedLatents:
-    """Random batches of latents with a random wording of their caption; `offset` is added to every latent."""
+    """Random batches of latents with a random wording of their caption; `offset` is added to every latent. The latents
+    lie on `device`, what is told of them on the CPU."""
 
-    def __init__(self, data: Latents, tokenizers: Sequence[Any], *, offset: float = 0.0) -> None:
-        self.data, self.offset = data, offset
+    def __init__(
+        self, data: Latents, tokenizers: Sequence[Any], *, offset: float = 0.0, device: torch.device | str = "cpu"
+    ) -> None:
+        self.data, self.offset = data._replace(latent=data.latent.to(device)), offset
         self.tables = [CaptionTable(tokenizer) for tokenizer in tokenizers]
         often = torch.tensor([OFTEN.get(name, 1.0) for name in SHAPES])[data.shape]
         self.share = torch.where(data.view == VIEW_WORDS.index("overhead"), OVERHEAD, 1.0) * often
@@ -113,7 +116,8 @@ class CaptionedLatents:
     def draw(self, n: int, draw: Generator) -> Batch:
         """A batch of `n` random latents, drawn with replacement."""
         rows = torch.multinomial(self.share, n, replacement=True, generator=draw)
-        x0, shape, colour, view, octant = (column[rows] for column in self.data[:-1])
+        x0 = self.data.latent[rows.to(self.data.latent.device)]
+        shape, colour, view, octant = (column[rows] for column in self.data[1:-1])
         template, wording = draw_templates(n, draw), draw_wordings(view, octant, draw)
         ids = [table[template, shape, colour, wording] for table in self.tables]
         return Batch(x0.float() + self.offset, ids, rows, told(template, shape, colour, wording))
@@ -125,11 +129,11 @@ class CaptionedLatents:
         one draw from that posterior, so regression on the mean has the same minimum with less noise. The members of a
         group share their caption; a caption that says less is shared by several groups, whose means average to its own.
         """
-        members = self.members[self.data.group[rows]]
-        z = self.data.latent[members.clamp_min(0)].to(x_t.device).float() + self.offset
+        members = self.members[self.data.group[rows]].to(x_t.device)
+        z = self.data.latent[members.clamp_min(0)].float() + self.offset
         alpha, sigma = (value.flatten()[:, None] for value in level)
         z_flat, x_flat = z.flatten(2), x_t.float().flatten(1)
         nearness = 2 * alpha * torch.einsum("bmd,bd->bm", z_flat, x_flat) - alpha**2 * z_flat.square().sum(2)
-        nearness = nearness.masked_fill((members < 0).to(x_t.device), -torch.inf)
+        nearness = nearness.masked_fill(members < 0, -torch.inf)
         share = (nearness / (2 * sigma**2)).softmax(1)
         return torch.einsum("bm,bmd->bd", share, z_flat).view_as(x_t)
