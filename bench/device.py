@@ -164,7 +164,7 @@ def steps(overrides: list[str], figure: str, device: torch.device, *, warm: int,
 
 def lift_steps(options: argparse.Namespace, device: torch.device) -> None:
     for size in (16,) if options.small else (64, 256, 512):
-        views = ["camera.milestones=[]", f"camera.sizes=[{size}]"]
+        views = ["camera.milestones=[]", "camera.views=[2]", f"camera.sizes=[{size}]"]
         warm, count = (1, 2) if options.small else (30, 30)
         steps(views, f"lift, default preset, {size} px", device, warm=warm, count=count)
 

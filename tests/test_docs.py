@@ -76,14 +76,20 @@ def words_of(command: str, finished: Path, config: Path) -> list[str]:
 def run(tmp_path_factory) -> Path:
     """A finished run."""
     root = tmp_path_factory.mktemp("docs")
-    small = ["camera.sizes=[16]", "camera.eval_size=16", "camera.test_views=1", "export.resolution=12"]
+    small = [
+        "camera.sizes=[16]",
+        "camera.views=[2]",
+        "camera.eval_size=16",
+        "camera.test_views=1",
+        "export.resolution=12",
+    ]
     small += ["scene.encoding.log2_table=8", "prior=gaussian", "trainer.steps=1", "evaluate.auto=false"]
     assert start([*small, "prompt=a red ball", f"exp_root_dir={root}"]) == 0
     (folder,) = (root / "tiny").iterdir()
     return folder
 
 
-FIELD = ["scene.encoding.log2_table=8", "camera.milestones=[]", "export.texture=none"]
+FIELD = ["scene.encoding.log2_table=8", "camera.milestones=[]", "camera.views=[1]", "export.texture=none"]
 LOOKS = ["camera.sizes=[16]", "camera.eval_size=16", "camera.test_views=1", "camera.validation_views=1"]
 LOOKS += ["camera.video_scale=1", "export.resolution=12", "evaluate.auto=false"]
 BRIEF = ["trainer.steps=1", "trainer.validate_every=0", "trainer.progress=0"]

@@ -12,6 +12,7 @@ from threestudio_rf.app.cli.start import start
 SMALL = [
     "prior=gaussian",
     "camera.sizes=[16]",
+    "camera.views=[2]",
     "loss.t_law=uniform",
     "camera.eval_size=16",
     "camera.test_views=2",

@@ -19,7 +19,7 @@ from threestudio_rf.app.settings.groups import PriorConfig
 
 def config_with(changes: dict) -> Config:
     config = Config(prompt="a red ball")
-    config.camera.sizes, config.camera.milestones = [64], []
+    config.camera.sizes, config.camera.milestones, config.camera.views = [64], [], [2]
     for key, value in changes.items():
         *path, name = key.split(".")
         node = config
@@ -75,8 +75,11 @@ def test_the_defaults_are_good():
         ({"optim.eps": 0.0}, r"optim\.eps=0\.0: expected above 0"),
         ({"camera.sizes": [0]}, r"camera\.sizes=\[0\]: expected at least 8"),
         ({"camera.sizes": [63]}, r"camera\.sizes=\[63\]: expected multiples of 16.*got 63"),
-        ({"camera.sizes": [64, 128]}, r"camera\.sizes=\[64, 128\]: expected one more than camera\.milestones"),
-        ({"camera.views": [1, 2]}, r"camera\.views=\[1, 2\]: expected 1"),
+        (
+            {"camera.sizes": [64, 128]},
+            r"camera\.sizes=\[64, 128\]: expected one for all steps or one more than camera\.mil",
+        ),
+        ({"camera.views": [1, 2]}, r"camera\.views=\[1, 2\]: expected one for all"),
         ({"camera.sizes": [16] * 3, "camera.milestones": [9, 5]}, r"camera\.milestones=\[9, 5\]: expected rising"),
         ({"camera.elevation": [20.0, -20.0]}, r"camera\.elevation=.*low at most high"),
         ({"camera.distance": [0.0, 1.0]}, r"camera\.distance=.*above 0"),

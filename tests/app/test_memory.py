@@ -115,13 +115,13 @@ def test_every_prior_of_the_hub_has_an_estimate_and_presets_take_from_it_what_th
 @pytest.mark.parametrize("name", HUB)
 def test_a_prior_of_the_hub_says_what_it_takes_before_it_is_looked_for(name: str, launcher, tmp_path: Path) -> None:
     given = [f"prior={name}", "prior.path=owner/name", "prior.offline=true", "device=cpu", f"exp_root_dir={tmp_path}"]
-    code, _, _, err = launcher("prompt=a hat", "camera.sizes=[64]", "camera.milestones=[]", *given)
+    code, _, _, err = launcher("prompt=a hat", "camera.sizes=[64]", *given)
     assert code == 2 and "GiB of memory" in err and "Traceback" not in err, err
 
 
 def test_the_doctor_estimates_for_the_command_that_it_is_given(launcher, tmp_path: Path) -> None:
     line = ["task=doctor", "prior=sana", "prior.path=owner/name", "device=cpu", f"exp_root_dir={tmp_path}"]
-    code, _, out, err = launcher(*line, "camera.sizes=[64]", "camera.milestones=[]", "trainer.steps=10")
+    code, _, out, err = launcher(*line, "camera.sizes=[64]", "camera.views=[2]", "trainer.steps=10")
     assert code == 0 and "network 2.21" in out and "10 steps with sana on a CPU" in out, err
     code, _, _, err = launcher(*line, "optim.clip=1")
     assert code == 2 and "task=doctor does not read it" in err

@@ -19,6 +19,7 @@ from threestudio_rf.app.errors import UserError
 
 SMALL = {
     "camera.sizes": [16],
+    "camera.views": [2],
     "camera.eval_size": 16,
     "camera.test_views": 2,
     "scene.encoding.log2_table": 8,

@@ -370,7 +370,7 @@ SDS, FLOW, FALL = "experiment=dreamfusion_sd", "experiment=rfds", "experiment=rf
         ([FALL, "system.guidance.min_step_percent=0.3"], ["loss.t_max=0.875"]),
         ([SDS, "system.loss.lambda_sds=0.1"], ["loss.lambda_distill=1638.4"]),
         ([FLOW, "system.loss.lambda_rfds=[0,1.0,0.5,100]"], ["loss.lambda_distill=[0,2.0,1.0,100]"]),
-        (["data.width=128", "data.height=128"], ["camera.sizes=[128]", "camera.milestones=[]"] * 2),
+        (["data.width=128", "data.height=128"], ["camera.sizes=[128]"] * 2),
         (["data.batch_size=4", "data.n_val_views=2"], ["camera.views=[4]", "camera.validation_views=2"]),
         (["data.eval_width=256", "data.n_test_views=30"], ["camera.eval_size=256", "camera.test_views=30"]),
         (["system.optimizer.params.geometry.lr=0.02"], ["optim.lr_encoding=0.02", "optim.lr_networks=0.02"]),

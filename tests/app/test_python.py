@@ -22,7 +22,13 @@ from threestudio_rf.distill.method import Distilled
 from threestudio_rf.export.media import png
 from threestudio_rf.priors.views import VIEWS, view_index
 
-SMALL = {"camera.sizes": [16], "camera.eval_size": 16, "scene.encoding.log2_table": 8, "scene.encoding.levels": 2}
+SMALL = {
+    "camera.sizes": [16],
+    "camera.views": [2],
+    "camera.eval_size": 16,
+    "scene.encoding.log2_table": 8,
+    "scene.encoding.levels": 2,
+}
 SMALL |= {"export.resolution": 12, "evaluate.size": 16}
 EDIT = {"prior": "tiny_sd", "source": "a red ball", "steps": 3, "method": "euler"}
 

@@ -293,8 +293,8 @@ def test_milestones_change_size_and_number_of_views() -> None:
     assert [tuple(state.rendering.rgb.shape) for state in result] == [(3, 3, 8, 8)] * 2 + [(2, 3, 16, 16)] * 2 + [
         (1, 3, 16, 16)
     ]
-    one = states(Flat(), replace(SETTINGS, steps=3, views=replace(views, counts=[2])))
-    assert len(one[-1].camera) == 2
+    one = states(Flat(), replace(SETTINGS, steps=3, views=replace(views, counts=[2], sizes=[8])))
+    assert len(one[-1].camera) == 2 and one[-1].camera.height == 8
 
 
 def test_times_stay_in_their_moving_window() -> None:

@@ -52,7 +52,7 @@ class Views:
     def camera(self, step: int, seed: int) -> Camera:
         """The cameras of a step."""
         stage = sum(step >= milestone for milestone in self.milestones)
-        size = self.sizes[stage]
+        size = self.sizes[min(stage, len(self.sizes) - 1)]
         return random_views(
             self.counts[min(stage, len(self.counts) - 1)],
             generator(seed, step, "camera"),

@@ -149,12 +149,11 @@ def optimiser(value: Any, meaning: Meaning) -> Changes:
 
 
 def sizes(value: Any, meaning: Meaning) -> Changes:
-    """Height and width of training views, which are square; one size has no milestones."""
+    """Height and width of training views, which are square."""
     both = [meaning.given[key] for key in ("data.width", "data.height") if key in meaning.given]
     if any(_as_list(each) != _as_list(value) for each in both):
         raise Unfit(f"width {both[0]} and height {both[-1]}: views are square, camera.sizes")
-    listed = _as_list(value)
-    return {"camera.sizes": listed} | ({"camera.milestones": []} if len(listed) == 1 else {})
+    return {"camera.sizes": _as_list(value)}
 
 
 def milestones(value: Any, meaning: Meaning) -> Changes:

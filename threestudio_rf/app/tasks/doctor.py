@@ -98,7 +98,9 @@ def needed(config: Config, device: torch.device) -> dict[str, float]:
 def _stages(config: Config) -> list[tuple[int, int]]:
     """How many views of which size each stage has."""
     camera = config.camera
-    return [(camera.views[min(i, len(camera.views) - 1)], size) for i, size in enumerate(camera.sizes)]
+    stages = range(max(len(camera.sizes), len(camera.views)))
+    views, sizes = ([given[min(i, len(given) - 1)] for i in stages] for given in (camera.views, camera.sizes))
+    return list(zip(views, sizes, strict=True))
 
 
 def of_prior(config: Config, device: torch.device) -> dict[str, float]:
@@ -176,10 +178,10 @@ def duration(config: Config, device: torch.device) -> str:
     if device.type != "cpu" or facts_of(config.prior).source != "hub":
         return ""
     steps, camera, least = config.trainer.steps, config.camera, SECONDS[0]
-    ends = [*(min(end, steps) for end in camera.milestones), steps] if len(camera.sizes) > 1 else [steps]
+    stages = _stages(config)
+    ends = [*(min(end, steps) for end in camera.milestones[: len(stages) - 1]), steps]
     lasts = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-    views = [camera.views[min(i, len(camera.views) - 1)] for i in range(len(lasts))]
-    sizes = [config.prior.image_size or size for size in camera.sizes]
+    views, sizes = [views for views, _ in stages], [config.prior.image_size or size for _, size in stages]
     if not SCENES[config.scene.name].posed:
         lasts, views, sizes = [steps], [config.scene.image.per_step or config.scene.image.particles], [512]
     pictures = sum(last * many * (size / 512) ** 2 for last, many, size in zip(lasts, views, sizes, strict=False))

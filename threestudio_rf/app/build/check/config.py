@@ -107,13 +107,13 @@ def _check_camera(config: Config) -> None:
     rising = all(a < b for a, b in zip(camera.milestones, camera.milestones[1:], strict=False))
     if not rising:
         raise UserError(f"camera.milestones={camera.milestones}: expected rising steps")
-    if len(camera.sizes) != len(camera.milestones) + 1:
-        raise UserError(
-            f"camera.sizes={camera.sizes}: expected one more than camera.milestones={camera.milestones}, "
-            f"got {len(camera.sizes)}"
-        )
-    if len(camera.views) not in (1, len(camera.sizes)):
-        raise UserError(f"camera.views={camera.views}: expected 1 or {len(camera.sizes)} numbers (as camera.sizes)")
+    several = len(camera.milestones) + 1
+    for key, given in (("sizes", camera.sizes), ("views", camera.views)):
+        if len(given) not in (1, several):
+            raise UserError(
+                f"camera.{key}={given}: expected one for all steps or one more than "
+                f"camera.milestones={camera.milestones}, got {len(given)}"
+            )
     prior = config.prior
     factor = multiple_of(prior)
     shown = f"prior.image_size={prior.image_size}" if prior.image_size else f"camera.sizes={camera.sizes}"
