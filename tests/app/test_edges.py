@@ -83,7 +83,11 @@ def test_a_part_without_weights_to_begin_with_is_refused_before_pictures_are_dra
             "got no RANK, MASTER_ADDR, MASTER_PORT, expected torchrun's; start with",
         ),
         (["prompt=a red ball", "camera.views=[3]"], "2", "camera.views=[3]: expected multiples of 2"),
-        (["prompt=a red ball", "camera.views=[1]"], "3", "camera.sizes=[64]: expected multiples of 3"),
+        (
+            ["prompt=a red ball", "camera.views=[1]", "camera.sizes=[64]"],
+            "3",
+            "camera.sizes=[64]: expected multiples of 3",
+        ),
         (
             ["prompt=a red ball", "camera.views=[1]", "scene=mesh_tiny"],
             "2",
