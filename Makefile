@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
-	$(BIN)/python launch.py prompt="$(PROMPT)"
+	$(BIN)/python launch.py preset=quick_tiny prompt="$(PROMPT)"
 
 test: .venv/tools
 	PYTHONDONTWRITEBYTECODE= OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder

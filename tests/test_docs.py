@@ -305,10 +305,17 @@ def test_figures_of_readme_are_those_of_the_pages_that_measure_them() -> None:
     for preset, prompt in (("tiny", "a red mushroom"), ("tiny", "a purple donut"), ("tiny_exact", "a brown chair")):
         (row,) = [line.split("|") for line in sections[preset].splitlines() if line.startswith(f"| {prompt} |")]
         volume, outline = (f"{float(row[place]):.2f}" for place in (2, 3))
-        (line,) = [
-            line for line in readme.splitlines() if line.startswith("| `") and f"{prompt[2:]}" in line and "IoU" in line
-        ]
+        rows = [line for line in readme.splitlines() if line.startswith("| `python") and prompt[2:] in line]
+        (line,) = [line for line in rows if "IoU" in line]
         assert f"outline IoU {outline}, volume IoU {volume}" in line, line
+    (measured,) = [
+        line for line in text_of(ROOT / "docs/benchmarks.md").splitlines() if "`make demo` without inst" in line
+    ]
+    figures = re.search(r"alone; \d+ s; (0\.\d+), (0\.\d+); ", measured)
+    assert figures is not None
+    outline, volume = (f"{float(figure):.2f}" for figure in figures.groups())
+    (line,) = [line for line in readme.splitlines() if line.startswith("| `make demo`")]
+    assert f"outline IoU {outline}, volume IoU {volume}" in line, line
 
 
 def test_the_commands_are_found() -> None:
