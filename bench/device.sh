@@ -49,7 +49,7 @@ measure "hash grid" 60 grid
 measure marching 60 march
 measure "lift" 90 lift
 if [ -z "$SMALL" ]; then
-    part "make demo's run" 120 "$PYTHON" launch.py device=cuda prompt="a red mushroom" exp_root_dir="$WORK/demo"
+    part "make demo's run" 120 "$PYTHON" launch.py device=cuda preset=quick_tiny prompt="a red mushroom" exp_root_dir="$WORK/demo"
 fi
 for preset in default low_vram; do
     measure "rfds sd3 512 $preset" 150 rfds --model sd3 --size 512 --preset $preset
