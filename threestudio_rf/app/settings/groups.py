@@ -189,9 +189,7 @@ class SceneConfig:
 class CameraConfig:
     """Cameras of training and of the final pictures; angles in degrees, z up, azimuth 0 = front."""
 
-    sizes: list[int] = opt(
-        [256, 512], "height and width of a training view, one per milestone (or one for all)", low=8, high=2048
-    )
+    sizes: list[int] = opt([256, 512], "sides of a training view, one per milestone (or one for all)", low=8, high=2048)
     milestones: list[int] = opt([5000], "steps at which the next size and number of views begin", low=1)
     views: list[int] = opt([1], "views per step, one per milestone (or one for all)", low=1, high=1024)
     elevation: list[float] = opt([-10.0, 45.0], "range", low=-90, high=90, span=True)
