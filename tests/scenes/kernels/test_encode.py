@@ -50,10 +50,7 @@ def results(
 
 
 def assert_close(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
-    """On a GPU the place within a cell is a fused multiply-add, rounded once where torch rounds twice: at 28 cells that
-    is up to 28 * 2^-24 = 1.7e-6 of a cell."""
-    features = 4e-6 if found[0].is_cuda else 1e-6
-    for a, b, relative in zip(found, expected, (features, 1e-5, 1e-5), strict=True):
+    for a, b, relative in zip(found, expected, (1e-6, 1e-5, 1e-5), strict=True):
         assert a.shape == b.shape and (a - b).abs().max() <= relative * b.abs().max()
 
 

@@ -18,6 +18,8 @@ from threestudio_rf.scenes.kernels.language import blocks, jit, on, tl
 from threestudio_rf.scenes.lattice import GridLevel
 
 BLOCK = 256
+ROUNDED: dict[str, Any] = {"enable_fp_fusion": False}
+"""Products and sums are rounded one by one, as torch does, whatever the release of Triton fuses by itself."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,14 @@ class Encode(torch.autograd.Function):
         if len(points):
             with on(points.device):
                 _forward[(blocks(len(points), BLOCK), len(grid.levels))](
-                    points, flat, grid.sizes, grid.numbers.to(points.dtype), out, len(points), *_widths(table)
+                    points,
+                    flat,
+                    grid.sizes,
+                    grid.numbers.to(points.dtype),
+                    out,
+                    len(points),
+                    *_widths(table),
+                    **ROUNDED,
                 )
         ctx.grid, ctx.half = grid, half
         ctx.save_for_backward(table, points)
@@ -225,7 +234,7 @@ def _by_table(table: Tensor, points: Tensor, grid: Lattice, grad: Tensor) -> Ten
     if len(points):
         with on(points.device):
             _table_gradient[(blocks(len(points), BLOCK), len(grid.levels))](
-                points, grad, grid.sizes, grid.numbers.to(points.dtype), out, len(points), *_widths(table)
+                points, grad, grid.sizes, grid.numbers.to(points.dtype), out, len(points), *_widths(table), **ROUNDED
             )
     return out.t().to(table.dtype)
 
@@ -244,6 +253,7 @@ def _by_points(table: Tensor, points: Tensor, grid: Lattice, grad: Tensor, half:
                 len(points),
                 len(grid.levels),
                 *_widths(table),
+                **ROUNDED,
             )
     return out
 
