@@ -200,6 +200,25 @@ def test_guidance_is_one_call_in_the_order_uncond_cond_and_fewer_roles_where_the
     assert asked == [("uncond", "cond"), ("cond",), ("uncond",)]
 
 
+def test_outside_of_its_interval_guidance_is_the_prompt_alone() -> None:
+    """Its counterpart in diffusers' guiders counts steps; here it is a law of t, sample by sample."""
+    x, t = gaussian(), torch.tensor([0.2, 0.5, 0.9], dtype=DOUBLE)
+    parts, calls = network_of_roles(x, t, ["cond", "uncond", "negative"]), []
+
+    def predict(x: Tensor, t: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:
+        calls.append(tuple(roles))
+        return network_of_roles(x, t, roles)
+
+    model, away = Model(predict, **STRAIGHT), {"negative": -0.5}
+    for options in ({}, {"negatives": away}):
+        found = model.field(6.0, interval=(0.4, 0.6), **options)(x, t)
+        plain, guided = (model.field(scale, **options)(x, t) for scale in (1.0, 6.0))
+        torch.testing.assert_close(found, torch.stack([plain[0], guided[1], plain[2]]), rtol=0, atol=1e-12)
+    calls.clear()
+    assert torch.equal(model.field(6.0, interval=(0.0, 0.1))(x, t), parts["cond"])
+    assert calls == [("cond",)]
+
+
 def test_guidance_rescale_is_that_of_diffusers() -> None:
     x, t = gaussian(), torch.full((3,), 0.5, dtype=DOUBLE)
     parts = network_of_roles(x, t, ["cond", "uncond"])

@@ -1,7 +1,8 @@
 """Fresh parts of the embedded prior: tokenizer, folder, seeds. GPT-2's byte table and the pipeline are the oracles.
 
 Mutations tried, each seen to fail: a merge added for every left-to-right pair (breaks words that share letters);
-vocabulary without the `</w>` letters; weights drawn without a seed; config dtype left at float16.
+vocabulary without the `</w>` letters; weights drawn without a seed; config dtype left at float16; weights in one file
+of any size.
 """
 
 import json
@@ -9,9 +10,11 @@ import json
 import pytest
 import torch
 
+from threestudio_rf.priors.folder import saving
 from threestudio_rf.priors.folder.architecture import (
     byte_alphabet,
     byte_pairs,
+    copy_weights,
     make_text_encoder,
     make_tokenizer,
     make_transformer,
@@ -80,15 +83,19 @@ def test_the_saved_tokenizer_reads_the_same_from_each_of_its_forms(sd3_folder):
     assert whole.model_max_length == 16
 
 
-def test_float16_halves_the_folder_leaves_the_modules_and_loads_as_float32(tmp_path):
-    from diffusers import StableDiffusion3Pipeline
-
+def fresh_parts():
     tokenizer = make_tokenizer(["red"])
     encoders = [make_text_encoder(tokenizer, 8, 2, 2, 8, seed=seed) for seed in (1, 2)]
     transformer = make_transformer(encoders, layers=1, heads=1, head_dim=16)
     vae = make_vae((8, 8), groups=4, scaling=0.7, shift=-0.2)
-    parts = {"vae": vae, "transformer": transformer, "text_encoders": encoders, "tokenizers": [tokenizer, tokenizer]}
-    sizes = []
+    return {"vae": vae, "transformer": transformer, "text_encoders": encoders, "tokenizers": [tokenizer, tokenizer]}
+
+
+def test_float16_halves_the_folder_leaves_the_modules_and_loads_as_float32(tmp_path):
+    from diffusers import StableDiffusion3Pipeline
+
+    parts, sizes = fresh_parts(), []
+    transformer = parts["transformer"]
     for dtype in (torch.float32, torch.float16):
         folder = save_sd3(tmp_path / str(dtype), dtype=dtype, **parts)
         sizes.append((folder / "transformer/diffusion_pytorch_model.safetensors").stat().st_size)
@@ -97,6 +104,21 @@ def test_float16_halves_the_folder_leaves_the_modules_and_loads_as_float32(tmp_p
     assert {pipe.transformer.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {torch.float32}
     assert (pipe.vae.config.scaling_factor, pipe.vae.config.shift_factor) == (0.7, -0.2)
     assert pipe.scheduler.config.shift == 3.0 and pipe.tokenizer_max_length == 16
+
+
+def test_large_parts_are_saved_in_files_of_a_stated_size_and_load_as_one(tmp_path, monkeypatch):
+    from diffusers import SD3Transformer2DModel
+
+    parts = fresh_parts()
+    monkeypatch.setattr(saving, "LARGEST", "20KB")
+    folder = save_sd3(tmp_path, **parts) / "transformer"
+    files = list(folder.glob("*.safetensors"))
+    assert len(files) > 2 and max(file.stat().st_size for file in files) < 24_000  # tensors and a header
+    again = make_transformer(parts["text_encoders"], layers=1, heads=1, head_dim=16, seed=1)
+    copy_weights(again, folder)
+    for loaded in (SD3Transformer2DModel.from_pretrained(folder), again):
+        for name, value in parts["transformer"].state_dict().items():
+            assert torch.equal(loaded.state_dict()[name], value), name
 
 
 def test_zero_modulation_makes_the_output_zero_at_the_start():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from threestudio_rf.scenes.field import Bands, HashGridField, mlp, normals_by_differences
 from threestudio_rf.scenes.hashgrid import HashGrid
+from threestudio_rf.scenes.perceptron import PIECE
 
 
 def field(**changes: float | Bands) -> HashGridField:
@@ -65,7 +66,7 @@ def test_a_field_in_bfloat16_keeps_half_for_its_gradient_and_normals_as_they_wer
         sizes: dict[int, int] = {}
 
         def note(x: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
-            sizes[x.data_ptr()] = x.numel() * x.element_size() * (x.shape[-1:] == (500,))
+            sizes[x.data_ptr()] = x.numel() * x.element_size() * (x.shape[-1:] == (PIECE,))
             return x
 
         features = f.encoding((points + 1) / 2).detach()

@@ -14,12 +14,25 @@ from torch import Tensor
 from threestudio_rf.core.level import column
 
 
-def cfg(s: float) -> dict[str, float]:
+def cfg(s: float | Tensor) -> dict[str, float | Tensor]:
     """Weights of classifier-free guidance (Ho and Salimans 2022): s = 1 is none, s = 0 is unconditional.
 
-    A role of weight 0 is left out, so that it costs no network call. threestudio counts from 0: its g is s = g + 1.
+    A role of weight 0 is left out, so that it costs no network call; s may be (B,), one per sample, with both roles.
+    threestudio counts from 0: its g is s = g + 1.
     """
+    if isinstance(s, Tensor):
+        return {"cond": s, "uncond": 1 - s}
     return {role: weight for role, weight in {"cond": float(s), "uncond": 1 - float(s)}.items() if weight != 0}
+
+
+def within(s: float, t: Tensor, interval: tuple[float, float]) -> float | Tensor:
+    """The guidance scale at t (B,) of guidance in a limited interval (arXiv 2404.07724): s from its low to its high
+    end, both included, and 1, no guidance, outside. One number where it is the same for all of t, else (B,)."""
+    low, high = interval
+    inside = (low <= t) & (t <= high)
+    if bool(inside.all()):
+        return s
+    return torch.where(inside, s, 1.0) if bool(inside.any()) else 1.0
 
 
 def combine(predictions: Mapping[str, Tensor], weights: Mapping[str, float | Tensor]) -> Tensor:
@@ -43,11 +56,16 @@ def perp(x: Tensor, y: Tensor) -> Tensor:
 
 
 def perp_neg(
-    cond: Tensor, uncond: Tensor, negatives: Sequence[Tensor], *, weights: Sequence[float | Tensor], scale: float
+    cond: Tensor,
+    uncond: Tensor,
+    negatives: Sequence[Tensor],
+    *,
+    weights: Sequence[float | Tensor],
+    scale: float | Tensor,
 ) -> Tensor:
     """Perp-Neg (Armandpour et al. 2023): uncond + s (e_pos + sum_i w_i perp(e_i, e_pos)), e relative to uncond.
 
-    Predictions are (B, ...); a weight is a number or (B,), below 0 to push away. Raises ValueError when there is not
+    Predictions are (B, ...); a weight is a number or (B,), below 0 to push away; so is the scale. Raises ValueError when there is not
     one weight per negative.
     """
     if len(negatives) != len(weights):
@@ -56,7 +74,7 @@ def perp_neg(
     direction = positive
     for negative, weight in zip(negatives, weights, strict=True):
         direction = direction + _weight(weight, uncond) * perp(negative - uncond, positive)
-    return uncond + scale * direction
+    return uncond + _weight(scale, uncond) * direction
 
 
 def rescale(guided: Tensor, cond: Tensor, *, share: float) -> Tensor:

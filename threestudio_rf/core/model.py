@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from threestudio_rf.core.convert import Kind, join, same_shape, split
-from threestudio_rf.core.guide import cfg, combine, perp_neg, renorm, rescale
+from threestudio_rf.core.guide import cfg, combine, perp_neg, renorm, rescale, within
 from threestudio_rf.core.level import DiscreteVP, Level, Schedule, column, rectified_flow, to_straight
 
 Predict = Callable[[Tensor, Tensor, Sequence[str]], dict[str, Tensor]]
@@ -130,6 +130,7 @@ class Model:
         self,
         scale: float = 1.0,
         *,
+        interval: tuple[float, float] = (0.0, 1.0),
         role: str = "cond",
         rescaled: float = 0.0,
         lengths: Map | None = None,
@@ -139,23 +140,24 @@ class Model:
     ) -> Field:
         """uncond + scale (role - uncond), asked in one call in the order [uncond, role]; `base` is the role of uncond.
 
-        scale = 1 asks for `role` alone, scale = 0 for `base` alone. `negatives` are roles with Perp-Neg's weights
+        scale = 1 asks for `role` alone, scale = 0 for `base` alone. Outside of the `interval` of t it is 1
+        (`guide.within`). `negatives` are roles with Perp-Neg's weights
         (`guide.perp_neg`). `rescaled` is the share of guidance rescale (Lin et al. 2023), `lengths` those
         that the guided prediction keeps of `role`'s (`guide.renorm`). Last, `corrector` changes
         eps_hat at a given x_t (LDM's score corrector); where alpha = 0 x_t is the noise itself and nothing changes.
         """
         away = dict(negatives or {})
-        weights = cfg(scale)
-        asked = ["uncond", "cond", *away] if away else [name for name in ("uncond", "cond") if name in weights]
-
         names = {"cond": role, "uncond": base}
 
         def guided(x: Tensor, t: Tensor) -> Tensor:
+            s = scale if interval == (0, 1) else within(scale, t, interval)
+            weights = cfg(s)
+            asked = ["uncond", "cond", *away] if away else [name for name in ("uncond", "cond") if name in weights]
             found = self(x, t, [names.get(name, name) for name in asked])
             parts = {name: found[names.get(name, name)] for name in asked}
             if away:
                 chosen = [parts[name] for name in away]
-                p = perp_neg(parts["cond"], parts["uncond"], chosen, weights=list(away.values()), scale=scale)
+                p = perp_neg(parts["cond"], parts["uncond"], chosen, weights=list(away.values()), scale=s)
             else:
                 p = combine(parts, weights)
             if lengths is not None and "cond" in parts and len(parts) > 1:

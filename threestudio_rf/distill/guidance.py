@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from threestudio_rf.core.guide import combine, perp_neg
+from threestudio_rf.core.transfer import sent
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,11 @@ class Guidance:
     def __post_init__(self) -> None:
         used = {role: w for role, w in self.negatives.items() if "cond" in self.weights and bool((w != 0).any())}
         object.__setattr__(self, "negatives", used)
+
+    def to(self, device: torch.device) -> Guidance:
+        """The same with its weights on `device`."""
+        sent_there = {role: sent(w, device) if isinstance(w, Tensor) else w for role, w in self.weights.items()}
+        return replace(self, weights=sent_there)
 
     @property
     def roles(self) -> tuple[str, ...]:

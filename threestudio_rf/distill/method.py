@@ -14,6 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from threestudio_rf.core.convert import Kind, split
+from threestudio_rf.core.guide import within
 from threestudio_rf.core.level import Level, Schedule, column
 from threestudio_rf.core.model import Model
 from threestudio_rf.core.random import Part
@@ -29,6 +30,8 @@ from threestudio_rf.distill.weights import WEIGHTS
 class Method:
     """`space` and `weight` of the residual, `noise` source, `combiner`, guidance `scale` s: uncond + s (cond - uncond).
 
+    guidance_interval           noise levels that hear guidance, both ends included; the scale is 1 at others
+                                (arXiv 2404.07724), where "uncond" costs no call
     rev_step, rev_steps         of noise "rev": k (None: 1 - t), and the number of fixed-point steps
     invert_steps, _scale, _eta  of "inverted", "push_back", "ism": steps from t = 0 to 1, a smaller t has its share of
                                 them; guidance scale of the inversion; share of fresh noise
@@ -39,7 +42,7 @@ class Method:
     stage_two                   share of the run after which `stage_two_noise` and `stage_two_combiner` take over, as
                                 far as they are named; None: never
 
-    ValueError for an unknown name, numbers out of range, and "ism" or "trace" in another space than eps, where their
+    ValueError for an unknown name, numbers out of range, an interval beside a combiner without guidance, and "ism" or "trace" in another space than eps, where their
     x_t is not made of x0 and eps.
     """
 
@@ -48,6 +51,7 @@ class Method:
     noise: str = "random"
     combiner: str = "cfg"
     scale: float = 100.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
     rev_step: float | None = None
     rev_steps: int = 1
     invert_steps: int = 10
@@ -80,6 +84,15 @@ class Method:
             raise ValueError(f"huber: got {self.huber}, expected at least 0")
         if not 0 < self.trace_t[0] <= self.trace_t[1] < 1:
             raise ValueError(f"trace_t: got {[*self.trace_t]}, expected two times above 0 and below 1, the lower first")
+        low, high = self.guidance_interval
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"guidance_interval: got {[low, high]}, expected two levels from 0 to 1, the lower first")
+        unguided = [name for name in (self.combiner, self.stage_two_combiner) if name and not COMBINERS[name].guided]
+        if (low, high) != (0, 1) and unguided:
+            raise ValueError(
+                f"guidance_interval: got {[low, high]} with combiner {unguided[0]}, whose scale is no guidance; "
+                f"expected [0, 1], or one of {[name for name, row in COMBINERS.items() if row.guided]}"
+            )
         apart = [name for name in (self.noise, self.stage_two_noise) if name in ("ism", "trace")]
         if apart and self.space != "eps":
             raise ValueError(f"space: got {self.space} with noise {apart[0]}, expected eps")
@@ -99,7 +112,8 @@ class Method:
 
     def guidance(self, t: Tensor, *, progress: float = 0.0, negatives: Mapping[str, Tensor] | None = None) -> Guidance:
         """How predictions at t (B,) combine, with Perp-Neg where there are weights (B,) of negative roles."""
-        return Guidance(COMBINERS[self.combiner].mix(self.scale, t, progress), negatives or {})
+        scale = within(self.scale, t, self.guidance_interval)
+        return Guidance(COMBINERS[self.combiner].mix(scale, t, progress), negatives or {})
 
 
 METHODS: dict[str, Method] = {
@@ -164,13 +178,14 @@ def distill(
     and for a repeated batch. ValueError for a t outside the schedule, before anything is predicted.
     """
     check_times(t, model.schedule)
-    t, method = sent(t, latents.device), method.at(progress)
+    method = method.at(progress)
+    guide = method.guidance(t, progress=progress, negatives=negatives).to(latents.device)
+    t = sent(t, latents.device)
     combiner = COMBINERS[method.combiner]
     x0 = latents.detach().float() if latents.dtype in (torch.float16, torch.bfloat16) else latents.detach()
     with torch.no_grad():
         level = model.schedule(t)
         x_t, eps = SOURCES[method.noise](x0, t, model, method=method, generator=generator)
-        guide = method.guidance(t, progress=progress, negatives=negatives)
         predictions = {role: p.to(x0) for role, p in model(x_t, t, guide.roles).items()}
         target = combiner.target
         r = gradient(

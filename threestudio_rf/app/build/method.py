@@ -87,6 +87,7 @@ def method_of(loss: LossConfig) -> Method:
         weight=loss.weight,
         noise=loss.noise,
         scale=loss.scale,
+        guidance_interval=pair(loss.guidance_interval),
         rev_step=loss.rev_step,
         rev_steps=loss.rev_steps,
         invert_steps=loss.invert_steps,

@@ -127,8 +127,10 @@ def field_of(
     found = prior.embed(texts)
     tell(prior, lambda: found, "sample")
     roles = ("cond", "uncond", "negative")[: len(texts)]
+    low, high = settings.guidance_interval
     return bind(prior, {role: found.select([i]) for i, role in enumerate(roles)}).field(
         settings.cfg,
+        interval=(low, high),
         rescaled=settings.rescale,
         lengths=None if settings.rescale or settings.perp_neg else prior.pipeline.lengths,
         negatives={"negative": settings.perp_neg} if settings.perp_neg else None,

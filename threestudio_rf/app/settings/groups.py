@@ -16,13 +16,12 @@ STORAGES = ("none", "fp8")
 QUANTIZATIONS = ("none", "int8", "nf4")
 BOUNDS = ("auto", "none", "sigmoid", "tanh", "clip")
 VIEW_WORDS = ("", "side", "front", "back", "overhead")
-UPWARD = ("auto", "x", "y", "z")
 VIEWS = ("auto", "four", "octants", "camera")
-LIGHTS = ("normal", "cone")
 SPACINGS = ("auto", "leading", "trailing", "linspace", "quad", "even", "flow_match", "karras", "exponential")
 SOLVERS = ("euler", "midpoint", "heun", "fireflow", "dpmpp_2m")
 """The samplers that never draw noise, so that they invert too."""
 SAMPLERS = ("auto", "ddpm", "ddim", *SOLVERS)
+LEVELS = {"low": 0, "high": 1, "span": True}
 
 
 def opt(default: Any, text: str, **rule: Any) -> Any:
@@ -152,7 +151,7 @@ class MeshConfig:
     reach: float = opt(0.45, "how far a vertex of the grid may move, in cells", low=0, high=0.95)
     ball: float = opt(0.5, "radius of the ball it begins with, as a share of scene.radius", above=0, high=0.95)
     diffusion: float = opt(0.0, "how far the gradient of the shape is spread, in cells", low=0, high=8)
-    up: str = opt("auto", "upward axis of the file of init=; auto: y, z for PLY and STL", choices=UPWARD)
+    up: str = opt("auto", "upward axis of init='s file; auto: y, z for PLY and STL", choices=("auto", *"xyz"))
     paint_steps: int = opt(150, "steps that bring the colours of init= to the surface", low=0, high=10000)
 
 
@@ -166,7 +165,7 @@ class ShadingConfig:
     ambient: float = opt(0.1, "share of the light that comes from all sides", low=0, high=1)
     spread: float = opt(1.0, "how far the light's direction strays from the camera's", low=0, high=100)
     distance: list[float] = opt([0.8, 1.5], "range of the light's distance", above=0, high=1000, span=True)
-    law: str = opt("normal", "its direction: around the camera's; cone: within 60 degrees of it", choices=LIGHTS)
+    law: str = opt("normal", "direction, around the camera's; cone: up to 60 degrees off", choices=("normal", "cone"))
     soft: bool = opt(False, "a lit view draws its share of light from all sides")
 
 
@@ -273,6 +272,7 @@ class SampleConfig:
     steps: int = opt(20, "steps from noise to picture", low=1, high=1000)
     eta: float = opt(0.0, "share of fresh noise of sampler=ddim", low=0, high=1)
     cfg: float = opt(5.0, "guidance scale; 1: none", low=0, high=1000)
+    guidance_interval: list[float] = opt([0.0, 1.0], "noise levels that hear it; others: the prompt alone", **LEVELS)
     rescale: float = opt(0.0, "share of guidance rescale", low=0, high=1)
     perp_neg: float = opt(0.0, "Perp-Neg weight of negative_prompt (below 0); 0: it replaces the empty prompt", high=0)
     spacing: str = opt("auto", "times of the steps; auto: as diffusers' pipeline of the prior", choices=SPACINGS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from threestudio_rf.app.settings.groups import opt
+from threestudio_rf.app.settings.groups import LEVELS, opt
 
 WEIGHTS = ("uniform", "sigma2", "alpha_sigma2", "sigma_over_alpha")
 NOISES = ("random", "rev", "push_back", "inverted", "ism", "trace")
@@ -33,6 +33,7 @@ class LossConfig:
     huber: float | None = opt(None, "c of the pseudo-Huber distance; null: the residual as it is", low=0, high=1000)
     combiner: str = opt("cfg", "how the predictions combine", choices=COMBINERS)
     scale: float = opt(100.0, "guidance: uncond + scale (cond - uncond)", low=0, high=1000)
+    guidance_interval: list[float] = opt([0.0, 1.0], "noise levels that hear it; others: the prompt alone", **LEVELS)
     stage_two: float | None = opt(None, "share of the run after which the second stage begins", above=0, high=1)
     stage_two_noise: str = opt("", "noise of the second stage; empty: the same", choices=("", *NOISES))
     stage_two_combiner: str = opt("", "combiner of the second stage; empty: the same", choices=("", *COMBINERS))

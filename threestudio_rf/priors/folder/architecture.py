@@ -21,8 +21,6 @@ Modules are returned in train mode. Their weights depend on `seed` only; the glo
 
 from __future__ import annotations
 
-import copy
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -33,6 +31,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+
+from threestudio_rf.priors.folder.saving import amend, save, stored
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, SD3Transformer2DModel
@@ -240,11 +240,6 @@ def zero_modulation(transformer: SD3Transformer2DModel) -> None:
         nn.init.zeros_(linear.bias)
 
 
-def stored(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of `module` in eval mode, on the CPU, in `dtype`."""
-    return nn.Module.to(copy.deepcopy(module), device="cpu", dtype=dtype).eval()
-
-
 def save_sd3(
     folder: str | os.PathLike[str],
     *,
@@ -277,24 +272,6 @@ def save_sd3(
         text_encoder_3=None,
         tokenizer_3=None,
     )
-    pipe.save_pretrained(folder, safe_serialization=True)
-    for name in ("tokenizer", "tokenizer_2"):
-        write_vocabulary(folder / name)
-    amend(folder / "vae/config.json", {"_name_or_path": ""})  # else the machine's path of the trained part stays in it
-    for name in ("text_encoder", "text_encoder_2"):  # else transformers would compute in the stored dtype
-        amend(folder / name / "config.json", {"dtype": "float32"})
+    save(pipe, folder)
     amend(folder / "model_index.json", {MAX_SEQUENCE_LENGTH: max_sequence_length})
     return folder
-
-
-def amend(file: Path, values: dict[str, object]) -> None:
-    """Set entries of a JSON table on disk."""
-    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | values, indent=2) + "\n", "utf-8")
-
-
-def write_vocabulary(folder: Path) -> None:
-    """Write a tokenizer's vocab.json and merges.txt beside its tokenizer.json."""
-    model = json.loads((folder / "tokenizer.json").read_text("utf-8"))["model"]
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), "utf-8")
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", "utf-8")

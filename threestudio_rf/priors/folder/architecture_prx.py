@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from threestudio_rf.priors.folder.architecture import amend, seeded, stored, write_vocabulary
+from threestudio_rf.priors.folder.architecture import seeded
+from threestudio_rf.priors.folder.saving import save, stored
 
 if TYPE_CHECKING:
     from diffusers import PRXTransformer2DModel
@@ -99,7 +100,4 @@ def save_prx_pixel(
         default_sample_size=size,
         prompt_max_tokens=tokenizer.model_max_length,
     )
-    pipe.save_pretrained(folder, safe_serialization=True)
-    write_vocabulary(folder / "tokenizer")
-    amend(folder / "text_encoder/config.json", {"dtype": "float32"})
-    return folder
+    return save(pipe, folder)

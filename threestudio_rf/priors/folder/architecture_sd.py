@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from threestudio_rf.priors.folder.architecture import amend, clip_config, seeded, stored, write_vocabulary
+from threestudio_rf.priors.folder.architecture import clip_config, seeded
+from threestudio_rf.priors.folder.saving import save, stored
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -120,8 +121,4 @@ def save_sd(
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipe.save_pretrained(folder, safe_serialization=True)
-    write_vocabulary(folder / "tokenizer")
-    amend(folder / "vae/config.json", {"_name_or_path": ""})
-    amend(folder / "text_encoder/config.json", {"dtype": "float32"})
-    return folder
+    return save(pipe, folder)
