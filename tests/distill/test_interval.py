@@ -60,7 +60,7 @@ def test_the_scale_is_one_number_where_it_can_be() -> None:
 
 @pytest.mark.parametrize("interval", [(0.8, 0.6), (-0.1, 1.0), (0.0, 1.1)])
 def test_levels_that_are_none_are_refused(interval: tuple[float, float]) -> None:
-    with pytest.raises(ValueError, match="guidance_interval: got .*, expected two levels from 0 to 1"):
+    with pytest.raises(ValueError, match=r"guidance_interval: got .*, expected two levels from 0 to 1"):
         Method(guidance_interval=interval)
 
 

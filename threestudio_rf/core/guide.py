@@ -65,8 +65,8 @@ def perp_neg(
 ) -> Tensor:
     """Perp-Neg (Armandpour et al. 2023): uncond + s (e_pos + sum_i w_i perp(e_i, e_pos)), e relative to uncond.
 
-    Predictions are (B, ...); a weight is a number or (B,), below 0 to push away; so is the scale. Raises ValueError when there is not
-    one weight per negative.
+    Predictions are (B, ...); a weight is a number or (B,), below 0 to push away; so is the scale. Raises ValueError
+    when there is not one weight per negative.
     """
     if len(negatives) != len(weights):
         raise ValueError(f"got {len(weights)} weights, expected one for each of {len(negatives)} negatives")

@@ -28,8 +28,8 @@ Scale = float | Tensor
 class Combiner:
     """`roles` are all it may ask for, `mix(scale, t (B,), progress)` their weights, where progress goes from 0 to 1
     over a run. `target` is m: 1 where the weights sum to 1, 0 where the residual is a difference of predictions, -1
-    where it is eps less a prediction. `guided`: the scale is that of classifier-free guidance, 1 for none. A twin learns
-    the latents under fresh noise, or x_t and eps `along` the step."""
+    where it is eps less a prediction. `guided`: the scale is that of classifier-free guidance, 1 for none. A twin
+    learns the latents under fresh noise, or x_t and eps `along` the step."""
 
     roles: tuple[str, ...]
     mix: Callable[[Scale, Tensor, float], Weights]

@@ -42,8 +42,8 @@ class Method:
     stage_two                   share of the run after which `stage_two_noise` and `stage_two_combiner` take over, as
                                 far as they are named; None: never
 
-    ValueError for an unknown name, numbers out of range, an interval beside a combiner without guidance, and "ism" or "trace" in another space than eps, where their
-    x_t is not made of x0 and eps.
+    ValueError for an unknown name, numbers out of range, an interval beside a combiner without guidance,
+    and "ism" or "trace" in another space than eps, where their x_t is not made of x0 and eps.
     """
 
     space: Kind = "flow"

@@ -59,7 +59,9 @@ class _Pieces(torch.autograd.Function):
             found = iter(torch.autograd.grad(layers(x, weights), wanted, grad, create_graph=True))
             return tuple(next(found) if need else None for need in ctx.needs_input_grad)
         of_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        of_weights = [torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32)) for weight in weights]
+        of_weights = [
+            torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32)) for weight in weights
+        ]
         for start in range(0, x.shape[1], PIECE):
             piece = slice(start, start + PIECE)
             first = _back(x[:, piece], weights, grad[:, piece], of_weights)
