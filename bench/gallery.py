@@ -139,31 +139,38 @@ def main() -> None:
 
 
 def publish(options: argparse.Namespace, tables: dict[str, list[str]]) -> None:
-    """Tables and contact sheets as `<docs>/gallery.md`."""
-    given = " ".join(options.set)
-    command = f"python bench/gallery.py --presets {' '.join(tables)} --docs docs" + f" --set {given}" * bool(given)
-    text = [
+    """Tables and contact sheets as `<docs>/gallery.md`; what it has of other presets stays."""
+    file = options.docs / "gallery.md"
+    before = file.read_text().split("\n## ")[1:] if file.is_file() else []
+    sections = {text.split("\n", 1)[0]: text.rstrip() for text in before}
+    sections |= {preset: section(options, preset, lines) for preset, lines in tables.items()}
+    links = [f"- [`experiment={preset}`](#{preset})" for preset in sections]
+    head = [
         "# Gallery",
         "",
-        f"Made by `{command}`,",
-        f"seed {options.seed}; no prompt is left out. Seconds are those of each run with whatever ran beside it.",
+        "No prompt is left out. Seconds are those of each run with whatever ran beside it.",
         "",
+        *links,
     ]
-    for preset in tables:
-        text += [f"- [`experiment={preset}`](#{preset})"]
-    for preset, lines in tables.items():
-        text += ["", f"## {preset}", "", *lines, ""]
-        images = options.docs / "images/gallery" / preset
-        images.mkdir(parents=True, exist_ok=True)
-        for prompt in PROMPTS:
-            tag = prompt.replace(" ", "_")
-            sheets = sorted((options.root / preset).glob(f"*/{tag}@*/save/*sheet*.png"))
-            if sheets:
-                shutil.copy2(sheets[-1], images / f"{tag}.png")
-                text += [f"### {prompt}", "", f"![{prompt}](images/gallery/{preset}/{tag}.png)", ""]
-    (options.docs / "gallery.md").write_text("\n".join(text))
+    file.write_text("\n".join(head) + "".join(f"\n\n## {text}" for text in sections.values()) + "\n")
     for preset in tables:
         turntables(options.root / preset, SHOWN, options.docs / f"images/turntables_{preset}.gif")
+
+
+def section(options: argparse.Namespace, preset: str, lines: list[str]) -> str:
+    """The part of the page about one preset, beginning with its name; its contact sheets are copied."""
+    given = " ".join(options.set)
+    command = f"python bench/gallery.py --presets {preset} --docs docs" + f" --set {given}" * bool(given)
+    text = [preset, "", f"Made by `{command}`, seed {options.seed}.", "", *lines]
+    images = options.docs / "images/gallery" / preset
+    images.mkdir(parents=True, exist_ok=True)
+    for prompt in PROMPTS:
+        tag = prompt.replace(" ", "_")
+        sheets = sorted((options.root / preset).glob(f"*/{tag}@*/save/*sheet*.png"))
+        if sheets:
+            shutil.copy2(sheets[-1], images / f"{tag}.png")
+            text += ["", f"### {prompt}", "", f"![{prompt}](images/gallery/{preset}/{tag}.png)"]
+    return "\n".join(text)
 
 
 def turntables(root: Path, prompts: tuple[str, ...], file: Path, *, columns: int = 4) -> None:

@@ -1,10 +1,11 @@
 """How sharply a prior of the tiny world sees it: the strict figure of its own samples, and how many are recognised.
 
     python bench/prior.py [--prior tiny_instaflow] [--folder FOLDER] [--samples 24] [--views four|octants] [--cfg 5]
-                          [--steps 20] [--shift 3] [--shapes all|twelve] [--sheet sheet.png] [--step]
+                          [--interval 0 1] [--steps 20] [--shift 3] [--shapes all|twelve] [--sheet sheet.png] [--step]
 
 Every shape, colours and view words in turn. Flows take Euler steps under `--shift`, noise models DDIM steps with eta 0
-on Stable Diffusion's own times, where there is no shift. `--cfg` and `--shift` are those of `PRESETS` unless given.
+on Stable Diffusion's own times, where there is no shift. `--cfg` and `--shift` are those of `PRESETS` unless given, and
+guidance acts at all times, or at those of `--interval`.
 Prints for every shape the nearest-view IoU of the samples, its bound (true views, of cameras that are not in the bank,
 through the prior's first stage), the share of samples whose judged shape AND colour are the prompt's, and for shapes
 with a front, asked by octant, the share whose nearest true view is of that octant (chance: 0.125). `--step` times what
@@ -87,7 +88,7 @@ def samples(prior: Prior, prompts: list[str], options: argparse.Namespace, *, nu
     """Pictures (N, 3, H, W) of the prompts."""
     scale, shift = options.cfg, options.shift
     predict = bind(prior, {"cond": prior.embed(prompts), "uncond": prior.embed([""])})
-    field = predict.field(scale)
+    field = predict.field(scale, interval=tuple(options.interval))
     start = normal((len(prompts), *prior.latent_shape), generator(0, number, "bench/prior"))
     start = prior.pipeline.times(options.steps, sampler=prior.pipeline.sampler).start * start
     times = times_of(prior, options.steps, shift)
@@ -139,6 +140,7 @@ def main() -> None:
     parser.add_argument("--views", choices=("four", "octants"))
     parser.add_argument("--shapes", choices=("all", "twelve"))
     parser.add_argument("--cfg", type=float)
+    parser.add_argument("--interval", type=float, nargs=2, default=(0.0, 1.0))
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--shift", type=float)
     parser.add_argument("--sheet", type=Path)

@@ -236,7 +236,7 @@ class TrainerConfig:
     progress: int = opt(60, "frames of save/progress.mp4, one view while it is trained; 0: none", low=0, high=10000)
     skip_limit: int = opt(20, "stop after this many steps in a row whose loss or gradient is not finite", low=1)
     empty_limit: int = opt(100, "warn after this many steps in a row without opacity", low=1)
-    threads: int = opt(0, "of the CPU in a step; 0: torch's own, with an embedded prior one where those are two", low=0)
+    threads: int = opt(0, "of the CPU in a step; 0: torch's own; of two, one for few views of an embedded prior", low=0)
 
 
 @dataclass

@@ -39,6 +39,8 @@ from threestudio_rf.trainer.log import Metrics
 from threestudio_rf.trainer.optim import restore
 
 MEDIA_BYTES = 100e6
+SHARED = 4
+"""Views of a step from which on two threads share its work with gain."""
 
 
 @dataclass
@@ -157,9 +159,11 @@ def run_lift(made: Lift) -> Iterator[LiftState]:
 @contextmanager
 def step_threads(config: Config) -> Iterator[None]:
     """Take steps with `trainer.threads` of torch's threads. By default with its own number, but of two with one where
-    the prior is embedded: to share its small operations costs more time than it saves (bench/threads.py)."""
+    the prior is embedded and a step has less than `SHARED` views: to share small operations costs more time than it
+    saves (bench/threads.py)."""
     own = torch.get_num_threads()
-    small = facts_of(config.prior).world and own == 2
+    views = max(config.camera.views) if SCENES[config.scene.name].posed else 1
+    small = facts_of(config.prior).world and own == 2 and views < SHARED
     torch.set_num_threads(config.trainer.threads or (1 if small else own))
     try:
         yield
