@@ -62,7 +62,7 @@ def test_a_finished_run_gets_its_figures_as_a_table_and_as_json(judged, again, l
         and found["chamfer"] > 0
     )
     assert found["janus"] is None and found["seconds"] > 0 and found["peak_memory_mb"] > 50
-    assert found["network_calls"] == 6 * 2
+    assert found["network_calls"] == 6 + 5, "in one step no view hears guidance"
     for key in KEYS:
         assert f"\n{key} " in out or out.startswith(key)
 

@@ -150,7 +150,7 @@ class Model:
         names = {"cond": role, "uncond": base}
 
         def guided(x: Tensor, t: Tensor) -> Tensor:
-            s = scale if interval == (0, 1) else within(scale, t, interval)
+            s = within(scale, t, interval)
             weights = cfg(s)
             asked = ["uncond", "cond", *away] if away else [name for name in ("uncond", "cond") if name in weights]
             found = self(x, t, [names.get(name, name) for name in asked])
