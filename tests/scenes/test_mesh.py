@@ -54,6 +54,14 @@ def test_a_ball_is_seen_where_rays_meet_it() -> None:
     assert torch.allclose(seen.rgb.movedim(1, 0)[:, aside > 0.47], green.expand(-1, int((aside > 0.47).sum())))
 
 
+def test_what_is_left_without_the_backdrop_is_the_mesh() -> None:
+    scene, camera = mesh(), views()
+    seen = scene.render(camera)
+    assert seen.backdrop is not None
+    scene.background = SolidBackground((0.0, 0.0, 0.0))
+    assert torch.allclose(scene.render(camera).rgb, seen.rgb - (1 - seen.opacity) * seen.backdrop, rtol=0, atol=1e-6)
+
+
 def test_inside_is_the_colour_of_the_field_and_outlines_are_blended_with_what_is_behind() -> None:
     scene, camera = mesh(40), views()
     seen = scene.render(camera)

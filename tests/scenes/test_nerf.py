@@ -2,7 +2,8 @@
 
 Seen to fail: background added without (1 - opacity); views and channels exchanged in the maps; occupancy not updated;
 jitter used without a generator; occupancy left out of the saved state; the flat colour shared by all views; a chunk
-lost, in the gradient too; a part that ran out of memory counted twice; normals pointing inwards.
+lost, in the gradient too; a part that ran out of memory counted twice; normals pointing inwards; the backdrop of a view
+without a generator told where a random one is behind it.
 """
 
 from __future__ import annotations
@@ -251,6 +252,20 @@ def test_each_view_gets_its_own_flat_random_colour() -> None:
     assert (rgb - rgb[:, :, :1, :1]).abs().max() == 0
     assert torch.pdist(rgb[:, :, 0, 0]).min() > 0.05
     assert scene.render(camera).rgb[0, :, 0].std(dim=-1).max() > 0, "without a generator it is the environment"
+
+
+def test_what_is_left_without_the_backdrop_is_the_object_whatever_is_behind_it() -> None:
+    camera, alone = sphere_views(3, height=6, width=7), []
+    for scene, draws in ((nerf(random_background=1.0), generator(1)), (nerf(), None), (nerf(), generator(2))):
+        scene.update(0, generator())
+        seen = scene.render(camera, draws)
+        assert seen.backdrop is not None and seen.backdrop.shape == seen.rgb.shape
+        alone.append(seen.rgb - (1 - seen.opacity) * seen.backdrop)
+    assert float(alone[0].max()) > 0.05 and all(float((x - alone[0]).abs().max()) < 0.05 for x in alone), "jitter only"
+    plain = nerf(random_background=1.0)
+    plain.occupancy.occupied.zero_()
+    empty = plain.render(camera, generator(3))
+    assert empty.backdrop is not None and torch.equal(empty.rgb, empty.backdrop)
 
 
 def test_the_probability_of_a_random_background_is_kept() -> None:

@@ -4,7 +4,7 @@ Mutations seen to fail: opacity above 0.2 and a mean over pixels instead of view
 or of the scale (moved, fitted), squared distances (plates), one direction only (brute force), r without its root,
 triangles drawn without their area, bounding box of unused vertices (uniform), XYZ matrix transposed and the linear
 branch of sRGB dropped (skimage), no division by shading and outline kept (albedo), overhead views counted and the
-overhead word allowed (janus), "or" for "and" (shape and colour).
+overhead word allowed (janus), "or" for "and" (shape and colour), the backdrop not taken away (before grey).
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from skimage import color
 from torch import Tensor
 
 from threestudio_rf.core.random import generator
+from threestudio_rf.priors.tiny import weights_folder
 from threestudio_rf.scenes.camera import Camera, sphere_views
 from threestudio_rf.tiny.world.figures import colour, score
 from threestudio_rf.tiny.world.figures.fit import Fit, placed, true_volume
+from threestudio_rf.tiny.world.judge import load_judge
 from threestudio_rf.tiny.world.shapes import SHAPES
 from threestudio_rf.tiny.world.truth import TrueMesh, subject, true_mesh
 from threestudio_rf.tiny.world.views import COLOURS, compose, render, view_of
@@ -205,6 +207,22 @@ def test_a_true_scene_gets_full_marks_and_a_false_one_does_not():
     assert right["recognised"] == 1 and right["silhouette_iou"] == 1 and right["janus"] == 0
     assert right["chamfer"] < 0.01 and right["colour_error"] < 1.5
     assert wrong["recognised"] == 0 and wrong["silhouette_iou"] < 0.7 and wrong["chamfer"] is None
+
+
+def test_the_judge_sees_the_object_before_grey_whatever_it_stood_before():
+    about, camera = subject("a white house"), score.held_out()
+    assert about is not None
+
+    def seen_before(rgb: tuple[float, float, float]) -> tuple[Tensor, dict[str, float | None]]:
+        part = score.TrueScene(about.solid, about.palette, rgb).render(camera)
+        shown = score.before_grey(part)
+        return shown, score.recognised(about, load_judge(weights_folder())(shown), camera)
+
+    grey, light = seen_before(score.GREY), seen_before((0.7, 0.7, 0.7))
+    assert torch.allclose(grey[0], light[0], rtol=0, atol=1e-6) and grey[1] == light[1]
+    assert grey[1]["janus"] is not None and grey[1]["janus"] < 0.05
+    untold = score.TrueScene(about.solid, about.palette, (0.9, 0.9, 0.9)).render(camera)._replace(backdrop=None)
+    assert score.before_grey(untold) is untold.rgb
 
 
 def test_a_judge_has_no_say_about_a_shape_that_it_does_not_know():

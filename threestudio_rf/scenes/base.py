@@ -19,7 +19,7 @@ class Rendering(NamedTuple):
     `rgb` in [0, 1] over the background, `opacity` in [0, 1], `depth` the expected distance along the ray, `normal`
     unit vectors in world coordinates weighted by opacity, `orientation` the penalty of normals that face away,
     `z_variance` the variance of the distance along the ray, `border` the opacity of what is near the border of the
-    scene.
+    scene, `backdrop` the rgb behind the object: rgb - (1 - opacity) backdrop is the object alone.
     """
 
     rgb: Tensor
@@ -29,6 +29,7 @@ class Rendering(NamedTuple):
     orientation: Tensor | None = None
     z_variance: Tensor | None = None
     border: Tensor | None = None
+    backdrop: Tensor | None = None
 
 
 class Scene(nn.Module, ABC):

@@ -175,12 +175,13 @@ class MeshScene(Scene):
             colours: Tensor = self.background(directions.reshape(-1, 3))
             return colours.view_as(directions)
 
-        backdrop = behind(own, directions, generator, self.random_background, camera.part)
+        backdrop = behind(own, directions, generator, self.random_background, camera.part).movedim(-1, 1)
         return Rendering(
-            rgb=maps[:, :3] + (1 - opacity) * backdrop.movedim(-1, 1),
+            rgb=maps[:, :3] + (1 - opacity) * backdrop,
             opacity=opacity,
             depth=maps[:, 4:5] / opacity.clamp(min=1e-6),
             border=maps[:, 5:6],
+            backdrop=backdrop,
             normal=maps[:, 6:9] if normals else None,
             orientation=maps[:, 9:] if normals else None,
         )

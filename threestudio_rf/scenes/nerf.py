@@ -127,13 +127,14 @@ class HashGridNeRF(Scene):
         maps = part_by_part(rays, len(flat[0]), chunk, list(self.field.parameters()))
         self._per_ray = self._most
         maps = maps.view(-1, *directions.shape[:3]).movedim(0, 1)
-        opacity = maps[:, 3:4]
+        opacity, backdrop = maps[:, 3:4], self._behind(camera, directions, generator, chunk).movedim(-1, 1)
         return Rendering(
-            rgb=maps[:, :3] + (1 - opacity) * self._behind(camera, directions, generator, chunk).movedim(-1, 1),
+            rgb=maps[:, :3] + (1 - opacity) * backdrop,
             opacity=opacity,
             depth=maps[:, 4:5],
             z_variance=maps[:, 5:6],
             border=maps[:, 6:7],
+            backdrop=backdrop,
             normal=maps[:, 7:10] if normals else None,
             orientation=maps[:, 10:] if normals else None,
         )

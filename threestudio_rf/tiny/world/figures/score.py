@@ -23,6 +23,8 @@ from threestudio_rf.tiny.world.views import COLOURS, IMAGE_SIZE, VIEW_WORDS, com
 Classify = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 VIEWS = 24
 POINTS = 20_000
+GREY = (0.5, 0.5, 0.5)
+"""What figures see an object before: no colour of the world is near it."""
 
 
 class Triangles(Protocol):
@@ -108,7 +110,7 @@ def janus(view_logits: Tensor, azimuth: Tensor, elevation: Tensor, *, front: boo
 class TrueScene(Scene):
     """A shape in its colours (3,) or (K, 3) before a flat background: the scene that every figure calls perfect."""
 
-    def __init__(self, shape: Shape, palette: Tensor, background: Sequence[float] = (0.5, 0.5, 0.5)) -> None:
+    def __init__(self, shape: Shape, palette: Tensor, background: Sequence[float] = GREY) -> None:
         super().__init__()
         self.shape, self.palette = shape, palette[None]
         self.background = torch.tensor([tuple(background)])
@@ -116,7 +118,9 @@ class TrueScene(Scene):
     def render(self, camera: Camera, generator: Generator | None = None, *, normals: bool = False) -> Rendering:
         """The true views; nothing is random, and there are no normals."""
         view = render(self.shape, camera)
-        return Rendering(compose(view, self.palette, self.background), view.mask, view.depth)
+        rgb = compose(view, self.palette, self.background)
+        backdrop = self.background[:, :, None, None].expand_as(rgb)
+        return Rendering(rgb, view.mask, view.depth, backdrop=backdrop)
 
 
 def standing(truth: TrueMesh, fit: Fit) -> TrueMesh:
@@ -126,6 +130,14 @@ def standing(truth: TrueMesh, fit: Fit) -> TrueMesh:
     rotation = torch.stack((cos, -sin, zero, sin, cos, zero, zero, zero, one)).reshape(3, 3)
     vertices = fit.scale * (truth.vertices.double() @ rotation.T)
     return TrueMesh(vertices + vertices.new_tensor((0.0, 0.0, fit.shift)), truth.faces)
+
+
+def before_grey(part: Rendering) -> Tensor:
+    """The rgb (B, 3, H, W) of a rendering as it would be before `GREY`; as it is where the scene tells no backdrop."""
+    if part.backdrop is None:
+        return part.rgb
+    grey = part.rgb.new_tensor(GREY)[:, None, None]
+    return part.rgb + (1 - part.opacity) * (grey - part.backdrop)
 
 
 def recognised(subject: Subject, verdict: tuple[Tensor, Tensor, Tensor], camera: Camera) -> dict[str, float | None]:
@@ -158,7 +170,8 @@ def score_scene(
     volume_iou      overlap of the volume with the true solid after `fit_volume`
     silhouette_iou  mean overlap of the outlines with the true ones, the truth standing as it was fitted
     chamfer         of `mesh` (None: None) and the true surface, likewise
-    colour_error, saturation, janus, recognised: as in `Albedos`, `janus` and `judged_accuracy`
+    colour_error, saturation, janus, recognised: as in `Albedos`, `janus` and `judged_accuracy`, the judge seeing the
+                    object `before_grey`: before a background of its own colour it cannot tell even the truth's front
 
     The scene is rendered `batch` views at a time on `device`, by default from `held_out()`.
     """
@@ -167,7 +180,7 @@ def score_scene(
         parts = [scene.render(camera.select(slice(i, i + batch)).to(device)) for i in range(0, len(camera), batch)]
         rgb = torch.cat([part.rgb.float().cpu() for part in parts])
         opacity = torch.cat([part.opacity.float().cpu() for part in parts])
-        verdict = judge(rgb)
+        verdict = judge(torch.cat([before_grey(part).float().cpu() for part in parts]))
     fit = fit_volume(volume, solid)
     seen = albedos(rgb, opacity, render(solid, camera), subject.palette)
     near = None if mesh is None else chamfer(mesh, standing(true_mesh(solid), fit), generator=generator)
