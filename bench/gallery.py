@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -158,7 +157,9 @@ def publish(options: argparse.Namespace, tables: dict[str, list[str]]) -> None:
 
 
 def section(options: argparse.Namespace, preset: str, lines: list[str]) -> str:
-    """The part of the page about one preset, beginning with its name; its contact sheets are copied."""
+    """The part of the page about one preset, beginning with its name; its contact sheets are stored in 128 colours."""
+    from PIL import Image
+
     given = " ".join(options.set)
     command = f"python bench/gallery.py --presets {preset} --docs docs" + f" --set {given}" * bool(given)
     text = [preset, "", f"Made by `{command}`, seed {options.seed}.", "", *lines]
@@ -168,7 +169,9 @@ def section(options: argparse.Namespace, preset: str, lines: list[str]) -> str:
         tag = prompt.replace(" ", "_")
         sheets = sorted((options.root / preset).glob(f"*/{tag}@*/save/*sheet*.png"))
         if sheets:
-            shutil.copy2(sheets[-1], images / f"{tag}.png")
+            sheet = Image.open(sheets[-1]).convert("RGB")
+            small = sheet.quantize(128, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+            small.save(images / f"{tag}.png", optimize=True)
             text += ["", f"### {prompt}", "", f"![{prompt}](images/gallery/{preset}/{tag}.png)"]
     return "\n".join(text)
 

@@ -171,3 +171,9 @@ def test_what_only_looks_alike_is_accepted() -> None:
     check(preset("csd", "loss.combiner=csd_negative", "negative_prompt=foggy"))
     check(preset("vsd", "prior=gaussian", "task=doctor"))
     assert method_of(preset("ucm").loss).at(0.36).noise == "push_back"
+
+
+@pytest.mark.parametrize(("scene", "asked"), [("nerf_tiny", True), ("mesh", False), ("image", False)])
+def test_surfaces_are_asked_to_be_thin_where_they_can_be_thick(scene, asked):
+    factors = lift_settings(typed(compose(["prompt=x", "experiment=tiny", f"scene={scene}"]))).lambdas
+    assert ("z_variance" in factors) == asked and "sparsity" in factors

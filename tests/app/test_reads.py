@@ -61,6 +61,7 @@ def asked(*line: str) -> Config:
         ("scene.shading.ambient=0.5", r"scene.shading.start=none does not read it"),
         ("loss.twin_lr=0.1", r"loss.twin_lr=0.1: loss.combiner=cfg does not read it"),
         ("loss.perp_neg_f_fs=[1,2,3]", r"loss.perp_neg=false does not read it"),
+        ("scene=mesh loss.lambda_z_variance=1", r"loss.lambda_z_variance=1: scene.name=mesh does not read it"),
         ("task=sample trainer.steps=3", r"trainer.steps=3: task=sample does not read it; it reads .*sample.\*"),
         ("task=sample log_every=3", r"sample.log_every=3: sample.strip=false does not read it"),
         ("task=grid trainer.steps=3", r"trainer.steps=3: task=grid does not read it; it reads grid.\*"),
@@ -89,6 +90,8 @@ def test_what_changes_nothing_is_refused_with_what_is_read(line, message):
         "task=edit image=x source=a video=true fps=4",
         "task=export resume=somewhere export.resolution=64 scene.renderer.samples_per_ray=99",
         "scene=image experiment=tiny",
+        "scene=mesh experiment=tiny",
+        "loss.lambda_z_variance=1",
         "task=grid grid=vsd_2d grid.jobs=0 seed=3 name=x",
     ],
 )

@@ -2,7 +2,8 @@
 
 Seen to fail: blob radius and density exchanged; softplus replaced by relu; the box left out; the sign of the normal;
 one tetrahedron corner wrong; the split of the network's output shifted; a level too
-many, or one more at the step itself; bands that are forgotten when the scene is stored; densities alone in bfloat16.
+many, or one more at the step itself; bands that are forgotten when the scene is stored; densities alone in bfloat16;
+density without its scale.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ def field(**changes: float | Bands) -> HashGridField:
     return HashGridField(grid, out_features=6, hidden=8, generator=generator, **changes)  # type: ignore[arg-type]
 
 
-def test_a_network_that_says_zero_leaves_the_blob_and_grey() -> None:
-    f = field(radius=1.5, blob_density=8.0, blob_radius=0.4)
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_a_network_that_says_zero_leaves_the_blob_and_grey(scale: float) -> None:
+    f = field(radius=1.5, density_scale=scale, blob_density=8.0, blob_radius=0.4)
     nn.init.zeros_(f.network[-1].weight)
     density, rgb = f(torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.4, 0.0], [0.6, 0.0, -0.8]]))
-    expected = [math.log1p(math.exp(8 * (1 - r / 0.4))) for r in (0.0, 0.4, 1.0)]
+    expected = [scale * math.log1p(math.exp(8 * (1 - r / 0.4))) for r in (0.0, 0.4, 1.0)]
     assert density.tolist() == pytest.approx(expected, rel=1e-4)
     assert torch.equal(rgb, torch.full((3, 3), 0.5))
 
@@ -106,6 +108,8 @@ def test_the_network_is_the_one_of_its_generator() -> None:
 def test_bad_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="blob_radius > 0"):
         field(blob_radius=0.0)
+    with pytest.raises(ValueError, match="density_scale, blob_radius > 0"):
+        field(density_scale=0.0)
 
 
 @pytest.mark.parametrize(("step", "levels"), [(0, 1), (20, 1), (24, 1), (25, 2), (29, 2), (30, 3), (500, 3)])

@@ -35,7 +35,10 @@ class Bands:
 
 
 class HashGridField(nn.Module):
-    """density = softplus(raw + blob_density (1 - |x| / blob_radius)), rgb = sigmoid; no shading (threestudio's field).
+    """density = density_scale softplus(raw + blob_density (1 - |x| / blob_radius)), rgb = sigmoid; no shading.
+
+    With a scale of 1 it is threestudio's field, whose scenes are about a unit wide. Density is one over a length, so an
+    object a third as wide needs three times as much to have edges as crisp: a ray that grazes it is short.
 
     Points are world coordinates; outside the box [-radius, radius]^3 the density is zero. `out_features` is the number
     of features that `encoding` gives for points (N, 3) in [0, 1]^3. With `bands` those that do not count at the step of
@@ -51,6 +54,7 @@ class HashGridField(nn.Module):
         hidden: int = 64,
         layers: int = 1,
         radius: float = 1.0,
+        density_scale: float = 1.0,
         blob_density: float = 10.0,
         blob_radius: float = 0.5,
         bands: Bands | None = None,
@@ -58,13 +62,14 @@ class HashGridField(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if radius <= 0 or blob_radius <= 0 or layers < 1 or hidden < 1:
+        if min(radius, density_scale, blob_radius) <= 0 or layers < 1 or hidden < 1:
             raise ValueError(
-                "field needs radius, blob_radius > 0 and hidden, layers >= 1, "
-                f"got {radius}, {blob_radius}, {hidden}, {layers}"
+                "field needs radius, density_scale, blob_radius > 0 and hidden, layers >= 1, "
+                f"got {radius}, {density_scale}, {blob_radius}, {hidden}, {layers}"
             )
         self.encoding = encoding
-        self.radius, self.blob_density, self.blob_radius = radius, blob_density, blob_radius
+        self.radius, self.density_scale = radius, density_scale
+        self.blob_density, self.blob_radius = blob_density, blob_radius
         self.network = mlp(out_features, hidden, layers, 4, generator)
         self.bands, self.bf16 = bands, bf16
         if bands is not None:
@@ -98,7 +103,8 @@ class HashGridField(nn.Module):
         x, y, z = points.unbind(dim=-1)
         distance = torch.sqrt(x * x + y * y + z * z + 1e-12)
         inside = torch.maximum(torch.maximum(x.abs(), y.abs()), z.abs()) <= self.radius
-        return functional.softplus(raw + self.blob_density * (1 - distance / self.blob_radius)) * inside
+        blob = self.blob_density * (1 - distance / self.blob_radius)
+        return self.density_scale * functional.softplus(raw + blob) * inside
 
     def density(self, points: Tensor) -> Tensor:
         """Density (N,) at world points (N, 3)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import accumulate, chain, pairwise
 
 import torch
@@ -58,7 +59,7 @@ def lift_settings(config: Config) -> LiftSettings:
         steps=config.trainer.steps,
         method=method_of(loss),
         rates=rates(config),
-        lambdas=factors(loss),
+        lambdas=factors(loss, SCENES[config.scene.name].maps),
         views=_views(config),
         times=Times(
             t_min=ramp(loss.t_min),
@@ -127,13 +128,14 @@ def build_optimiser(config: Config, scene: Scene) -> torch.optim.Optimizer:
     return make_optimiser(scene, rates(config), betas=pair(optim.betas), eps=optim.eps, weight_decay=optim.weight_decay)
 
 
-def factors(loss: LossConfig) -> dict[str, Value]:
-    """Factor of the distillation and of each regulariser over steps; what is always 0 is left out."""
+def factors(loss: LossConfig, maps: Sequence[str]) -> dict[str, Value]:
+    """Factor of the distillation and of each regulariser over steps; what is always 0 is left out, and thin surfaces
+    (`z_variance`) where `maps`, those of the scene, know no thickness: a mesh and a picture have none."""
     given = {
         "sparsity": loss.lambda_sparsity,
         "opaqueness": loss.lambda_opaque,
         "orientation": loss.lambda_orient,
-        "z_variance": loss.lambda_z_variance,
+        "z_variance": loss.lambda_z_variance if "z_variance" in maps else 0,
         "border": loss.lambda_border,
         "total_variation": loss.lambda_tv,
         "laplacian": loss.lambda_laplacian,

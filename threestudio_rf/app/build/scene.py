@@ -101,6 +101,7 @@ def _field(config: SceneConfig, seed: int, device: torch.device) -> HashGridFiel
         hidden=config.field.hidden,
         layers=config.field.layers,
         radius=config.radius,
+        density_scale=config.field.density_scale,
         blob_density=config.field.blob_density,
         blob_radius=config.field.blob_radius,
         bf16=config.field.bf16,

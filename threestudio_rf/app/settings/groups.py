@@ -18,8 +18,7 @@ BOUNDS = ("auto", "none", "sigmoid", "tanh", "clip")
 VIEW_WORDS = ("", "side", "front", "back", "overhead")
 VIEWS = ("auto", "four", "octants", "camera")
 SPACINGS = ("auto", "leading", "trailing", "linspace", "quad", "even", "flow_match", "karras", "exponential")
-SOLVERS = ("euler", "midpoint", "heun", "fireflow", "dpmpp_2m")
-"""The samplers that never draw noise, so that they invert too."""
+SOLVERS = ("euler", "midpoint", "heun", "fireflow", "dpmpp_2m")  # they never draw noise, so they invert too
 SAMPLERS = ("auto", "ddpm", "ddim", *SOLVERS)
 LEVELS = {"low": 0, "high": 1, "span": True}
 
@@ -104,6 +103,7 @@ class FieldConfig:
     hidden: int = opt(64, "width of the network", low=1, high=1024)
     layers: int = opt(1, "hidden layers of the network", low=1, high=8)
     bf16: bool = opt(False, "density and colour of samples by a network in bfloat16: less memory; normals stay in fp32")
+    density_scale: float = opt(1.0, "factor of every density; small scenes need more to be opaque", above=0, high=1000)
     blob_density: float = opt(10.0, "height of the initial density in the middle", low=-1000, high=1000)
     blob_radius: float = opt(0.5, "radius of the initial density", above=0, high=10)
 

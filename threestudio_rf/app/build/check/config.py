@@ -133,7 +133,6 @@ def _check_scene(config: Config) -> None:
     needs = {
         "perp_neg": ("views", row.posed),
         "lambda_orient": ("normals", "orientation" in row.maps),
-        "lambda_z_variance": ("depth", "z_variance" in row.maps),
         "lambda_border": ("border", "border" in row.maps),
         "lambda_laplacian": ("mesh", "laplacian" in row.maps),
         "lambda_normal_consistency": ("mesh", "normal_consistency" in row.maps),

@@ -124,6 +124,11 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(_LIT, ("scene.shading.start",), when=lambda config: config.scene.shading.start is not None),
     Rule(_JOINING, ("scene.encoding.start_level",), when=lambda config: config.scene.encoding.start_level is not None),
+    Rule(
+        ("loss.lambda_z_variance",),
+        ("scene.name",),
+        when=lambda config: "z_variance" in SCENES[config.scene.name].maps,
+    ),
     Rule(("viewer",), ("scene.name",), when=lambda config: SCENES[config.scene.name].posed),
     Rule(("viewer_port",), ("viewer",), when=lambda config: config.viewer),
     Rule(
